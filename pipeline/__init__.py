@@ -1,0 +1,1 @@
+"""How a job is put together and launched."""

@@ -1,0 +1,16 @@
+"""Map the top-level folders onto one import package, and let Beam's ``--setup_file`` ship it to workers."""
+
+from setuptools import setup
+
+ROOMS = ("pipeline", "transforms", "io", "templates", "local")
+
+setup(
+    packages=[f"itel_cabinet.{room}" for room in ROOMS],
+    package_dir={f"itel_cabinet.{room}": room for room in ROOMS},
+    package_data={
+        "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
+        "itel_cabinet.pipeline": ["py.typed"],
+        "itel_cabinet.io": ["py.typed"],
+        "itel_cabinet.local": ["pom.xml", "py.typed"],
+    },
+)

@@ -1,0 +1,1 @@
+"""What a person launches: one template a job and runner."""
