@@ -1,0 +1,157 @@
+"""Questions about topics and groups, asked of the broker: identity, partitions, committed offsets, ends.
+
+Plain functions over confluent-kafka's admin client and consumer. They raise ``confluent_kafka.KafkaException`` as it comes;
+:func:`is_world_error` says which of those a patient caller may retry.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+
+__all__ = [
+    "QUIET",
+    "Cluster",
+    "PartitionLag",
+    "Topic",
+    "UnknownTopic",
+    "committed_offsets",
+    "group_lag",
+    "is_world_error",
+]
+
+_REQUEST_SECONDS = 10.0
+# librdkafka prints every failed connection to stderr; the callers here report what matters themselves.
+QUIET = logging.getLogger("itel_cabinet.librdkafka")
+# What Kafka answers for a topic without an id (brokers before 2.8, Event Hubs): sixteen zero bytes.
+_NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+
+_RECORD_ERRORS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
+
+
+def is_world_error(error: Exception) -> bool:
+    """Whether ``error`` is Kafka's or the network's, and so worth waiting for, rather than one record's."""
+    return isinstance(error, KafkaException) and error.args[0].code() not in _RECORD_ERRORS
+
+
+class UnknownTopic(LookupError):
+    """The broker does not know the topic; the message names it and the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    """One incarnation of a topic: ``topic_id`` changes when it is deleted and created anew."""
+
+    name: str
+    topic_id: str
+    partitions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionLag:
+    """Where a group stands in one partition. ``committed`` is None where the group has no offset of this incarnation."""
+
+    partition: int
+    committed: int | None
+    start: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Records between the group's position (or the log start) and the end."""
+        position = self.start if self.committed is None else max(self.committed, self.start)
+        return max(0, self.end - position)
+
+
+class Cluster:
+    """The admin side of one cluster. Thread-safe: it holds only librdkafka's own client."""
+
+    def __init__(self, client_config: Mapping[str, object], *, timeout: float = _REQUEST_SECONDS) -> None:
+        self._timeout = timeout
+        self._admin = AdminClient(dict(client_config) | {"logger": QUIET})
+
+    def ping(self) -> None:
+        """Raise KafkaException unless a broker answers within the timeout."""
+        self._admin.list_topics(timeout=self._timeout)
+
+    def topic(self, name: str, *, epoch: int = 0) -> Topic:
+        """Describe a topic; ``epoch`` names the incarnation on brokers without topic ids. Raises UnknownTopic."""
+        future = self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
+        try:
+            description = future.result()
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+                raise UnknownTopic(
+                    f"topic {name!r} does not exist: create it with `itel-cabinet topics create`"
+                ) from error
+            raise
+        topic_id = str(description.topic_id)
+        return Topic(
+            name=name,
+            topic_id=f"name:{name}@{epoch}" if topic_id in ("", "None", _NO_TOPIC_ID) else topic_id,
+            partitions=tuple(sorted(partition.id for partition in description.partitions)),
+        )
+
+    def bounds(self, topic: str, partitions: Sequence[int]) -> dict[int, tuple[int, int]]:
+        """``(log start, end)`` of each partition; the end is that of the last decided transaction."""
+        starts, ends = (self._offsets(topic, partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
+        return {p: (starts[p], ends[p]) for p in partitions}
+
+    def _offsets(self, topic: str, partitions: Sequence[int], spec: OffsetSpec) -> dict[int, int]:
+        futures = self._admin.list_offsets(
+            {TopicPartition(topic, p): spec for p in partitions},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=self._timeout,
+        )
+        return {partition.partition: future.result().offset for partition, future in futures.items()}
+
+    def names(self) -> frozenset[str]:
+        """The names of all topics the credentials can see."""
+        return frozenset(self._admin.list_topics(timeout=self._timeout).topics)
+
+    def create(self, topics: Iterable[tuple[str, int, int, Mapping[str, str]]]) -> None:
+        """Create ``(name, partitions, replication, config)`` topics. Raises KafkaException for the first that fails."""
+        wanted = [
+            NewTopic(name, num_partitions=partitions, replication_factor=replication, config=dict(config))
+            for name, partitions, replication, config in topics
+        ]
+        if wanted:
+            for future in self._admin.create_topics(wanted, request_timeout=self._timeout).values():
+                future.result()
+
+
+def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS) -> dict[int, int]:
+    """The group's committed offsets in this incarnation of the topic, by partition.
+
+    An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by an
+    older worker) counts, one of another topic id does not.
+    """
+    answer = consumer.committed([TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout)
+    for entry in answer:
+        if entry.error is not None:
+            raise KafkaException(entry.error)
+    return {e.partition: e.offset for e in answer if e.offset >= 0 and (e.metadata or topic.topic_id) == topic.topic_id}
+
+
+def group_lag(
+    client_config: Mapping[str, object],
+    group: str,
+    topic_name: str,
+    *,
+    epoch: int = 0,
+    timeout: float = _REQUEST_SECONDS,
+) -> list[PartitionLag]:
+    """Where ``group`` stands in each partition of a topic. Joins no group and moves no offset."""
+    cluster = Cluster(client_config, timeout=timeout)
+    topic = cluster.topic(topic_name, epoch=epoch)
+    consumer = Consumer(dict(client_config) | {"group.id": group, "logger": QUIET})
+    try:
+        committed = committed_offsets(consumer, topic, timeout=timeout)
+    finally:
+        consumer.close()
+    bounds = cluster.bounds(topic_name, topic.partitions)
+    return [PartitionLag(partition, committed.get(partition), *bounds[partition]) for partition in topic.partitions]

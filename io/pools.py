@@ -1,0 +1,15 @@
+"""Thread pools for slow calls: one a purpose and process, shared by every bundle."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from itel_cabinet.io.process import once_per_process
+
+__all__ = ["pool"]
+
+
+@once_per_process
+def pool(purpose: str, threads: int) -> ThreadPoolExecutor:
+    """The process's pool for ``purpose``, so that no more than ``threads`` calls of its kind run at a time."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=purpose)
