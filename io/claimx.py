@@ -1,0 +1,202 @@
+"""Looking up a task in ClaimX, with a small cache that never serves an answer from before the event.
+
+A lookup has three ends: an :class:`Answer`; a :class:`LookupRefused`, which is the record's own fault and a value; a
+:class:`ClaimXOutage`, which is the world's (an expired token would refuse every record alike) and is raised, for the
+caller to retry.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from cachetools import TTLCache
+from pydantic import ValidationError
+
+from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
+from itel_cabinet.io.world import one_line
+
+__all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "claimx"]
+
+# By the size of the answers' text: one with a form has tens of KB, and several times that once it is parsed, so that
+# a bound on their number alone could fill the worker.
+CACHE_BYTES = 16 * 1024 * 1024
+
+T = TypeVar("T")
+
+
+class ClaimXOutage(Exception):
+    """ClaimX cannot be asked: no connection, time is up, 5xx, 408, 425, 429, 401, 403, or a redirect.
+
+    One line, which names the address and the mend; ``attempts`` counts the tries.
+    """
+
+    def __init__(self, message: str, attempts: int) -> None:
+        super().__init__(message)
+        self.attempts = attempts
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRefused:
+    """ClaimX answers, but not for this record.
+
+    ``error_class`` is ``unknown_assignment`` (404), ``lookup_refused`` (another 4xx, or 501) or ``wrong_shape`` (a 2xx
+    that is not JSON, not what ``parse`` takes, or too large). ``message`` is one line without the answer's own text.
+    """
+
+    error_class: str
+    status: int | None
+    attempts: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[T]):
+    """What ``parse`` made of the answer. ``fetched_at``, in epoch seconds, is from before the request; ``size`` in
+    bytes."""
+
+    task: T
+    fetched_at: float
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimXSettings:
+    """``path`` holds ``{assignment_id}``; ``cache_seconds`` may be 0. Checked when made (ValueError names the
+    option)."""
+
+    connection: ConnectionSettings
+    path: str = "/customTasks/assignment/{assignment_id}?full=true"
+    cache_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        rest = self.path.replace("{assignment_id}", "")
+        if rest == self.path or "{" in rest or "}" in rest or not rest.startswith("/"):
+            raise ValueError(f"--claimx_task_path: must begin with / and hold {{assignment_id}}, got {self.path!r}")
+        if not 0 <= self.cache_seconds < float("inf"):
+            raise ValueError(f"--claimx_cache_seconds: must be 0 or more, got {self.cache_seconds}")
+
+
+@dataclass
+class ClaimX(Generic[T]):
+    """The client. Thread-safe; made once for its settings and ``parse`` by :func:`claimx`.
+
+    ``parse`` turns the JSON text of an assignment's answer into what the caller works with. It raises ValueError (pydantic's ValidationError is
+    one) for a wrong shape; of a ValidationError only places and reasons are told, never values, and the text of any
+    other ValueError must be free of personal data. ``clock`` is in epoch seconds.
+    """
+
+    settings: ClaimXSettings
+    connection: Connection
+    parse: Callable[[bytes, int], T]
+    clock: Callable[[], float] = time.time
+    _cache: TTLCache[int, Answer[T]] = field(init=False, repr=False)
+    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._cache = TTLCache(CACHE_BYTES, self.settings.cache_seconds, timer=self.clock, getsizeof=_size)
+
+    def task_details(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> Answer[T] | LookupRefused:
+        """The task of an assignment, as of after ``not_before`` (epoch seconds) if it comes from the cache.
+
+        Give the event's own time and some seconds for the difference of two clocks: an answer fetched before the event
+        would show the task as it was. ``fresh`` goes past the cache. Only parsed answers are cached.
+
+        A 2xx that is not JSON is tried again like a fault on the way, which it mostly is (a cut body, a proxy's page),
+        and becomes a LookupRefused if it stays so. Raises ClaimXOutage, after the tries of the connection.
+        """
+        if not fresh:
+            with self._lock:
+                known = self._cache.get(assignment_id)
+            if known is not None and known.fetched_at > not_before:
+                return known
+        fetched_at = self.clock()
+        parsed: T | Exception
+
+        def is_not_json(reply: Reply) -> bool:
+            nonlocal parsed
+            try:
+                parsed = self.parse(reply.body, assignment_id)
+            except (ValueError, RecursionError) as error:
+                parsed = error
+                return not _is_json(reply.body)
+            return False
+
+        path = self.settings.path.replace("{assignment_id}", str(int(assignment_id)))
+        try:
+            reply = self.connection.call("GET", path, unusable=is_not_json)
+        except CallFailed as error:
+            if error.kind == "too_large":
+                return LookupRefused("wrong_shape", None, error.attempts, f"ClaimX: {error}")
+            raise ClaimXOutage(str(error), error.attempts) from None
+        if not reply.ok:
+            return _refused(reply, self.settings.connection)
+        if isinstance(parsed, Exception):
+            return LookupRefused("wrong_shape", reply.status, reply.attempts, f"ClaimX's answer: {_reason(parsed)}")
+        answer = Answer(parsed, fetched_at, len(reply.body))
+        self._keep(assignment_id, answer)
+        return answer
+
+    def _keep(self, assignment_id: int, answer: Answer[T]) -> None:
+        with self._lock:
+            known = self._cache.get(assignment_id)
+            # Two threads may have asked at once, and the later answer may have come first.
+            if (known is None or known.fetched_at < answer.fetched_at) and answer.size <= CACHE_BYTES:
+                self._cache[assignment_id] = answer
+
+
+def _size(answer: Answer[Any]) -> int:
+    return answer.size
+
+
+def _is_json(body: bytes) -> bool:
+    try:
+        json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
+    """What a status other than 2xx means. Raises ClaimXOutage for what is not this record's fault."""
+    answered = f"{settings.base_url}: status {reply.status}"
+    if reply.status in (401, 403):
+        raise ClaimXOutage(f"{answered}: check --{settings.name}_auth", reply.attempts)
+    if 300 <= reply.status < 400:
+        raise ClaimXOutage(f"{answered}, a redirect: check --{settings.name}_url", reply.attempts)
+    if is_transient(reply.status):
+        raise ClaimXOutage(f"{answered} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
+    if reply.status == 404:
+        return LookupRefused("unknown_assignment", 404, reply.attempts, "ClaimX knows no such assignment (status 404)")
+    return LookupRefused(
+        "lookup_refused", reply.status, reply.attempts, f"ClaimX refuses the lookup (status {reply.status})"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """One line on a wrong shape, without the values in it."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at character {error.pos}"
+    if not isinstance(error, ValidationError):
+        return one_line(error)
+    faults = error.errors(include_input=False, include_context=False, include_url=False)
+    first = [f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in faults[:3]]
+    more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+    return "; ".join(first)[:300] + more
+
+
+_clients: dict[tuple[ClaimXSettings, Callable[[bytes, int], Any]], ClaimX[Any]] = {}
+_clients_lock = threading.Lock()
+
+
+def claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], T]) -> ClaimX[T]:
+    """This process's one client with these settings. ``parse`` must be a module's function. Raises UnresolvedSecret."""
+    key = (settings, parse)
+    with _clients_lock:
+        if key not in _clients:
+            _clients[key] = ClaimX(settings, connection(settings.connection), parse)
+        return _clients[key]

@@ -1,0 +1,197 @@
+"""What a commit to a Delta table is to hold: pure functions, on which :mod:`itel_cabinet.io.delta` acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from deltalake import Field, Schema
+from deltalake.schema import PrimitiveType
+
+from itel_cabinet.io.delta_spec import Row, RowRefused, TableRefused, TableSpec, Upsert
+
+__all__ = ["Decision", "decide", "missing_columns", "split_by_fence", "to_arrow"]
+
+Values = tuple[Any, ...]
+
+
+def split_by_fence(
+    rows: Sequence[Row], source: tuple[str, str, str], fence: Callable[[str, int], int | None]
+) -> tuple[list[Row], list[Row], dict[tuple[str, int], int]]:
+    """Split rows into those to write and those written before, and say where the fences must then stand.
+
+    ``fence(topic_id, partition)`` is the first offset not yet committed, or None. Only partitions with rows to write
+    have a new fence: their highest offset + 1, always above the old one. Order is kept.
+    """
+    fresh: list[Row] = []
+    replayed: list[Row] = []
+    old: dict[tuple[str, int], int] = {}
+    new: dict[tuple[str, int], int] = {}
+    topic_column, partition_column, offset_column = source
+    for row in rows:
+        try:
+            at = row[topic_column], row[partition_column]
+            offset = row[offset_column]
+            if at not in old:
+                old[at] = fence(*at) or 0
+            if offset < old[at]:
+                replayed.append(row)
+                continue
+            new[at] = max(new.get(at, 0), offset + 1)
+        except (KeyError, TypeError):
+            raise RowRefused(f"a row lacks its source: {', '.join(source)} must be a text and two integers") from None
+        fresh.append(row)
+    return fresh, replayed, new
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an upsert changes: rows to ``put`` (insert or update), and rows to ``touch``: those that leave their set."""
+
+    put: list[Row]
+    touch: list[Row]
+
+
+def decide(spec: TableSpec, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
+    """Say what ``incoming`` rows change in a table that holds ``existing`` ones.
+
+    ``existing`` need only hold the keys and the order, and may hold rows that ``incoming`` does not meet. Values must
+    be comparable as they are: both sides come from Arrow.
+    """
+    assert isinstance(spec.mode, Upsert)
+    return (_decide_sets if spec.mode.members_of else _decide_rows)(spec, spec.mode, incoming, existing)
+
+
+def _decide_rows(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
+    stored = _newest((_values(row, mode.keys), _rank(row, mode)) for row in existing)
+    newest: dict[Values, Row] = {}
+    for row in incoming:
+        key = _key(spec, mode, row)
+        if key not in newest or _rank(row, mode) >= _rank(newest[key], mode):
+            newest[key] = row
+    return Decision([row for key, row in newest.items() if key not in stored or _rank(row, mode) > stored[key]], [])
+
+
+def _decide_sets(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
+    assert mode.active is not None
+    own_keys = [k for k in mode.keys if k not in mode.members_of]
+    stored = _newest((_values(row, mode.members_of), _rank(row, mode)) for row in existing)
+    stored_keys: dict[Values, dict[Values, None]] = {}
+    for row in existing:
+        stored_keys.setdefault(_values(row, mode.members_of), {})[_values(row, mode.keys)] = None
+
+    sets: dict[Values, list[Row]] = {}
+    for row in incoming:
+        sets.setdefault((_values(row, mode.members_of), _values(row, spec.source)), []).append(row)
+    newest: dict[Values, list[Row]] = {}
+    for (group, _), rows in sets.items():
+        if group not in newest or _rank_of_set(rows, mode) >= _rank_of_set(newest[group], mode):
+            newest[group] = rows
+
+    put: list[Row] = []
+    touch: list[Row] = []
+    for group, rows in newest.items():
+        if group in stored and _rank_of_set(rows, mode) <= stored[group]:
+            continue
+        marker = next((row for row in rows if all(row[k] is None for k in own_keys)), None)
+        members = {_key(spec, mode, row): row for row in rows if any(row[k] is not None for k in own_keys)}
+        if marker is not None and not members and group not in stored:
+            members = {(): {**marker, **{k: _blank(spec, k) for k in own_keys}, mode.active: False}}
+        taken = (*mode.order, *spec.source, *mode.touch)
+        put += members.values()
+        touch += [
+            {**dict(zip(mode.keys, key, strict=True)), **{c: rows[0][c] for c in taken}, mode.active: False}
+            for key in stored_keys.get(group, ())
+            if key not in members
+        ]
+    return Decision(put, touch)
+
+
+def _values(row: Row, columns: Iterable[str]) -> Values:
+    return tuple(row[c] for c in columns)
+
+
+def _key(spec: TableSpec, mode: Upsert, row: Row) -> Values:
+    key = _values(row, mode.keys)
+    if None in key:
+        raise RowRefused(f"{spec}: the key column {mode.keys[key.index(None)]!r} is null in a row")
+    return key
+
+
+def _rank(row: Row, mode: Upsert) -> Values:
+    """The row's place in the order, comparable; a null is the oldest."""
+    return tuple((False,) if row[c] is None else (True, row[c]) for c in mode.order)
+
+
+def _rank_of_set(rows: Sequence[Row], mode: Upsert) -> Values:
+    return max(_rank(row, mode) for row in rows)
+
+
+def _newest(ranks: Iterable[tuple[Values, Values]]) -> dict[Values, Values]:
+    newest: dict[Values, Values] = {}
+    for key, rank in ranks:
+        if key not in newest or rank > newest[key]:
+            newest[key] = rank
+    return newest
+
+
+def _blank(spec: TableSpec, column: str) -> Any:
+    return 0 if pa.types.is_integer(spec.schema.field(column).type) else ""
+
+
+def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str]) -> list[Field]:
+    """The columns of the specification that a table lacks, as nullable. Raises TableRefused if the two do not match."""
+    if tuple(partition_by) != spec.partition_by:
+        raise TableRefused(
+            f"{spec} is partitioned by ({', '.join(partition_by)}), the job by ({', '.join(spec.partition_by)}): "
+            "set the job's partitioning to the table's, or write to another table"
+        )
+    there = {f.name.lower(): f for f in table.fields}
+    missing = []
+    for wanted in Schema.from_arrow(spec.schema).fields:
+        found = there.pop(wanted.name.lower(), None)
+        if found is None:
+            missing.append(Field(wanted.name, wanted.type, nullable=True))
+        elif (found.name, found.type) != (wanted.name, wanted.type):
+            raise TableRefused(
+                f"{spec}: column {found.name!r} is {_type_name(found)} in the table, and {wanted.name!r} is "
+                f"{_type_name(wanted)} in the job: rewrite the column, or write to another table"
+            )
+    for left in there.values():
+        if not left.nullable:
+            raise TableRefused(
+                f"{spec}: column {left.name!r} ({_type_name(left)}) is NOT NULL in the table, and the job does not "
+                f"write it: ALTER TABLE ... ALTER COLUMN {left.name} DROP NOT NULL, or write to another table"
+            )
+    return missing
+
+
+def _type_name(column: Field) -> str:
+    return str(column.type.type) if isinstance(column.type, PrimitiveType) else str(column.type.to_json())
+
+
+def to_arrow(spec: TableSpec, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    """Rows as a table of ``schema``; a key that a row lacks is null. Raises RowRefused."""
+    unknown = set[str]().union(*rows) - set(spec.schema.names)
+    if unknown:
+        raise RowRefused(f"{spec}: a row has the column {min(unknown)!r}, which the schema lacks")
+    return pa.table([_column(spec, [row.get(f.name) for row in rows], f) for f in schema], schema=schema)
+
+
+def _column(spec: TableSpec, values: list[Any], column: pa.Field) -> pa.Array:
+    def refused(what: str) -> RowRefused:
+        return RowRefused(f"{spec}: column {column.name!r} is {column.type}, which {what} does not fit")
+
+    if not column.nullable and None in values:
+        raise RowRefused(f"{spec}: column {column.name!r} is NOT NULL, and a row has no value for it")
+    try:
+        return pa.array(values, type=column.type)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError):
+        for value in values:
+            try:
+                pa.array([value], type=column.type)
+            except (pa.ArrowException, OverflowError, TypeError, ValueError):
+                raise refused(f"a value of type {type(value).__name__}") from None
+        raise refused("the whole of its values") from None

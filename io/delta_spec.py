@@ -1,0 +1,152 @@
+"""What is written into a Delta table, and how: settings and results of :mod:`itel_cabinet.io.delta`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+__all__ = [
+    "RETENTION",
+    "Append",
+    "Pairs",
+    "Row",
+    "RowRefused",
+    "TableRefused",
+    "TableSpec",
+    "TableState",
+    "Upsert",
+    "WriteResult",
+]
+
+Row = Mapping[str, Any]
+Pairs = Mapping[str, str] | tuple[tuple[str, str], ...]
+
+RETENTION = "delta.setTransactionRetentionDuration"
+
+
+class TableRefused(ValueError):
+    """This table cannot be written as the specification says. One line with the mend; nothing was written."""
+
+
+class RowRefused(ValueError):
+    """A row does not fit its table's specification: an error of the program. Names column and types, never values."""
+
+
+@dataclass(frozen=True)
+class Append:
+    """Every row is a row of its own."""
+
+
+@dataclass(frozen=True)
+class Upsert:
+    """One row a key; the newest wins, whatever the order of arrival.
+
+    ``keys`` identify a row: texts or integers, never null. ``order`` columns, compared one after the other with null as the oldest,
+    say which of two rows is newer; equal is not newer. They should end in the source's coordinates, to make the order
+    total. ``insert_only`` columns (``created_at``) keep the value that the table has, ``keep_if_null`` columns only
+    where the newer row has none.
+
+    With ``members_of`` (some of the keys) and ``active`` (a boolean column) the rows of one source record that agree on
+    ``members_of`` are the *complete* set of their group. A newer set replaces an older one: rows of the group that it
+    lacks become inactive and take its ``order``, source and ``touch`` columns. An older set changes nothing. An empty
+    set is sent as one row whose other keys are null; if the group has no rows, it is remembered as one inactive row
+    with blank keys (``""``, 0).
+    """
+
+    keys: tuple[str, ...]
+    order: tuple[str, ...]
+    insert_only: tuple[str, ...] = ()
+    keep_if_null: tuple[str, ...] = ()
+    members_of: tuple[str, ...] = ()
+    active: str | None = None
+    touch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """A table and how it is written. Hashable and picklable; equal specifications share one handle a process.
+
+    ``storage_options`` (may hold secrets: not in the repr) and ``properties`` (set on creation) may be mappings.
+    ``source`` names the columns of topic id, partition and offset. ``compact_every``: an upsert table's small files are
+    compacted after so many commits of a process, 0 for never. ``world_seconds``: how long an unreachable store, or
+    losing against other writers, is borne.
+    """
+
+    uri: str
+    schema: pa.Schema
+    mode: Append | Upsert
+    partition_by: tuple[str, ...] = ()
+    storage_options: Pairs = field(default=(), repr=False)
+    properties: Pairs = ()
+    source: tuple[str, str, str] = ("kafka_topic_id", "kafka_partition", "kafka_offset")
+    fence_prefix: str = "itel-cabinet/1"
+    compact_every: int = 100
+    world_seconds: float = 120.0
+
+    def __post_init__(self) -> None:
+        for name in ("storage_options", "properties"):
+            object.__setattr__(self, name, tuple(sorted(dict(getattr(self, name)).items())))
+        named: dict[str, tuple[str, ...]] = {"source": self.source, "partition_by": self.partition_by}
+        if isinstance(self.mode, Upsert):
+            sets = (self.mode.active,) if self.mode.active else ()
+            named |= {"active": sets}
+            named |= {n: getattr(self.mode, n) for n in ("keys", "order", "insert_only", "keep_if_null", "touch")}
+            if not self.mode.keys or not self.mode.order:
+                raise ValueError(f"{self}: Upsert needs keys and an order")
+            if bool(self.mode.members_of) != bool(sets) or not set(self.mode.members_of) < {*self.mode.keys, ""}:
+                raise ValueError(f"{self}: members_of (some of the keys) and active go together")
+        for option, columns in named.items():
+            for column in columns:
+                if column not in self.schema.names:
+                    raise ValueError(f"{self}: {option} names the column {column!r}, which the schema lacks")
+        for key in self.mode.keys if isinstance(self.mode, Upsert) else ():
+            kind = self.schema.field(key).type
+            if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise ValueError(f"{self}: the key {key!r} is {kind}, but must be a text or an integer")
+        if RETENTION in dict(self.properties):
+            raise ValueError(f"{self}: the property {RETENTION} would let the fences expire; leave it out")
+
+    def __str__(self) -> str:
+        return f"Delta table {self.uri}"
+
+    @property
+    def name(self) -> str:
+        """The last part of the URI."""
+        return self.uri.rstrip("/").rpartition("/")[2]
+
+    def fence_id(self, topic_id: str, partition: int) -> str:
+        """The application id of a partition's fence: a public format, which other tools may read."""
+        return f"{self.fence_prefix}/{topic_id}/{partition}"
+
+
+@dataclass(frozen=True)
+class WriteResult:
+    """What became of one bundle's rows, in their order: ``written`` now, or ``replayed``: committed by an earlier
+    commit.
+
+    An upsert's rows that were older than the table's count as written. ``version`` is the commit's, None where there
+    was nothing to change. ``conflicts`` counts how often others' commits made the sink decide again.
+    """
+
+    table: str
+    version: int | None
+    written: list[Row]
+    replayed: list[Row]
+    conflicts: int = 0
+
+
+@dataclass(frozen=True)
+class TableState:
+    """A table as it is, or with ``version=None`` as :func:`create_table` would make it."""
+
+    uri: str
+    version: int | None
+    schema: pa.Schema
+    partition_by: tuple[str, ...]
+    files: int
+    fences: Mapping[str, int]
+    properties: Mapping[str, str]
+    created: bool = False

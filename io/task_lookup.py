@@ -1,0 +1,46 @@
+"""ClaimX as the steps see it: outages waited out, refusals told as the record's failure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
+from itel_cabinet.io.world import retry_world
+from itel_cabinet.transforms.enrichment import LookupFailed
+from itel_cabinet.transforms.forms import TaskDetails, parse_details
+
+__all__ = ["PatientLookup", "task_lookup"]
+
+
+@dataclass(frozen=True)
+class PatientLookup:
+    """A TaskLookup over the ClaimX client. Thread-safe.
+
+    ``on_outage`` says what an outage is: ``wait`` tries again for ``world_seconds`` and then raises WorldError (an expired
+    token must not send the whole stream to the dead letters); ``divert`` raises LookupFailed at once.
+    """
+
+    client: ClaimX[TaskDetails]
+    on_outage: Literal["wait", "divert"]
+    world_seconds: float
+
+    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+        """The task of an assignment; see transforms.enrichment.TaskLookup."""
+        try:
+            answer = retry_world(
+                lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),
+                what="ClaimX",
+                seconds=self.world_seconds if self.on_outage == "wait" else 0.0,
+                is_world=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutage),
+            )
+        except ClaimXOutage as error:
+            raise LookupFailed("outage", str(error), error.attempts) from None
+        if isinstance(answer, LookupRefused):
+            raise LookupFailed(answer.error_class, answer.message, answer.attempts)
+        return answer.task
+
+
+def task_lookup(settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], world_seconds: float) -> PatientLookup:
+    """The process's lookup with these settings."""
+    return PatientLookup(claimx(settings, parse_details), on_outage, world_seconds)

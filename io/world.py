@@ -1,0 +1,106 @@
+"""Errors of the world - broker, store, API - as opposed to those of one record: borne with patience, then raised."""
+
+from __future__ import annotations
+
+import logging
+import random as _random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+__all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "retry_world"]
+
+_LOGGER = logging.getLogger(__name__)
+_FIRST_SECONDS = 0.1
+_MOST_SECONDS = 5.0  # an outage's end is noticed within this
+_QUIET_SECONDS = 10.0  # between two warnings of one outage
+_MOST_CHARACTERS = 300
+
+T = TypeVar("T")
+
+STOP = threading.Event()
+"""Set when the process has been asked to end (SIGTERM, SIGINT): what waits for new work stops waiting."""
+
+_last: str | None = None
+
+
+class WorldError(Exception):
+    """An error of the world that outlived its patience. The message is one line for an operator, free of secrets.
+
+    The last one raised in this process stays readable through :func:`last_world_error`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        global _last
+        _last = message
+
+
+def last_world_error() -> str | None:
+    """The message of the latest :class:`WorldError` of this process, or None.
+
+    Beam's FnApiRunner wraps what a bundle raises in text of its own; the launcher prints this line instead.
+    """
+    return _last
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, as one short line: no colours, no line breaks, at most 300 characters."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = " ".join(re.sub(r"\s*↳\s*", ": ", text).split()) or type(error).__name__
+    return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
+
+
+def full_jitter(first: float, most: float, random: Callable[[], float]) -> Iterator[float]:
+    """Endless waits in seconds, each evenly drawn from [0, limit), the limit doubling from ``first`` to ``most``."""
+    limit = first
+    while True:
+        yield random() * limit
+        limit = min(most, limit * 2)
+
+
+def retry_world(
+    call: Callable[[], T],
+    *,
+    what: str,
+    seconds: float,
+    is_world: Callable[[Exception], bool],
+    describe: Callable[[Exception], str] = one_line,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    random: Callable[[], float] = _random.random,
+) -> T:
+    """Return ``call()``, calling again while it raises errors of the world, for ``seconds`` since the first of them.
+
+    ``what`` names the thing that is away (``Delta table /data/forms``); ``describe`` turns an error into one line
+    without secrets. Waits grow from 0.1 s to 5 s with full jitter; the last try is made when the time is up. An outage
+    logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it is over.
+
+    Raises what ``call`` raises if ``is_world`` says no to it, and :class:`WorldError` when the time is up: with
+    ``seconds=0`` upon the first error. ``call`` must be safe to repeat. Thread-safe if ``call`` is.
+    """
+    waits = full_jitter(_FIRST_SECONDS, _MOST_SECONDS, random)
+    began: float | None = None
+    warned = 0.0
+    while True:
+        try:
+            answer = call()
+        except Exception as error:
+            if not is_world(error):
+                raise
+            now = clock()
+            began = now if began is None else began
+            left = began + seconds - now
+            if left <= 0:
+                waited = f"; gave up after {now - began:.0f} s" if seconds else ""
+                raise WorldError(f"{what}: {describe(error)}{waited}") from error
+            if now == began or now - warned >= _QUIET_SECONDS:
+                _LOGGER.warning("%s: %s; trying again for %.0f s", what, describe(error), left)
+                warned = now
+            sleep(min(next(waits), left))
+        else:
+            if began is not None:
+                _LOGGER.info("%s: back after %.0f s", what, clock() - began)
+            return answer

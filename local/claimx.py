@@ -1,0 +1,176 @@
+"""A simulator of ClaimX: task details by assignment, media metadata with signed links, and the media themselves.
+
+``python -m itel_cabinet.local.claimx --port 8081`` runs one; another process fills it through ``PUT /_sim/tasks``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import hmac
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from itel_cabinet.local.simulator import Request, Response, Simulator, serve
+
+__all__ = ["ClaimXSimulator", "main", "media_bytes", "media_name"]
+
+_ASSIGNMENT = re.compile(r"/customTasks/assignment/(\d+)")
+_PROJECT_MEDIA = re.compile(r"/export/project/(\d+)/media")
+_MEDIA = re.compile(r"/media/(\d+)")
+
+
+def media_name(media_id: int) -> str:
+    """The file name of a photo; with a space in it, as people's photos have."""
+    return f"kitchen {media_id}.jpg"
+
+
+def media_bytes(media_id: int) -> bytes:
+    """The photo itself: some 2 KB that begin and end as a JPEG does, the same ones for the same id."""
+    return b"\xff\xd8\xff\xe0" + hashlib.sha256(str(media_id).encode()).digest() * 64 + b"\xff\xd9"
+
+
+class ClaimXSimulator(Simulator):
+    """ClaimX as domain.md section 3 has it.
+
+    - ``GET /customTasks/assignment/{id}?full=true``: what :meth:`put_task` was given last, else 404.
+    - ``GET /export/project/{id}/media?mediaIds=a,b``: a list of the project's photos, all of them if no ids are named;
+      ids of other projects are left out; 404 for a project without a task. The project knows the photos of all its
+      tasks, older versions included.
+    - ``GET /media/{id}?systemDate=..&expires=..&sign=..``: the photo, for ``link_seconds`` after its link was given
+      out, then 403.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int | None = None,
+        token: str | None = None,
+        seed: int = 0,
+        clock: Callable[[], float] = time.time,
+        link_seconds: float = 600.0,
+    ) -> None:
+        super().__init__(port=port, token=token, seed=seed, clock=clock)
+        self.link_seconds = link_seconds
+        self._signing_key = f"claimx-simulator-{seed}".encode()
+        # As bytes: a form is ten times larger as objects, and a benchmark holds many.
+        self._tasks: dict[int, bytes] = {}
+        self._media: dict[int, set[int]] = {}
+
+    def put_task(self, details: Mapping[str, Any]) -> None:
+        """Make ``details`` ClaimX's answer for its ``assignmentId``. Thread-safe; the last one put holds."""
+        body = json.dumps(details).encode()
+        with self._lock:
+            self._tasks[int(details["assignmentId"])] = body
+            self._media.setdefault(int(details["projectId"]), set()).update(_media_ids(details))
+
+    def put_tasks(self, body: bytes) -> int:
+        """Put a JSON list of details, in order; returns how many. Raises ``ValueError`` or ``KeyError`` otherwise."""
+        tasks = json.loads(body)
+        if not isinstance(tasks, list):
+            raise ValueError("not a list of task details")
+        for details in tasks:
+            self.put_task(details)
+        return len(tasks)
+
+    def task(self, assignment_id: int) -> dict[str, Any] | None:
+        """The current answer for an assignment, or None."""
+        body = self._tasks.get(assignment_id)
+        return None if body is None else dict(json.loads(body))
+
+    def lookups(self, assignment_id: int) -> int:
+        """How often the details of an assignment were asked for."""
+        return self.calls[f"/customTasks/assignment/{assignment_id}"]
+
+    def link(self, media_id: int) -> str:
+        """A link to a photo, signed now."""
+        signed_at, lifetime = int(self.clock() * 1000), int(self.link_seconds * 1000)
+        sign = self._sign(media_id, str(signed_at), str(lifetime))
+        return f"{self.url}/media/{media_id}?systemDate={signed_at}&expires={lifetime}&sign={sign}"
+
+    def answer(self, request: Request) -> Response:
+        """See the class."""
+        if request.method not in {"GET", "HEAD"}:
+            return Response.refusal(405, f"{request.method} is not supported", Allow="GET, HEAD")
+        if found := _ASSIGNMENT.fullmatch(request.path):
+            return self._details(int(found[1]), request.query)
+        if found := _PROJECT_MEDIA.fullmatch(request.path):
+            return self._metadata(int(found[1]), request.query.get("mediaIds"))
+        if found := _MEDIA.fullmatch(request.path):
+            return self._photo(int(found[1]), request.query)
+        return Response.refusal(404, f"no such path: {request.path}")
+
+    def control(self, request: Request) -> Response | None:
+        """``PUT /_sim/tasks`` with a JSON list of task details."""
+        if (request.method, request.path) == ("PUT", "/_sim/tasks"):
+            return Response.of(200, {"tasks": self.put_tasks(request.body)})
+        return None
+
+    def _details(self, assignment_id: int, query: Mapping[str, str]) -> Response:
+        body = self._tasks.get(assignment_id)
+        if body is None:
+            return Response.refusal(404, f"no assignment {assignment_id}")
+        if query.get("full") != "true":
+            # Without full=true ClaimX leaves the form out.
+            return Response.of(200, {**json.loads(body), "response": None})
+        return Response(200, body)
+
+    def _metadata(self, project_id: int, wanted: str | None) -> Response:
+        with self._lock:
+            known = sorted(self._media.get(project_id, ()))
+            if project_id not in self._media:
+                return Response.refusal(404, f"no project {project_id}")
+        if wanted is not None:
+            asked = {part.strip() for part in wanted.split(",")}
+            known = [media_id for media_id in known if str(media_id) in asked]
+        return Response.of(
+            200,
+            [
+                {
+                    "mediaID": media_id,
+                    "mediaType": "jpg",
+                    "mediaName": media_name(media_id),
+                    "fullDownloadLink": self.link(media_id),
+                }
+                for media_id in known
+            ],
+        )
+
+    def _photo(self, media_id: int, query: Mapping[str, str]) -> Response:
+        signed_at, lifetime, sign = (query.get(name, "") for name in ("systemDate", "expires", "sign"))
+        if not hmac.compare_digest(sign.encode(), self._sign(media_id, signed_at, lifetime).encode()):
+            return Response.refusal(403, "the link is not signed, or not by us")
+        if self.clock() * 1000 > int(signed_at) + int(lifetime):
+            return Response.refusal(403, "the link has expired")
+        return Response(200, media_bytes(media_id), "image/jpeg")
+
+    def _sign(self, media_id: int, signed_at: str, lifetime: str) -> str:
+        return hmac.new(self._signing_key, f"{media_id}/{signed_at}/{lifetime}".encode(), hashlib.sha256).hexdigest()
+
+
+def _media_ids(details: Mapping[str, Any]) -> Iterator[int]:
+    for group in (details.get("response") or {}).get("groups", ()):
+        for question in group["questionAndAnswers"]:
+            yield from (question.get("responseAnswerExport") or {}).get("claimMediaIds") or ()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a simulator until Ctrl-C or SIGTERM."""
+    parser = argparse.ArgumentParser(
+        prog="python -m itel_cabinet.local.claimx", description="A simulator of the ClaimX API."
+    )
+    parser.add_argument("--port", type=int, help="default: a free one")
+    parser.add_argument("--token", help="the bearer token, or user:password, to demand; default: none")
+    parser.add_argument("--link-seconds", type=float, default=600.0, help="how long a signed link lives (default: 600)")
+    options = parser.parse_args(argv)
+    simulator = ClaimXSimulator(port=options.port, token=options.token, link_seconds=options.link_seconds)
+    serve([simulator], lambda: print(f"ClaimX simulator at {simulator.url}", flush=True))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

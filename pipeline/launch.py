@@ -1,0 +1,194 @@
+"""Checks what is known to go wrong, then runs a job to its end: ``python -m itel_cabinet.pipeline.launch JOB [options]``."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from confluent_kafka import KafkaException
+
+from itel_cabinet.io.delta import TableRefused, create_table
+from itel_cabinet.io.itel import ItelSettings
+from itel_cabinet.io.kafka import OffsetRefused, has_committed_offsets, resolved
+from itel_cabinet.io.kafka_admin import Cluster, UnknownTopic
+from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
+from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
+from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.transforms.triggers import RulesError
+
+__all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
+
+_LOGGER = logging.getLogger(__name__)
+
+_CHECK_SECONDS = 10.0
+
+
+class LaunchRefused(RuntimeError):
+    """Something the job needs is not there; the message is one line that names the option and the mend."""
+
+
+class JobFailed(RuntimeError):
+    """The job ended early; the message is one line. A restart goes on from the group's offsets."""
+
+
+def check(settings: Settings) -> None:
+    """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchRefused."""
+    parts = Parts(settings)
+    try:
+        settings.claimx_connection().credentials()
+        if settings.job.calls_itel and isinstance(parts.itel_settings, ItelSettings):
+            settings.itel_connection().credentials()
+        elif settings.job.calls_itel:
+            _check_folder(parts)
+        _check_kafka(settings, parts)
+        if settings.job.writes_tables:
+            for spec in parts.tables.values():
+                create_table(spec)
+    except UnresolvedSecret as error:
+        raise LaunchRefused(str(error)) from None
+    except (TableRefused, WorldError) as error:
+        raise LaunchRefused(f"--tables_root: {one_line(error)}") from None
+    if settings.media_root:
+        _LOGGER.warning("--media_root: photos are listed in the attachments table; their files are not fetched yet")
+
+
+def _check_folder(parts: Parts) -> None:
+    folder = parts.itel_settings
+    assert not isinstance(folder, ItelSettings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise LaunchRefused(f"--itel_url: {folder} cannot be written: {error.strerror}") from None
+
+
+def _check_kafka(settings: Settings, parts: Parts) -> None:
+    try:
+        cluster = Cluster(resolved(parts.source.client), timeout=_CHECK_SECONDS)
+        known = cluster.names()
+    except KafkaException as error:
+        raise LaunchRefused(
+            f"--bootstrap_servers: no broker answers at {settings.bootstrap_servers} ({error.args[0].str()})"
+        ) from None
+    needed = {"input_topic": {settings.input_topic}, "dead_letter_topic": {settings.dead_letter_topic}}
+    if settings.job.calls_itel:
+        needed |= {
+            "itel_errors_topic": {settings.itel_errors_topic},
+            "itel_success_topic": {settings.itel_success_topic},
+        }
+    if settings.job.writes_tables and settings.tracking_success_topic:
+        needed["tracking_success_topic"] = {settings.tracking_success_topic}
+    if settings.job is Job.TRIGGER:
+        try:
+            needed["output_topic"] = {settings.output_topic} if settings.output_topic else set(parts.rules.topics)
+        except RulesError as error:
+            raise LaunchRefused(f"--triggers: {error}") from None
+        except OSError as error:
+            raise LaunchRefused(f"--triggers: {settings.triggers} cannot be read: {error.strerror}") from None
+    for option, topics in needed.items():
+        for topic in sorted(topics - known):
+            raise LaunchRefused(
+                f"--{option}: topic {topic} does not exist at {settings.bootstrap_servers}: "
+                "create it with `itel-cabinet topics create`"
+            )
+    if settings.start_offset == "latest" and not has_committed_offsets(parts.source):
+        raise LaunchRefused(
+            f"--start_offset=latest: the group {settings.consumer_group} has no offsets yet, so what arrives before the "
+            "first commit would be lost by a restart: start with earliest, or set the group's offsets first"
+        )
+
+
+def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
+    """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
+
+    Returns the job's counters by name. On DirectRunner the job runs in this process; ``DirectRunner`` always means Beam's
+    FnApiRunner here, so nothing is fetched and nothing depends on what is installed.
+    """
+    standard = beam_options.view_as(StandardOptions)
+    standard.streaming = True
+    # Batches are plain lists; checking each against a type hint would cost more than the work on it.
+    beam_options.view_as(TypeOptions).runtime_type_check = False
+    runner = (
+        FnApiRunner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
+    )
+    pipeline = beam.Pipeline(runner=runner, options=beam_options)
+    build(pipeline, settings)
+    with _stopping_on_signals():
+        try:
+            result = pipeline.run()
+            result.wait_until_finish()
+        except Exception as error:
+            raise JobFailed(_cause(error)) from error
+    return {
+        counter.key.metric.name: counter.committed if counter.committed is not None else counter.attempted
+        for counter in result.metrics().query()["counters"]
+    }
+
+
+class _stopping_on_signals:  # noqa: N801
+    """Within it, SIGTERM and SIGINT ask the readers to stop; the bundle under way is finished and its offsets committed."""
+
+    def __enter__(self) -> None:
+        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @staticmethod
+    def _stop(number: int, _frame: FrameType | None) -> None:
+        _LOGGER.info("%s: finishing what is under way", signal.Signals(number).name)
+        STOP.set()
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong, in one line. FnApiRunner raises a bundle's error as a RuntimeError that holds the traceback's text."""
+    text = str(error)
+    world = last_world_error()
+    if world is not None and world in text:
+        return world
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    cause = next((line for line in reversed(lines) if "Error" in line.partition(":")[0] or "Refused" in line), text)
+    return one_line(RuntimeError(cause.partition(" [while running")[0]))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command: 0 done, 1 failed, 2 wrong use; errors are one line on stderr."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    # Beam logs a failed bundle's traceback several times over; the one line that matters is printed at the end.
+    for noisy in ("apache_beam",):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    if not arguments:
+        print(f"usage: itel-cabinet run JOB [options]; JOB is one of {', '.join(Job)}", file=sys.stderr)
+        return 2
+    try:
+        settings, beam_options = parse_arguments(arguments[0], arguments[1:])
+        check(settings)
+        counters = launch(settings, beam_options)
+    except OptionRefused as error:
+        print(f"itel-cabinet: {error}", file=sys.stderr)
+        return 2
+    except (LaunchRefused, JobFailed) as error:
+        print(f"itel-cabinet: {error}", file=sys.stderr)
+        return 1
+    for name, count in sorted(counters.items()):
+        _LOGGER.info("%s: %d", name, count)
+    return 0
+
+
+if __name__ == "__main__":
+    # Through the importable module, since what lives in __main__ is pickled by value.
+    from itel_cabinet.pipeline import launch as importable
+
+    sys.exit(importable.main())

@@ -1,0 +1,341 @@
+"""Every parameter once: name, type, default, meaning. Read once into a :class:`Settings`; everything else takes that."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from itel_cabinet.io.http import ConnectionSettings
+from itel_cabinet.io.kafka import ConfigRefused, client_config
+
+__all__ = ["ENVIRONMENT", "Job", "OptionRefused", "Settings", "parse_arguments"]
+
+
+class OptionRefused(ValueError):
+    """Wrong use: the message is one line that names the option and the mend."""
+
+
+class Job(StrEnum):
+    """What can be run; see docs/architecture.md."""
+
+    TRIGGER = "trigger"
+    TRACKING = "tracking"
+    API = "api"
+    CABINET = "cabinet"
+
+    @property
+    def writes_tables(self) -> bool:
+        return self in (Job.TRACKING, Job.CABINET)
+
+    @property
+    def calls_itel(self) -> bool:
+        return self in (Job.API, Job.CABINET)
+
+
+ENVIRONMENT = {
+    "bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
+    "claimx_url": "CLAIMX_API_BASE_URL",
+    "itel_url": "ITEL_CABINET_API_BASE_URL",
+}
+"""Options that fall back to an environment variable of the brief."""
+
+_TRACKING_TOPIC = "itel.cabinet.task.tracking"
+
+_BY_JOB: dict[Job, dict[str, Any]] = {
+    Job.TRIGGER: {
+        "input_topic": "claimx.events.enriched",
+        "consumer_group": "itel_cabinet_trigger_group",
+        "max_batch_records": 500,
+        "max_batch_seconds": 0.02,
+        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
+    },
+    Job.TRACKING: {
+        "input_topic": _TRACKING_TOPIC,
+        "consumer_group": "itel_cabinet_tracking_worker_group",
+        "max_batch_records": 10_000,
+        "max_batch_seconds": 1.0,
+        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
+    },
+    Job.API: {
+        "input_topic": _TRACKING_TOPIC,
+        "consumer_group": "itel_cabinet_api_worker_group",
+        "max_batch_records": 500,
+        "max_batch_seconds": 0.2,
+        "dead_letter_topic": "itel.cabinet.api.errors",
+    },
+    Job.CABINET: {
+        "input_topic": _TRACKING_TOPIC,
+        "consumer_group": "itel_cabinet_group",
+        "max_batch_records": 500,
+        "max_batch_seconds": 0.2,
+        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
+    },
+}
+
+
+def _json_object(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        document = json.loads(value)
+    except ValueError:
+        raise ValueError('must be a JSON object such as {"name": "value"}') from None
+    if not isinstance(document, dict):
+        raise ValueError('must be a JSON object such as {"name": "value"}')
+    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in document.items()}
+
+
+def _comma_list(value: object) -> object:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+JsonObject = Annotated[dict[str, str], BeforeValidator(_json_object)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+
+class Settings(BaseModel):
+    """All that a job is told. Frozen; holds references to secrets, never secrets.
+
+    Options whose default depends on the job are declared without one here and get it from the job.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+    job: Job = Field(description="Which of the four jobs to run.")
+
+    # Kafka
+    bootstrap_servers: str = Field(
+        min_length=1, description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."
+    )
+    kafka_config: JsonObject = Field(
+        default={}, description="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."
+    )
+    input_topic: Topic = Field(description="The topic to read.")
+    consumer_group: str = Field(min_length=1, max_length=249, description="The group whose offsets say what is done.")
+    start_offset: Literal["earliest", "latest"] = Field(
+        default="earliest", description="Where a partition starts that the group has no offset of."
+    )
+    shards: int = Field(
+        default=1, ge=1, le=1024, description="Shards that read side by side; partitions are dealt out."
+    )
+    until_caught_up: bool = Field(default=False, description="Finish once the topic's present end is reached.")
+    topic_epoch: int = Field(
+        default=0, ge=0, description="For brokers without topic ids: raise it after recreating the input topic."
+    )
+    max_batch_records: int = Field(ge=1, le=1_000_000, description="A batch ends at this many records ...")
+    max_batch_seconds: Seconds = Field(description="... or this long after its first record.")
+    world_retry_seconds: Seconds = Field(
+        default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
+    )
+
+    # ClaimX
+    claimx_url: str | None = Field(default=None, description="ClaimX's base URL; else CLAIMX_API_BASE_URL.")
+    claimx_auth: str = Field(
+        default="bearer:env:CLAIMX_API_TOKEN",
+        description="none, bearer:REF, basic:REF:REF or api_key:HEADER:REF; REF is env:NAME or file:PATH.",
+    )
+    claimx_task_path: str = Field(
+        default="/customTasks/assignment/{assignment_id}?full=true", description="Where a task is looked up."
+    )
+    claimx_cache_seconds: Seconds = Field(default=60.0, description="How long an answer may be used again; 0 never.")
+    claimx_on_outage: Literal["wait", "divert"] = Field(
+        default="wait", description="ClaimX is away: wait and then fail, or divert the records to the dead letters."
+    )
+    claimx_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
+    form_wait_seconds: Seconds = Field(
+        default=1.0, description="A completed task without a form is looked up once more after this."
+    )
+
+    # iTel
+    itel_url: str | None = Field(
+        default=None,
+        description="iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL.",
+    )
+    itel_path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
+    itel_method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
+    itel_auth: str = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
+    itel_idempotency_header: str = Field(
+        default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$", description="The header that carries the event id."
+    )
+    itel_statuses: CommaList = Field(
+        default=("COMPLETED",), min_length=1, description="Task statuses that are submitted, separated by commas."
+    )
+    itel_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
+    max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
+    http_concurrency: int = Field(default=32, ge=1, le=1024, description="Calls at a time, for each API and process.")
+
+    # Tables
+    tables_root: str | None = Field(default=None, description="Folder or object-store URI that holds the tables.")
+    storage_options: JsonObject = Field(
+        default={}, description="Object-store options of delta-rs as a JSON object; secrets belong in the environment."
+    )
+    partition_by: CommaList = Field(
+        default=("year", "month", "day"), description="Partition columns of the tracking table, when it is created."
+    )
+    media_root: str | None = Field(default=None, description="Where photo files go (from a later version on).")
+
+    # Kafka outputs
+    dead_letter_topic: Topic = Field(description="Where records go that cannot be processed.")
+    dead_letter_max_bytes: int = Field(
+        default=900_000, ge=1_000, description="A larger dead letter is sent without the record's value."
+    )
+    itel_errors_topic: Topic = Field(default="itel.cabinet.api.errors", description="Submissions that failed.")
+    itel_success_topic: Topic = Field(default="itel.cabinet.api.success", description="Submissions that iTel accepted.")
+    tracking_success_topic: str = Field(
+        default="", pattern=r"^[a-zA-Z0-9._-]{0,249}$", description="Events written to the table; empty: not sent."
+    )
+    output_topic: str = Field(
+        default="", pattern=r"^[a-zA-Z0-9._-]{0,249}$", description="trigger: publish there whatever the rules say."
+    )
+    triggers: str | None = Field(default=None, description="trigger: YAML file of rules; default: the brief's rule.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _job_defaults(cls, given: Any) -> Any:
+        """Fill in what the job and the environment decide."""
+        if not isinstance(given, dict) or given.get("job") not in set(Job):
+            return given
+        environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
+        return {**environment, **_BY_JOB[Job(given["job"])], **given}
+
+    @model_validator(mode="after")
+    def _complete(self) -> Settings:
+        """Refuse what this job cannot do without."""
+        if self.claimx_url is None:
+            raise OptionRefused("--claimx_url is missing: give ClaimX's base URL or set CLAIMX_API_BASE_URL")
+        if self.job.calls_itel and self.itel_url is None:
+            raise OptionRefused(
+                "--itel_url is missing: give iTel's base URL or set ITEL_CABINET_API_BASE_URL "
+                "(file:DIR writes the payloads to a folder)"
+            )
+        if self.job.writes_tables and not self.tables_root:
+            raise OptionRefused("--tables_root is missing: give the folder or object-store URI that holds the tables")
+        try:
+            client_config(self.bootstrap_servers, self.kafka_config)
+            self.claimx_connection()
+            if self.itel_folder() is None and self.job.calls_itel:
+                self.itel_connection()
+        except ConfigRefused as error:
+            raise OptionRefused(str(error)) from None
+        except ValueError as error:
+            raise OptionRefused(str(error)) from None
+        return self
+
+    def claimx_connection(self) -> ConnectionSettings:
+        return ConnectionSettings(
+            name="claimx",
+            base_url=self.claimx_url or "",
+            auth=self.claimx_auth,
+            deadline_seconds=self.claimx_deadline_seconds,
+            max_retries=self.max_retries,
+            concurrency=self.http_concurrency,
+        )
+
+    def itel_folder(self) -> str | None:
+        """The folder of ``--itel_url file:DIR``, or None where iTel is an API."""
+        return self.itel_url.removeprefix("file:") if self.itel_url and self.itel_url.startswith("file:") else None
+
+    def itel_connection(self) -> ConnectionSettings:
+        return ConnectionSettings(
+            name="itel",
+            base_url=self.itel_url or "",
+            auth=self.itel_auth,
+            deadline_seconds=self.itel_deadline_seconds,
+            max_retries=self.max_retries,
+            concurrency=self.http_concurrency,
+        )
+
+    @property
+    def submitted_statuses(self) -> frozenset[str]:
+        return frozenset(status.upper() for status in self.itel_statuses)
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Settings:
+        """Validate. Raises OptionRefused with one line for the first thing that is wrong."""
+        unknown = sorted(set(given) - set(cls.model_fields))
+        if unknown:
+            raise OptionRefused(f"--{unknown[0]}: no such option{_nearest(unknown[0], cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(given))
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=True)[0]
+            refused = first.get("ctx", {}).get("error")
+            if isinstance(refused, OptionRefused):
+                raise refused from None
+            name = str(first["loc"][0]) if first["loc"] else "job"
+            if first["type"] == "missing":
+                variable = f" or set {ENVIRONMENT[name]}" if name in ENVIRONMENT else ""
+                raise OptionRefused(f"--{name} is missing: give it{variable}") from None
+            raise OptionRefused(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
+
+
+def _nearest(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, [*known], n=1)
+    return f"; did you mean --{close[0]}?" if close else ": see `itel-cabinet run --help`"
+
+
+# Beam's job server knows options of its own, which Python's parser does not: PortableRunner asks the server for the list.
+_JOB_SERVER_OPTIONS = frozenset(
+    {
+        "checkpointing_interval",
+        "finish_bundle_before_checkpointing",
+        "max_bundle_time_mills",
+        "max_bundle_size",
+        "parallelism",
+        "savepoint_path",
+        "shutdown_sources_after_idle_ms",
+    }
+)
+
+
+def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions]:
+    """Our options (``--name=value`` or ``--name value``) and Beam's own, told apart. Raises OptionRefused."""
+    if job not in set(Job):
+        raise OptionRefused(f"{job}: no such job: use one of {', '.join(Job)}")
+    ours: dict[str, object] = {"job": job}
+    beams: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("--"):
+            raise OptionRefused(f"{argument}: not an option: options are written --name=value")
+        name, equals, value = argument[2:].partition("=")
+        name = name.replace("-", "_")
+        if name not in Settings.model_fields or name == "job":
+            beams.append(argument)
+            if not equals and rest and not rest[0].startswith("--"):
+                beams.append(rest.pop(0))
+            continue
+        if not equals:
+            if Settings.model_fields[name].annotation is bool and (not rest or rest[0].startswith("--")):
+                value = "true"
+            elif rest:
+                value = rest.pop(0)
+            else:
+                raise OptionRefused(f"--{name}: a value is missing: write --{name}=VALUE")
+        ours[name] = value
+    _refuse_unknown(beams)
+    return Settings.of(ours), PipelineOptions(beams)
+
+
+def _refuse_unknown(arguments: Sequence[str]) -> None:
+    parser = _BeamArgumentParser(allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    try:
+        _, unknown = parser.parse_known_args(list(arguments))
+    except SystemExit:
+        raise OptionRefused("one of Beam's own options has no or a wrong value: see the line above") from None
+    for argument in unknown:
+        name = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and name not in _JOB_SERVER_OPTIONS:
+            raise OptionRefused(f"--{name}: no such option{_nearest(name, Settings.model_fields)}")

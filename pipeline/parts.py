@@ -1,0 +1,96 @@
+"""What graph.py puts together: each part of a job made from the settings, in one place."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from pathlib import Path
+
+from itel_cabinet.io.claimx import ClaimXSettings
+from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.itel import Itel, ItelSettings, folder_of, itel
+from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
+from itel_cabinet.io.pools import pool
+from itel_cabinet.io.task_lookup import task_lookup
+from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
+from itel_cabinet.pipeline.tables import table_specs
+from itel_cabinet.transforms.enrichment import TaskLookup
+from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
+
+__all__ = ["Parts"]
+
+
+class Parts:
+    """The parts of one job. Cheap to make: clients and pools are callables that workers call, nothing is opened here."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        client = client_config(settings.bootstrap_servers, settings.kafka_config)
+        self.kafka = KafkaSinkSettings(client, settings.world_retry_seconds)
+        self.source = KafkaSource(
+            client=client,
+            topic=settings.input_topic,
+            group=settings.consumer_group,
+            start_offset=settings.start_offset,
+            shards=settings.shards,
+            max_batch_records=settings.max_batch_records,
+            max_batch_seconds=settings.max_batch_seconds,
+            until_caught_up=settings.until_caught_up,
+            world_seconds=settings.world_retry_seconds,
+            topic_epoch=settings.topic_epoch,
+        )
+        self.clock: Callable[[], float] = time.time
+        self.form_wait: Callable[[], None] = functools.partial(time.sleep, settings.form_wait_seconds)
+        self.claimx: Callable[[], TaskLookup] = functools.partial(
+            task_lookup,
+            ClaimXSettings(settings.claimx_connection(), settings.claimx_task_path, settings.claimx_cache_seconds),
+            on_outage=settings.claimx_on_outage,
+            world_seconds=settings.world_retry_seconds,
+        )
+        self.claimx_pool: Callable[[], Executor] = functools.partial(pool, "claimx", settings.http_concurrency)
+        self.itel_pool: Callable[[], Executor] = functools.partial(pool, "itel", settings.http_concurrency)
+
+    @functools.cached_property
+    def itel(self) -> Callable[[], Itel]:
+        return functools.partial(itel, self.itel_settings, world_seconds=self.settings.world_retry_seconds)
+
+    @functools.cached_property
+    def itel_settings(self) -> ItelSettings | Path:
+        settings = self.settings
+        return folder_of(settings.itel_url or "") or ItelSettings(
+            settings.itel_connection(), settings.itel_path, settings.itel_method, settings.itel_idempotency_header
+        )
+
+    @functools.cached_property
+    def rules(self) -> Rules:
+        """Raises RulesError, or OSError for a file that cannot be read."""
+        path = self.settings.triggers
+        return load_rules(Path(path).read_text(encoding="utf-8"), path) if path else default_rules()
+
+    @functools.cached_property
+    def tables(self) -> dict[str, TableSpec]:
+        return table_specs(self.settings)
+
+    def dead_letters(self) -> WriteDeadLetters:
+        return self._failures_to(self.settings.dead_letter_topic)
+
+    def itel_errors(self) -> WriteDeadLetters:
+        return self._failures_to(self.settings.itel_errors_topic)
+
+    def _failures_to(self, topic: str) -> WriteDeadLetters:
+        settings = self.settings
+        return WriteDeadLetters(
+            self.kafka, topic, settings.job.value, settings.consumer_group, settings.dead_letter_max_bytes
+        )
+
+    def results(self) -> SendResults:
+        return SendResults(self.kafka, self.settings.itel_success_topic, self.clock)
+
+    def tracked(self) -> SendTracked:
+        return SendTracked(self.kafka, self.settings.tracking_success_topic)
+
+    def publish(self) -> PublishMessages:
+        return PublishMessages(self.kafka, self.clock)

@@ -1,0 +1,56 @@
+"""The three tables: where they are, what is in them, how rows get there."""
+
+from __future__ import annotations
+
+from itel_cabinet.io.delta import Append, TableSpec, Upsert
+from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, TRACKING_SCHEMA
+
+__all__ = ["ATTACHMENTS", "FORMS", "TRACKING", "table_specs"]
+
+TRACKING = "itel_cabinet_task_tracking"
+FORMS = "claimx_itel_forms"
+ATTACHMENTS = "claimx_itel_attachments"
+
+# The order is total: the event's time, then Kafka's coordinates for events of the same microsecond.
+_NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
+
+
+def table_specs(settings: Settings) -> dict[str, TableSpec]:
+    """The specifications of the three tables under ``--tables_root``, by name."""
+    root = (settings.tables_root or "").rstrip("/")
+    common = {
+        "storage_options": tuple(sorted(settings.storage_options.items())),
+        "world_seconds": settings.world_retry_seconds,
+    }
+    return {
+        # One row an event.
+        TRACKING: TableSpec(
+            uri=f"{root}/{TRACKING}",
+            schema=TRACKING_SCHEMA,
+            mode=Append(),
+            partition_by=settings.partition_by,
+            **common,
+        ),
+        # One row an assignment: its newest completed form.
+        FORMS: TableSpec(
+            uri=f"{root}/{FORMS}",
+            schema=FORMS_SCHEMA,
+            mode=Upsert(keys=("assignment_id",), order=_NEWEST_WINS, insert_only=("created_at",)),
+            **common,
+        ),
+        # One row a photo; the photos of an assignment are a set that a newer form replaces.
+        ATTACHMENTS: TableSpec(
+            uri=f"{root}/{ATTACHMENTS}",
+            schema=ATTACHMENTS_SCHEMA,
+            mode=Upsert(
+                keys=("assignment_id", "question_key", "claim_media_id"),
+                order=_NEWEST_WINS,
+                insert_only=("created_at",),
+                keep_if_null=("blob_path",),
+                members_of=("assignment_id",),
+                active="is_active",
+            ),
+            **common,
+        ),
+    }

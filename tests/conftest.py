@@ -1,0 +1,85 @@
+"""What tests stand on.
+
+| fixture | scope | is |
+|---|---|---|
+| ``broker`` | session | a real Kafka broker (``itel_cabinet.local.kafka.Broker``); to stop one, start your own |
+| ``topic`` | test | ``topic(partitions=3, config=None)`` creates a topic that no other test uses and returns its name |
+| ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
+| ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
+| ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
+
+A test that uses the broker, itself or through another fixture, is marked ``services``. Nothing skips when the broker is
+missing: it fails and says `make setup`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from jobs import TOPICS, Stack
+
+from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.kafka import Broker
+
+_serial = count(1)
+
+
+class TopicFactory(Protocol):
+    def __call__(self, partitions: int = 3, config: Mapping[str, str] | None = None) -> str: ...
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "broker" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.services)
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with Broker.start(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture
+def topic(broker: Broker, request: pytest.FixtureRequest) -> TopicFactory:
+    test = re.sub(r"[^A-Za-z0-9_-]", "-", request.node.name)[:80]
+
+    def create(partitions: int = 3, config: Mapping[str, str] | None = None) -> str:
+        name = f"{test}.{next(_serial)}"
+        broker.create_topic(name, partitions, config)
+        return name
+
+    return create
+
+
+@pytest.fixture
+def claimx() -> Iterator[ClaimXSimulator]:
+    with ClaimXSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def itel() -> Iterator[ItelSimulator]:
+    with ItelSimulator() as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def stack(
+    broker: Broker,
+    claimx: ClaimXSimulator,
+    itel: ItelSimulator,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Stack:
+    prefix = f"{re.sub(r'[^A-Za-z0-9_-]', '-', request.node.name)[:80]}.{next(_serial)}"
+    stack = Stack(broker, claimx, itel, tmp_path, prefix)
+    for role, partitions in TOPICS.items():
+        broker.create_topic(stack.topic(role), partitions)
+    return stack

@@ -1,0 +1,152 @@
+"""Jobs as their users run them: a process of its own, on a stack of its own topics, tables and simulators."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from deltalake import DeltaTable
+
+from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.kafka import Broker
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
+
+TOPICS = {"enriched": 3, "tracking": 3, "errors": 1, "itel_errors": 1, "success": 1, "tracked": 1}
+"""The topics of a stack by role, with their number of partitions."""
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+    """Return once ``condition()`` is true; fail, naming ``what``, after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        threading.Event().wait(0.05)
+
+
+@dataclass
+class RunningJob:
+    """A started ``itel_cabinet.pipeline.launch`` process; ``errors`` is what it has written to stderr so far."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def errors(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self, seconds: float = 120.0) -> int:
+        return self.process.wait(seconds)
+
+    def stop(self, seconds: float = 60.0) -> int:
+        """SIGTERM, as an operator stops it; its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL, as a power cut stops it."""
+        self.process.kill()
+        self.process.wait(30)
+
+
+@dataclass
+class Stack:
+    """What one test's job works with. Topics are the test's own; their names begin with ``prefix``."""
+
+    broker: Broker
+    claimx: ClaimXSimulator
+    itel: ItelSimulator
+    folder: Path
+    prefix: str
+    options: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def tables_root(self) -> Path:
+        return self.folder / "tables"
+
+    def topic(self, role: str) -> str:
+        """The name of the topic with a role: ``enriched``, ``tracking``, ``errors``, ``itel_errors``, ``success``, ``tracked``."""
+        return f"{self.prefix}.{role}"
+
+    def command(self, job: str, **options: object) -> list[str]:
+        """The command line that runs ``job`` on this stack; ``options`` override the stack's."""
+        settings: dict[str, object] = {
+            "bootstrap_servers": self.broker.bootstrap_servers,
+            "consumer_group": f"{self.prefix}.{job}",
+            "input_topic": self.topic("enriched" if job == "trigger" else "tracking"),
+            "dead_letter_topic": self.topic("itel_errors" if job == "api" else "errors"),
+            "claimx_url": self.claimx.url,
+            "claimx_auth": "none",
+            "form_wait_seconds": 0.1,
+        }
+        if job in ("api", "cabinet"):
+            settings |= {
+                "itel_url": self.itel.url,
+                "itel_auth": "none",
+                "itel_errors_topic": self.topic("itel_errors"),
+                "itel_success_topic": self.topic("success"),
+            }
+        if job in ("tracking", "cabinet"):
+            settings |= {"tables_root": str(self.tables_root)}
+        if job == "trigger":
+            settings |= {"output_topic": self.topic("tracking")}
+        settings |= self.options | options
+        return [
+            sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *(f"--{name}={value}" for name, value in settings.items())
+        ]  # fmt: skip
+
+    @contextlib.contextmanager
+    def running(self, job: str, *, env: Mapping[str, str] | None = None, **options: object) -> Iterator[RunningJob]:
+        """Start ``job``; whatever still runs of it at the end is killed."""
+        log = self.folder / f"{job}-{time.monotonic_ns()}.log"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                self.command(job, **options), stdout=stderr, stderr=stderr, env={**os.environ, **(env or {})}
+            )
+        running = RunningJob(process, log)
+        try:
+            yield running
+        finally:
+            running.kill()
+
+    def run(self, job: str, *, seconds: float = 120.0, **options: object) -> RunningJob:
+        """Run ``job`` until it has caught up; fails unless it exits with 0."""
+        with self.running(job, until_caught_up="true", **options) as running:
+            assert running.wait(seconds) == 0, running.errors
+            return running
+
+    def table(self, name: str) -> pa.Table:
+        return DeltaTable(str(self.tables_root / name)).to_pyarrow_table()
+
+    def tracking(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table(TRACKING).to_pylist()
+        return rows
+
+    def forms(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table(FORMS).to_pylist()
+        return rows
+
+    def attachments(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table(ATTACHMENTS).to_pylist()
+        return rows
+
+    def dead_letters(self, role: str = "errors") -> list[DeadLetter]:
+        return [decode_dead_letter(message.value or b"") for message in self.broker.read(self.topic(role))]
+
+    def committed(self, job: str) -> dict[int, int]:
+        role = "enriched" if job == "trigger" else "tracking"
+        return self.broker.committed(f"{self.prefix}.{job}", self.topic(role))
+
+    def ends(self, role: str = "tracking") -> dict[int, int]:
+        return self.broker.end_offsets(self.topic(role))

@@ -1,0 +1,388 @@
+"""Submissions to iTel: every end is a value, repeats are harmless, and an assignment's calls keep their order."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from faulty_server import Act, FaultyServer, Seen, answer, cut_body, drip_body, garbage, hang, reset, unused_port
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from itel_cabinet.io import itel as module
+from itel_cabinet.io.http import Connection, ConnectionSettings
+from itel_cabinet.io.itel import (
+    Accepted,
+    FolderItel,
+    HttpItel,
+    ItelSettings,
+    Rejected,
+    Submission,
+    folder_of,
+    idempotency_key,
+    itel,
+    submit_in_order,
+)
+from itel_cabinet.io.world import WorldError
+
+PAYLOAD = b'{"assignmentId":5430007}'
+PRIVATE = "pat.roe@private.example"
+
+
+@pytest.fixture
+def client() -> Iterator[Callable[..., tuple[HttpItel, FaultyServer]]]:
+    """Makes a client of a server with the given script; pauses take no time."""
+    servers: list[FaultyServer] = []
+
+    def make(*script: Act, path: str = "/api/v1/tasks", **settings: Any) -> tuple[HttpItel, FaultyServer]:
+        servers.append(FaultyServer(*script).__enter__())
+        link = ConnectionSettings("itel", servers[-1].url, **{"max_retries": 2, **settings})
+        waited: list[float] = []
+        connection = Connection(link, clock=lambda: sum(waited), sleep=waited.append, random=lambda: 1.0)
+        return HttpItel(ItelSettings(link, path), connection), servers[-1]
+
+    yield make
+    for server in servers:
+        server.__exit__(None, None, None)
+
+
+# -- accepted
+
+
+@pytest.mark.parametrize("status", [200, 201, 202, 204])
+def test_a_2xx_is_accepted(status: int, client: Any) -> None:
+    body = b"" if status == 204 else b'{"itel_task_id":\n 7}'
+    api, server = client(answer(status, body))
+    outcome = api.submit(5430007, "9f2c", PAYLOAD)
+    assert outcome == Accepted(status, 1, "" if status == 204 else '{"itel_task_id": 7}')
+    seen = server.requests[0]
+    assert (seen.method, seen.path, seen.body) == ("POST", "/api/v1/tasks", PAYLOAD)
+    assert (seen.headers["idempotency-key"], seen.headers["content-type"]) == ("9f2c", "application/json")
+
+
+def test_every_try_carries_the_same_key(client: Any) -> None:
+    api, server = client(answer(503), reset, answer(201))
+    assert api.submit(1, "event-1", PAYLOAD) == Accepted(201, 3, "{}")
+    assert [seen.headers["idempotency-key"] for seen in server.requests] == ["event-1"] * 3
+    assert [seen.body for seen in server.requests] == [PAYLOAD] * 3
+
+
+@pytest.mark.parametrize("status", [400, 409, 422])
+def test_a_known_submission_is_accepted_as_a_duplicate(status: int, client: Any) -> None:
+    body = json.dumps({"integration_test_id": ["'5430007-9f2c' Already Exists"]}).encode()
+    api, server = client(answer(status, body))
+    assert api.submit(5430007, "9f2c", PAYLOAD) == Accepted(status, 1, body.decode(), duplicate=True)
+    assert len(server.requests) == 1
+
+
+def test_a_5xx_that_says_already_exists_is_not_accepted(client: Any) -> None:
+    api, _ = client(answer(500, b"lock already exists"))
+    assert api.submit(1, "e", PAYLOAD).error_class == "outage"
+
+
+@pytest.mark.parametrize("fault", [cut_body(201), drip_body], ids=["reset", "drip"])
+def test_a_2xx_whose_body_is_lost_is_accepted(fault: Act, client: Any) -> None:
+    api, server = client(fault, read_timeout_seconds=0.3)
+    outcome = api.submit(1, "e", PAYLOAD)
+    assert isinstance(outcome, Accepted)
+    assert (outcome.attempts, len(server.requests)) == (1, 1)
+
+
+def test_only_a_2xx_reaches_the_crash_point(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    reached: list[str] = []
+    monkeypatch.setattr(module, "reached", reached.append)
+    api, _ = client(answer(400), answer(400, b"already exists"), answer(200))
+    for number in range(3):
+        api.submit(number, "e", PAYLOAD)
+    assert reached == ["after-2xx"]
+
+
+# -- rejected
+
+
+@pytest.mark.parametrize(
+    ("status", "error_class", "attempts"),
+    [
+        (400, "refused", 1),
+        (404, "refused", 1),
+        (409, "refused", 1),
+        (413, "refused", 1),
+        (422, "refused", 1),
+        (501, "refused", 1),
+        (401, "unauthorized", 1),
+        (403, "unauthorized", 1),
+        (302, "redirected", 1),
+        (408, "outage", 3),
+        (425, "outage", 3),
+        (429, "outage", 3),
+        (500, "outage", 3),
+        (503, "outage", 3),
+    ],
+)
+def test_a_refusal_is_a_value(status: int, error_class: str, attempts: int, client: Any) -> None:
+    api, server = client(answer(status, f"no  {PRIVATE}".encode(), location="/elsewhere"))
+    outcome = api.submit(1, "e", PAYLOAD)
+    tried = "1 try in 0.0 s" if attempts == 1 else "3 tries in 1.5 s"
+    assert outcome == Rejected(
+        error_class, status, attempts, f"iTel answers {status} ({tried})", excerpt=f"no {PRIVATE}"
+    )
+    assert len(server.requests) == attempts
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_class"),
+    [(reset, "reset"), (garbage, "reset"), (hang, "timeout")],
+    ids=["reset", "garbage", "hang"],
+)
+def test_a_broken_connection_is_a_value(fault: Act, error_class: str, client: Any) -> None:
+    api, server = client(fault, read_timeout_seconds=0.2)
+    outcome = api.submit(1, "e", PAYLOAD)
+    assert (outcome.error_class, outcome.status, outcome.attempts, outcome.excerpt) == (error_class, None, 3, "")
+    assert outcome.error.startswith(f"iTel: {server.url}: ")
+    assert len(server.requests) == 3
+
+
+def test_no_connection_is_a_value() -> None:
+    link = ConnectionSettings("itel", f"http://127.0.0.1:{unused_port()}", max_retries=0)
+    outcome = HttpItel(ItelSettings(link), Connection(link)).submit(1, "e", PAYLOAD)
+    assert isinstance(outcome, Rejected)
+    assert (outcome.error_class, outcome.status) == ("unreachable", None)
+    assert "Connection refused" in outcome.error
+
+
+def test_the_last_status_is_kept_when_the_last_try_breaks(client: Any) -> None:
+    api, _ = client(answer(503, b"maintenance"), reset)
+    outcome = api.submit(1, "e", PAYLOAD)
+    assert (outcome.error_class, outcome.status, outcome.excerpt) == ("reset", 503, "maintenance")
+
+
+# -- idempotency keys
+
+
+@given(st.text(st.characters(), max_size=60))
+@example("a\r\nX-Evil: 1")
+@example(" 100% ")
+@example("\ud800")
+def test_any_event_id_makes_a_header_and_a_file_name(event_id: str) -> None:
+    key = idempotency_key(event_id)
+    assert all(0x21 <= ord(character) <= 0x7E for character in key)
+    name = module._file_name(event_id)
+    assert "/" not in name
+    assert len(name) <= 180
+
+
+@given(st.text(), st.text())
+@example("a b", "a%20b")
+def test_different_events_have_different_keys_and_names(one: str, other: str) -> None:
+    assert (idempotency_key(one) == idempotency_key(other)) == (one == other)
+    assert (module._file_name(one) == module._file_name(other)) == (one == other)
+
+
+def test_an_ordinary_event_id_is_its_own_key() -> None:
+    assert idempotency_key("9f2c-AB_c.d:e/f") == "9f2c-AB_c.d:e/f"
+
+
+def test_a_hostile_event_id_cannot_smuggle_a_header_in(client: Any) -> None:
+    api, server = client(answer(201))
+    api.submit(1, "a\r\nX-Evil: 1\r\n\r\nGET /", PAYLOAD)
+    assert server.requests[0].headers["idempotency-key"] == "a%0D%0AX-Evil:%201%0D%0A%0D%0AGET%20/"
+    assert "x-evil" not in server.requests[0].headers
+    assert len(server.requests) == 1
+
+
+# -- a folder instead
+
+
+def test_a_payload_becomes_a_file_and_a_repeat_replaces_it(tmp_path: Path) -> None:
+    folder = FolderItel(tmp_path / "deep" / "itel")
+    assert folder.submit(5430007, "9f2c", PAYLOAD) == Accepted(201, 1, "written to 5430007-9f2c.json")
+    again = folder.submit(5430007, "9f2c", b'{"assignmentId":5430007,"status":"COMPLETED"}')
+    assert again == Accepted(200, 1, "written to 5430007-9f2c.json", duplicate=True)
+    folder.submit(5430007, "a/../b c", PAYLOAD)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "deep" / "itel").iterdir()} == {
+        "5430007-9f2c.json": b'{"assignmentId":5430007,"status":"COMPLETED"}',
+        "5430007-a%2F..%2Fb%20c.json": PAYLOAD,
+    }
+
+
+def test_a_long_event_id_becomes_a_hash(tmp_path: Path) -> None:
+    FolderItel(tmp_path).submit(1, "x" * 5_000, PAYLOAD)
+    (path,) = tmp_path.iterdir()
+    assert len(path.name) == len("1-.json") + 64
+
+
+def test_a_folder_that_cannot_be_written_is_the_worlds(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(WorldError) as caught:
+        FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD)
+    assert str(caught.value) == f"--itel_url: folder {tmp_path / 'file'} cannot be written: File exists"
+    (tmp_path / "file").unlink()
+    assert isinstance(FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD), Accepted)
+
+
+def test_a_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    really = os.fsync
+    times = iter([OSError(28, "No space left on device")] * 2)
+
+    def sometimes_full(number: int) -> None:
+        for error in times:
+            raise error
+        really(number)
+
+    monkeypatch.setattr(os, "fsync", sometimes_full)
+    assert FolderItel(tmp_path, world_seconds=60).submit(1, "e", PAYLOAD) == Accepted(201, 1, "written to 1-e.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["1-e.json"]
+
+
+def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WorldError, match="cannot be written: No space left on device"):
+        FolderItel(tmp_path).submit(1, "e", PAYLOAD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_writers_of_one_submission_at_once_leave_one_whole_file(tmp_path: Path) -> None:
+    folder = FolderItel(tmp_path)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: folder.submit(1, "e", PAYLOAD * 100), range(64)))
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"1-e.json": PAYLOAD * 100}
+
+
+@pytest.mark.parametrize(
+    ("url", "folder"),
+    [
+        ("file:out/itel", Path("out/itel")),
+        ("file:./out 100%", Path("out 100%")),
+        ("file:/srv/itel", Path("/srv/itel")),
+        ("file:///srv/itel", Path("/srv/itel")),
+        ("https://itel.example", None),
+    ],
+)
+def test_a_folders_url(url: str, folder: Path | None) -> None:
+    assert folder_of(url) == folder
+
+
+@pytest.mark.parametrize("url", ["file:", "file://", "file://host/dir", "file:a\0b"])
+def test_a_folders_url_that_names_none(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^--itel_url: "):
+        folder_of(url)
+
+
+# -- order
+
+
+class Recorder:
+    """A client that notes each call and lets others run before it ends."""
+
+    def __init__(self) -> None:
+        self.running: set[int] = set()
+        self.order: dict[int, list[str]] = defaultdict(list)
+        self.most_at_once = 0
+        self._lock = threading.Lock()
+
+    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+        with self._lock:
+            assert assignment_id not in self.running, "two calls of one assignment overlap"
+            self.running.add(assignment_id)
+            self.most_at_once = max(self.most_at_once, len(self.running))
+        threading.Event().wait(0.001)
+        with self._lock:
+            self.running.remove(assignment_id)
+            self.order[assignment_id].append(event_id)
+        return Accepted(200, 1, payload.decode())
+
+
+def test_an_assignment_keeps_its_order_and_results_theirs() -> None:
+    recorder = Recorder()
+    jobs = [Submission(n % 7, f"e{n}", str(n).encode()) for n in range(200)]
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = submit_in_order(recorder, jobs, pool)
+    assert outcomes == [Accepted(200, 1, str(n)) for n in range(200)]
+    assert recorder.order == {a: [f"e{n}" for n in range(200) if n % 7 == a] for a in range(7)}
+    assert 1 < recorder.most_at_once <= 7
+
+
+def test_calls_of_one_assignment_do_not_overlap_on_the_wire(client: Any) -> None:
+    api, server = client(answer(503, delay=0.02), answer(201, delay=0.02))
+    jobs = [Submission(n % 3, f"{n % 3}-{n // 3}", PAYLOAD) for n in range(12)]
+    with ThreadPoolExecutor(8) as pool:
+        outcomes = submit_in_order(api, jobs, pool)
+    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    lanes: dict[str, list[Seen]] = defaultdict(list)
+    for seen in server.requests:
+        lanes[seen.headers["idempotency-key"].split("-")[0]].append(seen)
+    assert sorted(lanes) == ["0", "1", "2"]
+    for lane in lanes.values():
+        turns = [int(seen.headers["idempotency-key"].split("-")[1]) for seen in lane]
+        assert turns == sorted(turns)
+        # Not with `ended`: the client may have read an answer before the server notes that it is out.
+        assert all(later.began >= earlier.began + 0.02 for earlier, later in itertools.pairwise(lane))
+
+
+def test_a_rejected_one_does_not_sink_its_neighbours(client: Any) -> None:
+    api, _ = client(answer(422, b"bad"), answer(201))
+    with ThreadPoolExecutor(1) as pool:
+        outcomes = submit_in_order(api, [Submission(1, "a", b"{}"), Submission(1, "b", b"{}")], pool)
+    assert [type(outcome) for outcome in outcomes] == [Rejected, Accepted]
+
+
+def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None:
+    failed = threading.Event()
+    ended: list[str] = []
+
+    class Half:
+        def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
+            if assignment_id == 1:
+                failed.set()
+                raise WorldError("the folder is gone")
+            assert failed.wait(30)
+            ended.append(event_id)
+            return Accepted(200, 1, "")
+
+    with ThreadPoolExecutor(4) as pool:
+        with pytest.raises(WorldError, match="the folder is gone"):
+            submit_in_order(Half(), [Submission(n, str(n), b"") for n in (1, 2, 3)], pool)
+        assert sorted(ended) == ["2", "3"]
+
+
+def test_nothing_to_submit() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert submit_in_order(Recorder(), [], pool) == []
+
+
+# -- settings
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": "api"}, "--itel_path: must begin with /, got 'api'"),
+        ({"method": "GET"}, "--itel_method: must be POST, PUT or PATCH, got 'GET'"),
+        (
+            {"idempotency_header": "a b"},
+            "--itel_idempotency_header: a header's name may hold letters, digits and -",
+        ),
+    ],
+)
+def test_wrong_settings_are_refused_by_their_option(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+        ItelSettings(ConnectionSettings("itel", "https://itel.example"), **settings)
+    assert str(caught.value) == message
+
+
+def test_a_process_has_one_client_for_its_settings(tmp_path: Path) -> None:
+    settings = ItelSettings(ConnectionSettings("itel", "https://itel.example"))
+    assert itel(settings) is itel(ItelSettings(settings.connection))
+    assert isinstance(itel(settings), HttpItel)
+    assert itel(tmp_path, world_seconds=5) == FolderItel(tmp_path, 5)

@@ -1,0 +1,190 @@
+"""What is kept of a record that could not go on: the format of the error topics.
+
+A dead letter holds the original bytes and their coordinates, so that it can be replayed, and why the record failed. It
+is bounded: whatever the record, its dead letter fits into a message of the size allowed. All functions are pure and
+thread-safe.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
+
+from itel_cabinet.transforms.records import Failure, Record
+
+__all__ = ["DEFAULT_MAX_BYTES", "DeadLetter", "NotADeadLetter", "decode_dead_letter", "encode_dead_letter", "one_line"]
+
+# A broker takes messages of 1 MiB by default; this leaves room for the key, the headers and the batch around them.
+DEFAULT_MAX_BYTES = 900_000
+_ERROR_CHARACTERS = 500
+_NAME_CHARACTERS = 250
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class NotADeadLetter(ValueError):
+    """Bytes that are no dead letter; names the fields at fault, never their values."""
+
+
+def _base64(text: str) -> str:
+    base64.b64decode(text, validate=True)
+    return text
+
+
+_Base64 = Annotated[str, AfterValidator(_base64)]
+
+
+class DeadLetter(BaseModel):
+    """One record of an error topic, version 1 of the format.
+
+    ``key``, ``value`` and the values of ``headers`` are standard base64 of the original bytes, or null where the record
+    had none. What would make the dead letter too large is left out, first the value, then the headers, then the key,
+    and marked as omitted; ``value_size`` (bytes) and ``value_sha256`` (hex) are always there, and the original can be
+    read by its coordinates. ``timestamp`` is Kafka's, null where the record had none. ``group`` is the consumer group.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+    topic: str
+    topic_id: str
+    partition: int
+    offset: int
+    timestamp: AwareDatetime | None
+    key: _Base64 | None
+    value: _Base64 | None
+    headers: list[tuple[str, _Base64 | None]]
+    key_omitted: bool = False
+    value_omitted: bool = False
+    headers_omitted: bool = False
+    value_size: int
+    value_sha256: str
+    stage: str
+    error_class: str
+    error: str
+    attempts: int
+    first_at: AwareDatetime
+    last_at: AwareDatetime
+    job: str
+    group: str
+
+    @property
+    def coordinates(self) -> str:
+        """``topic_id/partition/offset`` of the original; the key of the dead letter."""
+        return f"{self.topic_id}/{self.partition}/{self.offset}"
+
+    def record(self) -> Record:
+        """The original record. Parts that were omitted are None or empty: read those by the coordinates."""
+        return Record(
+            topic=self.topic,
+            topic_id=self.topic_id,
+            partition=self.partition,
+            offset=self.offset,
+            timestamp_ms=-1 if self.timestamp is None else round((self.timestamp - _EPOCH) / timedelta(milliseconds=1)),
+            key=_decoded(self.key),
+            value=_decoded(self.value),
+            headers=tuple((name, _decoded(value)) for name, value in self.headers),
+        )
+
+
+def encode_dead_letter(
+    failure: Failure, *, job: str, group: str, max_bytes: int = DEFAULT_MAX_BYTES
+) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+    """Key, value and headers of a failure's dead letter.
+
+    The key is the record's coordinates, so that a repeat shows. The value is JSON of at most ``max_bytes`` (some 5,000
+    are always needed). The headers tell the same in short. ``error`` is made one line of at most 500 characters.
+    """
+    record = failure.record
+    original = record.value or b""
+    letter = DeadLetter(
+        topic=record.topic,
+        topic_id=record.topic_id,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp=_kafka_time(record.timestamp_ms),
+        key=_encoded(record.key),
+        value=_encoded(record.value),
+        headers=[(_unicode(name), _encoded(value)) for name, value in record.headers],
+        value_size=len(original),
+        value_sha256=hashlib.sha256(original).hexdigest(),
+        stage=one_line(failure.stage, _NAME_CHARACTERS),
+        error_class=one_line(failure.error_class, _NAME_CHARACTERS),
+        error=one_line(failure.error, _ERROR_CHARACTERS),
+        attempts=failure.attempts,
+        first_at=datetime.fromtimestamp(failure.first_at, UTC),
+        last_at=datetime.fromtimestamp(failure.last_at, UTC),
+        job=one_line(job, _NAME_CHARACTERS),
+        group=one_line(group, _NAME_CHARACTERS),
+    )
+    value = _bounded(letter, max_bytes)
+    headers = (
+        ("x-stage", letter.stage),
+        ("x-error-class", letter.error_class),
+        ("x-error", letter.error),
+        ("x-topic", letter.topic),
+        ("x-topic-id", letter.topic_id),
+        ("x-partition", str(letter.partition)),
+        ("x-offset", str(letter.offset)),
+        ("x-attempts", str(letter.attempts)),
+        ("x-job", letter.job),
+        ("x-group", letter.group),
+    )
+    return letter.coordinates.encode(), value, tuple((name, text.encode()) for name, text in headers)
+
+
+def decode_dead_letter(value: bytes) -> DeadLetter:
+    """The dead letter in a message of an error topic; unknown keys are ignored. Raises NotADeadLetter."""
+    try:
+        return DeadLetter.model_validate_json(value)
+    except ValidationError as error:
+        fields = sorted({str(problem["loc"][0]) for problem in error.errors(include_input=False) if problem["loc"]})
+        reason = f"missing or wrong: {', '.join(fields)}" if fields else "not a JSON object"
+        raise NotADeadLetter(f"not a dead letter of version 1: {reason}") from None
+
+
+def one_line(text: str, limit: int) -> str:
+    """``text`` on one line of at most ``limit`` characters, without control characters and lone surrogates."""
+    line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text[: 4 * limit]).split())
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
+
+
+def _bounded(letter: DeadLetter, max_bytes: int) -> bytes:
+    omissions: list[Callable[[DeadLetter], dict[str, Any]]] = [
+        lambda _: {},
+        lambda whole: {"value": None, "value_omitted": whole.value is not None},
+        lambda whole: {"headers": [], "headers_omitted": bool(whole.headers)},
+        lambda whole: {"key": None, "key_omitted": whole.key is not None},
+    ]
+    value = b""
+    for omission in omissions:
+        letter = letter.model_copy(update=omission(letter))
+        value = letter.model_dump_json().encode()
+        if len(value) <= max_bytes:
+            break
+    return value
+
+
+def _encoded(content: bytes | None) -> str | None:
+    return None if content is None else base64.b64encode(content).decode()
+
+
+def _decoded(text: str | None) -> bytes | None:
+    return None if text is None else base64.b64decode(text)
+
+
+def _unicode(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+def _kafka_time(timestamp_ms: int) -> datetime | None:
+    # Kafka says -1 for none, and a producer may write any 64-bit number.
+    try:
+        return _EPOCH + timedelta(milliseconds=timestamp_ms) if timestamp_ms >= 0 else None
+    except OverflowError:
+        return None

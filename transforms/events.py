@@ -1,0 +1,352 @@
+"""What an event is: the ClaimX event that the trigger job reads, and the task event that it publishes for the others.
+
+Parsing never raises and never repeats a value in an error: what a message holds may be personal data, its keys are not.
+All functions are pure, thread-safe and idempotent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    AliasGenerator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json, to_json
+
+from itel_cabinet.transforms.records import Failure, Record, Skip
+
+__all__ = [
+    "CABINET_TASK_ID",
+    "INT64_MAX",
+    "EnrichedEvent",
+    "IncompleteTask",
+    "TaskEvent",
+    "json_text",
+    "parse_enriched",
+    "parse_event",
+    "parse_timestamp",
+    "task_row_from_details",
+    "tracking_headers",
+    "tracking_message",
+]
+
+CABINET_TASK_ID = 32513
+INT64_MAX = 2**63 - 1
+# ClaimX has two task events; a future one of the same family is a task event too, which only `on_any` rules can match.
+_TASK_EVENT_PREFIX = "CUSTOM_TASK_"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_timestamp(value: object) -> datetime:
+    """ISO 8601 text as an aware UTC datetime; a trailing Z is understood, text without a zone is UTC.
+
+    Raises ValueError for anything else, numbers included (seconds or milliseconds?), and for years before 1970.
+    """
+    if not isinstance(value, str):
+        raise ValueError("not an ISO 8601 text")
+    moment = datetime.fromisoformat(value.strip())
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        moment = moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("out of the calendar") from None
+    if moment < _EPOCH:
+        raise ValueError("before 1970")
+    return moment
+
+
+def json_text(value: object) -> str:
+    """``value`` as compact JSON, non-ASCII characters as they are; infinities, which JSON cannot hold, become null."""
+    return to_json(value, inf_nan_mode="null").decode()
+
+
+def _whole(value: object) -> object:
+    # The same ClaimX id is a number in one message and text in the next, so digits are read; 7.0 and true are no ids.
+    return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value
+
+
+def _id_text(value: object) -> object:
+    return str(value) if type(value) is int else value
+
+
+_TEXT = StringConstraints(strip_whitespace=True, pattern=r"^[^\x00-\x1f\x7f]{1,255}$")
+_TEXT_MEANING = "text of 1 to 255 characters without control characters"
+Id = Annotated[
+    int,
+    BeforeValidator(_whole),
+    Field(strict=True, ge=1, le=INT64_MAX, description="a whole number from 1 to 2^63-1, or its digits as text"),
+]
+EventId = Annotated[
+    str,
+    StringConstraints(strip_whitespace=True, pattern=r"^[\x21-\x7e]{1,255}$"),
+    Field(description="1 to 255 printable ASCII characters without spaces, because it is sent as an HTTP header"),
+]
+ProjectId = Annotated[
+    str, BeforeValidator(_id_text), _TEXT, Field(description=f"a whole number, or {_TEXT_MEANING}, best its digits")
+]
+Text = Annotated[str, _TEXT, Field(description=_TEXT_MEANING)]
+UpperText = Annotated[Text, StringConstraints(to_upper=True)]
+Timestamp = Annotated[
+    datetime,
+    BeforeValidator(parse_timestamp),
+    Field(description="an ISO 8601 date and time between 1970 and 9999 (UTC where no zone is named)"),
+]
+Object = Annotated[dict[str, Any] | None, Field(default=None, description="an object or null")]
+OptionalText = Annotated[str | None, Field(default=None, description="text or null")]
+
+
+class TaskEvent(BaseModel):
+    """A message of the task tracking topic. Unknown keys are ignored; ``task`` and ``project`` are kept as they came.
+
+    ``project_id`` is text in ClaimX's events and a number in its answers; both are accepted and kept as text. One that
+    is no number is good enough for the history, and fails where the payload needs a number. ``task_status`` is upper
+    case, and any status is valid. ``timestamp`` is aware and in UTC.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    event_id: EventId
+    event_type: Text
+    project_id: ProjectId
+    task_id: Id
+    assignment_id: Id
+    task_status: UpperText
+    timestamp: Timestamp
+    trigger_name: OptionalText
+    task_name: OptionalText
+    task: Object
+    project: Object
+    media_ids: Annotated[list[Any] | None, Field(default=None, description="a list or null")]
+
+
+class IncompleteTask(ValueError):
+    """A task row that lacks what every consumer needs, or has it wrong; names the columns, never their values."""
+
+
+class _TaskRow(BaseModel):
+    assignment_id: Id
+    task_id: Id
+    status: UpperText
+    task_name: OptionalText
+
+
+def _complete_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return {**row, **_TaskRow.model_validate(row).model_dump()}
+    except ValidationError as error:
+        raise IncompleteTask(f"the task row is incomplete: {_complaint(_TaskRow, error)[1]}") from None
+
+
+def _snake_keys(row: object) -> object:
+    return {_snake(key): value for key, value in row.items()} if isinstance(row, dict) else row
+
+
+def _snake(key: str) -> str:
+    words = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", key)
+    return re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", words).lower()
+
+
+def _either_case(name: str) -> AliasChoices:
+    return AliasChoices(name, to_camel(name))
+
+
+class _ClaimXEvent(BaseModel):
+    """What every ClaimX event must have, task event or not."""
+
+    model_config = ConfigDict(
+        frozen=True, alias_generator=AliasGenerator(validation_alias=_either_case), loc_by_alias=False
+    )
+
+    event_id: EventId
+    event_type: Text
+    project_id: ProjectId
+
+
+class EnrichedEvent(_ClaimXEvent):
+    """A ClaimX task event, as the trigger job reads it; keys in snake_case or camelCase.
+
+    ``task`` is the task row where the event brings one (keys in snake_case; ``assignment_id``, ``task_id`` and
+    ``status`` are there); where it is None, ``task_assignment_id`` says which task to look up.
+    """
+
+    task_assignment_id: Annotated[Id | None, Field(default=None, description="a whole number, its digits, or null")]
+    task: Annotated[
+        dict[str, Any] | None,
+        BeforeValidator(_snake_keys),
+        AfterValidator(lambda row: row if row is None else _complete_row(row)),
+        Field(default=None, description="an object with assignment_id, task_id and status, or null"),
+    ]
+    project: Object
+
+    @property
+    def assignment_id(self) -> int:
+        """The assignment that the event is about. What :func:`parse_enriched` gives always has one."""
+        named = self.task_assignment_id if self.task is None else self.task["assignment_id"]
+        assert isinstance(named, int)
+        return named
+
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+def parse_event(
+    record: Record, now: float, task_ids: frozenset[int] = frozenset({CABINET_TASK_ID})
+) -> TaskEvent | Failure | Skip:
+    """The task event in a record of the tracking topic. ``now`` is epoch seconds, for the failure.
+
+    Validation comes first; a valid event of a task that is not in ``task_ids`` is skipped as ``other_task``. Error
+    classes: ``empty``, ``not_json`` (also not UTF-8, NaN, lone surrogates, nesting over 200 levels), ``not_an_object``,
+    ``missing_field``, ``wrong_type`` (also a value out of its range). Of a key given twice the last counts.
+    """
+    content = _read_object(record, now)
+    if isinstance(content, Failure):
+        return content
+    event = _validated(TaskEvent, content, record, now)
+    if isinstance(event, TaskEvent) and event.task_id not in task_ids:
+        return Skip(record, "other_task")
+    return event
+
+
+def parse_enriched(record: Record, now: float) -> EnrichedEvent | Failure | Skip:
+    """The task event in a record of ClaimX's enriched events; other valid events are skipped as ``not_a_task_event``.
+
+    Error classes as of :func:`parse_event`.
+    """
+    content = _read_object(record, now)
+    if isinstance(content, Failure):
+        return content
+    head = _validated(_ClaimXEvent, content, record, now)
+    if isinstance(head, Failure):
+        return head
+    if not head.event_type.upper().startswith(_TASK_EVENT_PREFIX):
+        return Skip(record, "not_a_task_event")
+    event = _validated(EnrichedEvent, content, record, now)
+    if isinstance(event, EnrichedEvent) and event.task is None and event.task_assignment_id is None:
+        return _failure(record, now, "missing_field", "task and task_assignment_id are missing; one of them is needed")
+    return event
+
+
+def task_row_from_details(details: Mapping[str, Any]) -> dict[str, Any]:
+    """The task row of a ClaimX answer (its JSON object): the known keys in snake_case, absent ones as null.
+
+    ``assignment_id``, ``task_id`` (int) and ``status`` (upper case) are always there. Raises IncompleteTask.
+    """
+    row = {column: details.get(key) for column, key in _TASK_ROW_KEYS.items()}
+    row["project_id"] = _id_text(row["project_id"])
+    row["assignor_email"] = details.get("assignor") or details.get("assignorEmail")
+    return _complete_row(row)
+
+
+def tracking_message(
+    event: EnrichedEvent,
+    task_row: Mapping[str, Any],
+    trigger_name: str,
+    now: datetime,
+    include_task: bool = True,
+    include_project: bool = False,
+) -> dict[str, Any]:
+    """The message for the tracking topic, as :class:`TaskEvent` reads it; its key is the assignment id as text.
+
+    ``task_row`` is as EnrichedEvent.task or task_row_from_details give it. ``timestamp`` is ``now`` (aware): when the
+    trigger fired, not when ClaimX changed the task.
+    """
+    message = {
+        "trigger_name": trigger_name,
+        "event_id": event.event_id,
+        "event_type": event.event_type,
+        "project_id": event.project_id,
+        "task_id": task_row["task_id"],
+        "assignment_id": task_row["assignment_id"],
+        "task_name": task_row["task_name"],
+        "task_status": task_row["status"],
+        "timestamp": now.astimezone(UTC).isoformat(),
+    }
+    if include_task:
+        message["task"] = dict(task_row)
+    if include_project and event.project is not None:
+        message["project"] = event.project
+    return message
+
+
+def tracking_headers(message: Mapping[str, Any], source: Record) -> tuple[tuple[str, bytes], ...]:
+    """The Kafka headers of a tracking message; ``x-source`` tells from which record it was made, so a repeat shows."""
+    return (
+        ("x-trigger-name", message["trigger_name"].encode()),
+        ("x-task-id", str(message["task_id"]).encode()),
+        ("x-event-type", message["event_type"].encode()),
+        ("x-source", source.coordinates.encode()),
+    )
+
+
+_TASK_ROW_KEYS = {
+    "assignment_id": "assignmentId",
+    "task_id": "taskId",
+    "task_name": "taskName",
+    "form_id": "formId",
+    "project_id": "projectId",
+    "assignee_id": "assigneeId",
+    "assignor_id": "assignorId",
+    "assignor_email": "assignor",
+    "date_assigned": "dateAssigned",
+    "date_completed": "dateCompleted",
+    "cancelled_date": "cancelledDate",
+    "cancelled_by_resource_id": "cancelledByResourceId",
+    "status": "status",
+    "pdf_project_media_id": "pdfProjectMediaId",
+    "date_exported": "dateExported",
+    "form_response_id": "formResponseId",
+    "stp_enabled": "stpEnabled",
+    "stp_started_date": "stpStartedDate",
+    "mfn": "mfn",
+    "xactimate_exportable": "xactimateExportable",
+    "fraud_language_accepted_date": "fraudLanguageAcceptedDate",
+    "resubmit_task_assignment_id": "resubmitTaskAssignmentId",
+    "task_url": "url",
+}
+
+
+def _failure(record: Record, now: float, error_class: str, error: str) -> Failure:
+    return Failure(record, "parse", error_class, error, first_at=now, last_at=now)
+
+
+def _read_object(record: Record, now: float) -> dict[str, Any] | Failure:
+    if not record.value:
+        return _failure(record, now, "empty", "the message has no value")
+    try:
+        content = from_json(record.value, allow_inf_nan=False)
+    except ValueError as error:
+        # The reader names what it met and where, never the text itself.
+        return _failure(record, now, "not_json", f"the value is not JSON: {error}")
+    if not isinstance(content, dict):
+        return _failure(record, now, "not_an_object", "the value is JSON, but not an object")
+    return content
+
+
+def _validated(model: type[_Model], content: dict[str, Any], record: Record, now: float) -> _Model | Failure:
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        return _failure(record, now, *_complaint(model, error))
+
+
+def _complaint(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
+    """Error class and text of a refusal. Only field names and their descriptions are told, never a value."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    missing = [str(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
+    wrong = {str(problem["loc"][0]) for problem in problems} - set(missing)
+    lines = [f"{', '.join(missing)}: missing"] if missing else []
+    lines += [f"{name}: must be {field.description}" for name, field in model.model_fields.items() if name in wrong]
+    return "missing_field" if missing else "wrong_type", "; ".join(lines)

@@ -1,0 +1,75 @@
+"""What is told of records that came through: the formats of the success topics. Pure and thread-safe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+__all__ = ["Submitted", "Tracked", "encode_success", "encode_tracked"]
+
+_EXCERPT_CHARACTERS = 500
+
+
+class _Result(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+    version: Literal[1] = 1
+
+
+class Submitted(_Result):
+    """A submission that iTel has accepted. ``status`` is the HTTP status of its answer, ``timestamp`` when it came.
+
+    ``response`` is the start of the answer's body, at most 500 characters; it may hold personal data, so it is written
+    here and never logged. ``payload_sha256`` (hex) tells which content was accepted.
+    """
+
+    event_id: str
+    assignment_id: int
+    status: int
+    response: str
+    payload_sha256: str
+    attempts: int
+    timestamp: AwareDatetime
+
+
+class Tracked(_Result):
+    """An event whose row is in the tracking table, with the event's own time and coordinates."""
+
+    event_id: str
+    assignment_id: int
+    task_status: str
+    event_timestamp: AwareDatetime
+    kafka_topic: str
+    kafka_topic_id: str
+    kafka_partition: int
+    kafka_offset: int
+
+
+def encode_success(
+    *, event_id: str, assignment_id: int, status: int, excerpt: str, payload_sha256: str, attempts: int, now: float
+) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+    """Key, value (JSON of Submitted) and headers of a message; the key is the event id, so that a repeat shows.
+
+    ``excerpt`` is the start of iTel's answer, cut here if it is longer than 500 characters; ``now`` is epoch seconds.
+    """
+    submitted = Submitted(
+        event_id=event_id,
+        assignment_id=assignment_id,
+        status=status,
+        response=excerpt[:_EXCERPT_CHARACTERS].encode(errors="replace").decode(),
+        payload_sha256=payload_sha256,
+        attempts=attempts,
+        timestamp=datetime.fromtimestamp(now, UTC),
+    )
+    headers = (("x-assignment-id", str(assignment_id).encode()), ("x-status", str(status).encode()))
+    return event_id.encode(), submitted.model_dump_json().encode(), headers
+
+
+def encode_tracked(row: Mapping[str, Any]) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+    """Key, value (JSON of Tracked) and headers for a row of the tracking table; the key is the event id."""
+    tracked = Tracked.model_validate({name: row[name] for name in Tracked.model_fields if name in row})
+    headers = (("x-assignment-id", str(tracked.assignment_id).encode()), ("x-status", tracked.task_status.encode()))
+    return tracked.event_id.encode(), tracked.model_dump_json().encode(), headers

@@ -1,0 +1,262 @@
+"""The rows of the three tables, and their Arrow schemas.
+
+Every row made here fits its schema: whole numbers are within 64 bits, text is valid Unicode, and instants are aware and
+in UTC. All functions are pure and thread-safe; ``now`` (aware) is when the row is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.events import TaskEvent, json_text
+from itel_cabinet.transforms.forms import (
+    QUESTIONS,
+    Form,
+    Question,
+    TaskDetails,
+    lenient_int,
+    lenient_timestamp,
+)
+from itel_cabinet.transforms.records import Record
+
+__all__ = [
+    "ATTACHMENTS_SCHEMA",
+    "FORMS_SCHEMA",
+    "TRACKING_SCHEMA",
+    "attachment_rows",
+    "attachments_rows",
+    "form_row",
+    "forms_rows",
+    "tracking_row",
+    "tracking_rows",
+]
+
+_TRACKING_VERSION = "1.0"
+_SOURCE = "claimx_itel_plugin"
+_MEDIA_TYPE = "image/jpeg"
+
+_INSTANT = pa.timestamp("us", tz="UTC")
+_ANSWER_TYPES = {"yes_no": pa.bool_(), "linear_feet": pa.float64(), "count": pa.int32(), "text": pa.string()}
+
+
+def _required(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _answer(question: Question) -> pa.Field:
+    return pa.field(question.column, _ANSWER_TYPES[question.kind])
+
+
+# Where a row came from; (event_timestamp, kafka_partition, kafka_offset) is also the order of upserts.
+_ORIGIN = [
+    _required("event_timestamp", _INSTANT),
+    _required("kafka_topic", pa.string()),
+    _required("kafka_topic_id", pa.string()),
+    _required("kafka_partition", pa.int32()),
+    _required("kafka_offset", pa.int64()),
+]
+
+TRACKING_SCHEMA = pa.schema(
+    [
+        _required("event_id", pa.string()),
+        _required("event_type", pa.string()),
+        *_ORIGIN,
+        _required("processed_timestamp", _INSTANT),
+        _required("task_id", pa.int64()),
+        _required("assignment_id", pa.int64()),
+        _required("project_id", pa.string()),
+        _required("task_status", pa.string()),
+        pa.field("task_name", pa.string()),
+        pa.field("assigned_to_user_id", pa.int64()),
+        pa.field("assigned_by_user_id", pa.int64()),
+        pa.field("task_created_at", _INSTANT),
+        pa.field("task_completed_at", _INSTANT),
+        pa.field("claimx_task_full", pa.string()),
+        pa.field("original_event", pa.string()),
+        pa.field("project_data", pa.string()),
+        pa.field("tracking_version", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("year", pa.int32()),
+        pa.field("month", pa.int32()),
+        pa.field("day", pa.int32()),
+    ]
+)
+
+# The first three answers stand before raw_data, as in the tables that people know.
+_BEFORE_RAW_DATA = 3
+
+FORMS_SCHEMA = pa.schema(
+    [
+        _required("assignment_id", pa.int64()),
+        _required("task_id", pa.int64()),
+        pa.field("task_name", pa.string()),
+        _required("project_id", pa.string()),
+        pa.field("form_id", pa.string()),
+        pa.field("form_response_id", pa.string()),
+        _required("status", pa.string()),
+        _required("event_id", pa.string()),
+        pa.field("date_assigned", _INSTANT),
+        pa.field("date_completed", _INSTANT),
+        pa.field("ingested_at", _INSTANT),
+        pa.field("customer_first_name", pa.string()),
+        pa.field("customer_last_name", pa.string()),
+        pa.field("customer_email", pa.string()),
+        pa.field("customer_phone", pa.string()),
+        pa.field("assignor_email", pa.string()),
+        pa.field("external_link_url", pa.string()),
+        *(_answer(question) for question in QUESTIONS[:_BEFORE_RAW_DATA]),
+        pa.field("raw_data", pa.string()),
+        *(_answer(question) for question in QUESTIONS[_BEFORE_RAW_DATA:]),
+        pa.field("created_at", _INSTANT),
+        pa.field("updated_at", _INSTANT),
+        pa.field("parse_warnings", pa.string()),
+        *_ORIGIN,
+    ]
+)
+
+ATTACHMENTS_SCHEMA = pa.schema(
+    [
+        _required("assignment_id", pa.int64()),
+        _required("project_id", pa.string()),
+        _required("event_id", pa.string()),
+        pa.field("control_id", pa.string()),
+        pa.field("question_key", pa.string()),
+        pa.field("question_text", pa.string()),
+        pa.field("topic_category", pa.string()),
+        pa.field("claim_media_id", pa.int64()),
+        pa.field("blob_path", pa.string()),
+        pa.field("display_order", pa.int32()),
+        pa.field("created_at", _INSTANT),
+        pa.field("is_active", pa.bool_()),
+        pa.field("media_type", pa.string()),
+        pa.field("updated_at", _INSTANT),
+        *_ORIGIN,
+    ]
+)
+
+
+def tracking_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """A row for each event of a batch, in order."""
+    now = datetime.fromtimestamp(clock(), UTC)
+    return [tracking_row(task.record, task.event, task.details, now) for task in tasks]
+
+
+def forms_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """A row for each form in a batch, in order; several of one assignment are left for the sink to decide between."""
+    now = datetime.fromtimestamp(clock(), UTC)
+    return [form_row(task.record, task.event, task.details, task.form, now) for task in tasks if task.form]
+
+
+def attachments_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+    """The photo rows of each form in a batch, in order."""
+    now = datetime.fromtimestamp(clock(), UTC)
+    return [row for task in tasks if task.form for row in attachment_rows(task.record, task.event, task.form, now)]
+
+
+def tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
+    """The row of one event. User ids and dates are ClaimX's, or the event's own task row's where ClaimX names none."""
+    task: Mapping[str, Any] = event.task or {}
+    return {
+        "event_id": event.event_id,
+        "event_type": event.event_type,
+        **_origin(record, event),
+        "processed_timestamp": now,
+        "task_id": event.task_id,
+        "assignment_id": event.assignment_id,
+        "project_id": event.project_id,
+        "task_status": event.task_status,
+        "task_name": event.task_name or (details and details.task_name),
+        "assigned_to_user_id": _first(details and details.assignee_id, lenient_int(task.get("assignee_id"))),
+        "assigned_by_user_id": _first(details and details.assignor_id, lenient_int(task.get("assignor_id"))),
+        "task_created_at": _first(details and details.date_assigned, lenient_timestamp(task.get("date_assigned"))),
+        "task_completed_at": _first(details and details.date_completed, lenient_timestamp(task.get("date_completed"))),
+        "claimx_task_full": None if details is None else json_text(details.raw),
+        "original_event": None if record.value is None else record.value.decode(errors="replace"),
+        "project_data": None if event.project is None else json_text(event.project),
+        "tracking_version": _TRACKING_VERSION,
+        "source": _SOURCE,
+        "year": event.timestamp.year,
+        "month": event.timestamp.month,
+        "day": event.timestamp.day,
+    }
+
+
+def form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form, now: datetime) -> dict[str, Any]:
+    """The row of an assignment's form. ``status`` is the event's; ``raw_data`` and ``parse_warnings`` are JSON text."""
+    customer = details.external_link_data
+    return {
+        "assignment_id": event.assignment_id,
+        "task_id": event.task_id,
+        "task_name": event.task_name or details.task_name,
+        "project_id": event.project_id,
+        "form_id": details.form_id,
+        "form_response_id": details.form_response_id,
+        "status": event.task_status,
+        "event_id": event.event_id,
+        "date_assigned": details.date_assigned,
+        "date_completed": details.date_completed,
+        "ingested_at": now,
+        "customer_first_name": customer.first_name,
+        "customer_last_name": customer.last_name,
+        "customer_email": customer.email,
+        "customer_phone": customer.phone,
+        "assignor_email": details.assignor_email,
+        "external_link_url": customer.url,
+        **form.answers,
+        "raw_data": json_text(form.raw_data),
+        "created_at": now,
+        "updated_at": now,
+        "parse_warnings": json_text(form.warnings),
+        **_origin(record, event),
+    }
+
+
+def attachment_rows(record: Record, event: TaskEvent, form: Form, now: datetime) -> list[dict[str, Any]]:
+    """The rows of a form's photos, in the form's order.
+
+    A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: it
+    tells the sink that the assignment's set is empty now, and is not to be stored.
+    """
+    shared = {
+        "assignment_id": event.assignment_id,
+        "project_id": event.project_id,
+        "event_id": event.event_id,
+        "blob_path": None,
+        "created_at": now,
+        "updated_at": now,
+        **_origin(record, event),
+    }
+    rows: list[dict[str, Any]] = [
+        {
+            **shared,
+            "control_id": photo.control_id,
+            "question_key": photo.question_key,
+            "question_text": photo.question_text,
+            "topic_category": photo.topic_category,
+            "claim_media_id": photo.claim_media_id,
+            "display_order": photo.display_order,
+            "is_active": True,
+            "media_type": _MEDIA_TYPE,
+        }
+        for photo in form.photos
+    ]
+    return rows or [{**dict.fromkeys(ATTACHMENTS_SCHEMA.names), **shared, "is_active": False}]
+
+
+def _origin(record: Record, event: TaskEvent) -> dict[str, Any]:
+    return {
+        "event_timestamp": event.timestamp,
+        "kafka_topic": record.topic,
+        "kafka_topic_id": record.topic_id,
+        "kafka_partition": record.partition,
+        "kafka_offset": record.offset,
+    }
+
+
+def _first(*candidates: Any) -> Any:
+    return next((candidate for candidate in candidates if candidate is not None), None)

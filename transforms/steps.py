@@ -1,0 +1,66 @@
+"""The one shape of every step: a list of items in; a list of results out, failures beside it, skips counted.
+
+Steps take and give whole batches, since a DoFn call a record costs more than the work on it; and a step that calls out can
+then work on a batch side by side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import Metrics
+
+from itel_cabinet.transforms.records import Failure, Skip
+
+__all__ = ["FAILURES", "RESULTS", "Step"]
+
+RESULTS = "results"
+FAILURES = "failures"
+NAMESPACE = "itel_cabinet"
+
+Work = Callable[[list[Any]], Iterable[Any]]
+
+
+class _StepFn(beam.DoFn):  # type: ignore[misc]
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def process(self, items: list[Any]) -> Iterator[Any]:
+        results: list[Any] = []
+        failures: list[Failure] = []
+        counts: Counter[str] = Counter()
+        for outcome in self._work(items):
+            if isinstance(outcome, Failure):
+                failures.append(outcome)
+                counts[f"failed:{outcome.stage}:{outcome.error_class}"] += 1
+            elif isinstance(outcome, Skip):
+                counts[f"skipped:{outcome.reason}"] += 1
+            else:
+                results.append(outcome)
+        for name, count in counts.items():
+            Metrics.counter(NAMESPACE, name).inc(count)
+        if results:
+            yield results
+        if failures:
+            yield beam.pvalue.TaggedOutput(FAILURES, failures)
+
+
+@dataclass
+class Step(beam.PTransform):  # type: ignore[misc]
+    """Lists of items -> ``.results``, lists of what ``work`` made of them, and ``.failures``, lists of Failure.
+
+    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe, and must
+    not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
+    """
+
+    work: Work
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
+        return items | "Each batch" >> beam.ParDo(_StepFn(self.work)).with_outputs(FAILURES, main=RESULTS)

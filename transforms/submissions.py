@@ -1,0 +1,79 @@
+"""From a completed task to what is handed to iTel, and what became of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.payload import CabinetRepairSubmission, PayloadIncomplete, build_payload, payload_bytes
+from itel_cabinet.transforms.records import Failure, Record, Skip
+
+__all__ = ["Submission", "Submitted", "build_submissions"]
+
+_REDACTED = "[redacted]"
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One completed form on its way: ``payload`` is the JSON text that iTel gets, ``event_id`` its idempotency key."""
+
+    record: Record
+    event_id: str
+    assignment_id: int
+    payload: bytes = field(repr=False)
+    personal: tuple[str, ...] = field(repr=False)
+    """What in the payload is about a person; longest first."""
+
+    def scrub(self, text: str) -> str:
+        """``text``, such as an answer that repeats what was sent, without the payload's personal data."""
+        for value in self.personal:
+            text = re.sub(re.escape(value), _REDACTED, text, flags=re.IGNORECASE)
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A submission that iTel has. ``duplicate``: it had it before this call; ``excerpt`` is free of personal data."""
+
+    submission: Submission
+    status: int
+    attempts: int
+    excerpt: str
+    duplicate: bool
+
+
+def build_submissions(
+    tasks: Sequence[CabinetTask], *, statuses: frozenset[str], clock: Callable[[], float]
+) -> Iterator[Submission | Failure | Skip]:
+    """A submission for each task whose status is one of ``statuses``; a Failure for one without a form or a required field."""
+    now = clock()
+    for task in tasks:
+        record, event = task.record, task.event
+        if event.task_status not in statuses:
+            yield Skip(record, "status_not_submitted")
+        elif task.form is None:
+            error = "ClaimX has no form for this task yet; replay the event once it has"
+            yield Failure(record, "payload", "no_form", error, now, now)
+        else:
+            try:
+                payload = build_payload(task.details, task.form, event)
+            except PayloadIncomplete as incomplete:
+                yield Failure(record, "payload", "incomplete", str(incomplete), now, now)
+                continue
+            yield Submission(record, event.event_id, event.assignment_id, payload_bytes(payload), _personal(payload))
+
+
+def _personal(payload: CabinetRepairSubmission) -> tuple[str, ...]:
+    customer = payload.customer
+    told = (
+        customer.email,
+        customer.phone,
+        customer.first_name,
+        customer.last_name,
+        payload.assignor_email,
+        payload.damage_description,
+        payload.additional_notes,
+    )
+    return tuple(sorted({text.strip() for text in told if text and len(text.strip()) > 1}, key=len, reverse=True))
