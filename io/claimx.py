@@ -85,9 +85,9 @@ class ClaimXSettings:
 class ClaimX(Generic[T]):
     """The client. Thread-safe; made once for its settings and ``parse`` by :func:`claimx`.
 
-    ``parse`` turns the JSON text of an assignment's answer into what the caller works with. It raises ValueError (pydantic's ValidationError is
-    one) for a wrong shape; of a ValidationError only places and reasons are told, never values, and the text of any
-    other ValueError must be free of personal data. ``clock`` is in epoch seconds.
+    ``parse`` turns the JSON text of an assignment's answer into what the caller works with. It raises ValueError
+    (pydantic's ValidationError is one) for a wrong shape; of a ValidationError only places and reasons are told, never
+    values, and the text of any other ValueError must be free of personal data. ``clock`` is in epoch seconds.
     """
 
     settings: ClaimXSettings

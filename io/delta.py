@@ -181,8 +181,8 @@ class FencedTable:
                 _LOGGER.debug("%s: %s; deciding again", self.spec, _describe(self.spec, error))
                 if self._clock() >= deadline:
                     raise WorldError(
-                        f"{self.spec}: lost against other writers for {self.spec.world_seconds:.0f} s; run fewer "
-                        "of them, with larger bundles"
+                        f"{self.spec}: lost against other writers for {self.spec.world_seconds:.0f} s "
+                        f"({_describe(self.spec, error)}); run fewer of them, with larger bundles"
                     ) from error
                 self._sleep(wait)
             except Exception as error:
@@ -206,8 +206,7 @@ class FencedTable:
         if isinstance(self.spec.mode, Upsert):
             fences[f"{self.spec.fence_prefix}/upsert"] = version + 1
         crash_points.reached(f"before-commit:{self.spec.name}")
-        # delta-rs's own retries stay on: they re-base over commits that share no fence with this one, and stop at one
-        # that does.
+        # delta-rs's own retries stay on: they re-base over commits that share no fence with this one, and only those.
         write(CommitProperties(app_transactions=[Transaction(app, at) for app, at in fences.items()]))
         crash_points.reached(f"after-commit:{self.spec.name}")
         if table.version() == version + 1:  # else others' commits lie between, with fences that were not read

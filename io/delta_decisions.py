@@ -65,76 +65,65 @@ def decide(spec: TableSpec, incoming: Sequence[Row], existing: Sequence[Row]) ->
 
 
 def _decide_rows(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
-    stored = _newest((_values(row, mode.keys), _rank(row, mode)) for row in existing)
+    stored = _grouped(existing, mode.keys)
     newest: dict[Values, Row] = {}
     for row in incoming:
-        key = _key(spec, mode, row)
-        if key not in newest or _rank(row, mode) >= _rank(newest[key], mode):
+        key = _key(spec, row, mode.keys)
+        if key not in newest or _rank([row], mode) >= _rank([newest[key]], mode):
             newest[key] = row
-    return Decision([row for key, row in newest.items() if key not in stored or _rank(row, mode) > stored[key]], [])
+    return Decision(
+        put=[row for key, row in newest.items() if key not in stored or _rank([row], mode) > _rank(stored[key], mode)],
+        touch=[],
+    )
 
 
 def _decide_sets(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
     assert mode.active is not None
     own_keys = [k for k in mode.keys if k not in mode.members_of]
-    stored = _newest((_values(row, mode.members_of), _rank(row, mode)) for row in existing)
-    stored_keys: dict[Values, dict[Values, None]] = {}
-    for row in existing:
-        stored_keys.setdefault(_values(row, mode.members_of), {})[_values(row, mode.keys)] = None
-
-    sets: dict[Values, list[Row]] = {}
-    for row in incoming:
-        sets.setdefault((_values(row, mode.members_of), _values(row, spec.source)), []).append(row)
+    stored = _grouped(existing, mode.members_of)
     newest: dict[Values, list[Row]] = {}
-    for (group, _), rows in sets.items():
-        if group not in newest or _rank_of_set(rows, mode) >= _rank_of_set(newest[group], mode):
+    for rows in _grouped(incoming, (*mode.members_of, *spec.source)).values():
+        group = _key(spec, rows[0], mode.members_of)
+        if group not in newest or _rank(rows, mode) >= _rank(newest[group], mode):
             newest[group] = rows
 
     put: list[Row] = []
     touch: list[Row] = []
     for group, rows in newest.items():
-        if group in stored and _rank_of_set(rows, mode) <= stored[group]:
+        there = stored.get(group, [])
+        if there and _rank(rows, mode) <= _rank(there, mode):
             continue
-        marker = next((row for row in rows if all(row[k] is None for k in own_keys)), None)
-        members = {_key(spec, mode, row): row for row in rows if any(row[k] is not None for k in own_keys)}
-        if marker is not None and not members and group not in stored:
-            members = {(): {**marker, **{k: _blank(spec, k) for k in own_keys}, mode.active: False}}
-        taken = (*mode.order, *spec.source, *mode.touch)
+        members = {_key(spec, r, mode.keys): r for r in rows if any(r[k] is not None for k in own_keys)}
         put += members.values()
-        touch += [
-            {**dict(zip(mode.keys, key, strict=True)), **{c: rows[0][c] for c in taken}, mode.active: False}
-            for key in stored_keys.get(group, ())
-            if key not in members
-        ]
+        if not members and not there:
+            put.append({**rows[0], **{k: _blank(spec, k) for k in own_keys}, mode.active: False})
+        taken = {c: rows[0][c] for c in (*mode.order, *spec.source, *mode.touch)} | {mode.active: False}
+        left = dict.fromkeys(key for row in there if (key := _values(row, mode.keys)) not in members)
+        touch += [taken | dict(zip(mode.keys, key, strict=True)) for key in left]
     return Decision(put, touch)
+
+
+def _grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[Values, list[Row]]:
+    groups: dict[Values, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(_values(row, columns), []).append(row)
+    return groups
 
 
 def _values(row: Row, columns: Iterable[str]) -> Values:
     return tuple(row[c] for c in columns)
 
 
-def _key(spec: TableSpec, mode: Upsert, row: Row) -> Values:
-    key = _values(row, mode.keys)
+def _key(spec: TableSpec, row: Row, columns: Sequence[str]) -> Values:
+    key = _values(row, columns)
     if None in key:
-        raise RowRefused(f"{spec}: the key column {mode.keys[key.index(None)]!r} is null in a row")
+        raise RowRefused(f"{spec}: the key column {columns[key.index(None)]!r} is null in a row")
     return key
 
 
-def _rank(row: Row, mode: Upsert) -> Values:
-    """The row's place in the order, comparable; a null is the oldest."""
-    return tuple((False,) if row[c] is None else (True, row[c]) for c in mode.order)
-
-
-def _rank_of_set(rows: Sequence[Row], mode: Upsert) -> Values:
-    return max(_rank(row, mode) for row in rows)
-
-
-def _newest(ranks: Iterable[tuple[Values, Values]]) -> dict[Values, Values]:
-    newest: dict[Values, Values] = {}
-    for key, rank in ranks:
-        if key not in newest or rank > newest[key]:
-            newest[key] = rank
-    return newest
+def _rank(rows: Iterable[Row], mode: Upsert) -> Values:
+    """The place in the order of the newest of ``rows``, comparable; a null is the oldest."""
+    return max(tuple((False,) if row[c] is None else (True, row[c]) for c in mode.order) for row in rows)
 
 
 def _blank(spec: TableSpec, column: str) -> Any:

@@ -44,10 +44,10 @@ class Append:
 class Upsert:
     """One row a key; the newest wins, whatever the order of arrival.
 
-    ``keys`` identify a row: texts or integers, never null. ``order`` columns, compared one after the other with null as the oldest,
-    say which of two rows is newer; equal is not newer. They should end in the source's coordinates, to make the order
-    total. ``insert_only`` columns (``created_at``) keep the value that the table has, ``keep_if_null`` columns only
-    where the newer row has none.
+    ``keys`` identify a row: texts or integers, never null. ``order`` columns, compared one after the other with null as
+    the oldest, say which of two rows is newer; equal is not newer. They should end in the source's coordinates, to make
+    the order total. ``insert_only`` columns (``created_at``) keep the value that the table has, ``keep_if_null``
+    columns only where the newer row has none. Of several rows for one key in a bundle only the newest counts.
 
     With ``members_of`` (some of the keys) and ``active`` (a boolean column) the rows of one source record that agree on
     ``members_of`` are the *complete* set of their group. A newer set replaces an older one: rows of the group that it

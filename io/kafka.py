@@ -1,8 +1,9 @@
 """Kafka for Beam in plain Python: a source that loses nothing and a sink that checks every delivery.
 
-``ReadFromKafka`` is a splittable DoFn over confluent-kafka, for runners where Beam's own ``ReadFromKafka`` (a Java expansion
-service and Docker) cannot go. Its elements are *batches*, lists of :class:`~itel_cabinet.transforms.records.Record` in order
-per partition, since a DoFn call a record costs more than the work on it::
+``ReadFromKafka`` is a splittable DoFn over confluent-kafka, for runners where Beam's own ``ReadFromKafka`` (a Java
+expansion service and Docker) cannot go. Its elements are *batches*, lists of
+:class:`~itel_cabinet.transforms.records.Record` in order per partition, since a DoFn call a record costs more than the
+work on it::
 
     records = (
         pipeline
@@ -12,16 +13,17 @@ per partition, since a DoFn call a record costs more than the work on it::
 
 How it keeps its promise:
 
-* An element is shard k of K and reads the partitions p with p % K == k; the restriction is the next offset of each of them.
-* The group's offsets move in a bundle finalizer, that is after every step fused with the read has finished its bundle. So keep
-  the steps between this source and the sinks free of shuffles.
-* No runner may split a shard: the halves would be committed out of order, and a sink that fences by offset would then drop
-  the earlier half. Scale comes from ``shards``.
-* A batch is only handed on after the broker confirmed that the topic is still the one the reader thinks it reads, so a topic
-  deleted and created anew is read from its beginning, under its own id.
+* An element is shard k of K and reads the partitions p with p % K == k; the restriction is the next offset of each of
+  them.
+* The group's offsets move in a bundle finalizer, that is after every step fused with the read has finished its bundle.
+  So keep the steps between this source and the sinks free of shuffles.
+* No runner may split a shard: the halves would be committed out of order, and a sink that fences by offset would then
+  drop the earlier half. Scale comes from ``shards``.
+* A batch is only handed on after the broker confirmed that the topic is still the one the reader thinks it reads, so a
+  topic deleted and created anew is read from its beginning, under its own id.
 
-One consumer a shard and one producer a process are kept between bundles (module-level, keyed by their settings): a runner
-makes DoFn instances as it pleases, and a consumer made anew fetches its first batch for nothing.
+One consumer a shard and one producer a process are kept between bundles (module-level, keyed by their settings): a
+runner makes DoFn instances as it pleases, and a consumer made anew fetches its first batch for nothing.
 """
 
 from __future__ import annotations
@@ -112,7 +114,8 @@ def client_config(bootstrap_servers: str, extra: Mapping[str, object] | None = N
     """librdkafka settings for every client of a job, as a hashable tuple.
 
     ``extra`` takes any librdkafka setting (SASL, TLS, Event Hubs) as text; passwords only as references (``env:NAME``,
-    ``file:PATH``), which are resolved where the client is made. Raises ConfigRefused for a setting that is ours to decide.
+    ``file:PATH``), which are resolved where the client is made. Raises ConfigRefused for a setting that is ours to
+    decide.
     """
     for key, value in (extra or {}).items():
         if key in _OURS:
@@ -135,7 +138,7 @@ def resolved(config: ClientConfig) -> dict[str, object]:
     return {k: SecretRef.parse(v).resolve() if k in _SECRET_KEYS else v for k, v in config} | {"logger": QUIET}
 
 
-# ---------------------------------------------------------------------------------------------------------------- source
+# --------------------------------------------------------------------------------------------------------------- source
 
 
 @dataclass(frozen=True)
@@ -168,8 +171,8 @@ class KafkaSource:
 class ShardPosition:
     """A shard's restriction: the next offset of each of its partitions, all of them from the start.
 
-    ``ends`` holds the offsets to stop at (``until_caught_up``), or None for an endless read. A residual made from claimed
-    partitions only would lose the idle ones, so positions always name every partition.
+    ``ends`` holds the offsets to stop at (``until_caught_up``), or None for an endless read. A residual made from
+    claimed partitions only would lose the idle ones, so positions always name every partition.
     """
 
     topic_id: str
@@ -219,8 +222,9 @@ class _PositionCoder(Coder):  # type: ignore[misc]
 class ShardTracker(RestrictionTracker):  # type: ignore[misc]
     """Tracks one shard and refuses every split but the reader's own ``defer_remainder``.
 
-    The reader claims where it has got to (a :class:`ShardPosition`), or None to say that it is finished. A runner asks for
-    splits from a thread of its own (Prism within a second); the reader's ``defer_remainder`` comes from the thread that claims.
+    The reader claims where it has got to (a :class:`ShardPosition`), or None to say that it is finished. A runner asks
+    for splits from a thread of its own (Prism within a second); the reader's ``defer_remainder`` comes from the thread
+    that claims.
     """
 
     def __init__(self, restriction: ShardPosition) -> None:
@@ -243,7 +247,7 @@ class ShardTracker(RestrictionTracker):  # type: ignore[misc]
             self._claimed = position
         return True
 
-    def try_split(self, fraction_of_remainder: float) -> tuple[ShardPosition, ShardPosition] | None:
+    def try_split(self, fraction_of_remainder: float) -> tuple[ShardPosition, ShardPosition] | None:  # noqa: ARG002
         if self._claimed is None or self._finished or threading.get_ident() != self._reader:
             return None
         self._finished = True
@@ -274,7 +278,7 @@ class _Batch:
 
 
 class _ShardReader:
-    """The consumer of one shard, kept for the life of the process. One bundle at a time reads from it (a lock sees to it)."""
+    """The consumer of one shard, kept for the life of the process. A lock lets one bundle at a time read from it."""
 
     def __init__(self, source: KafkaSource, shard: int, shards: int) -> None:
         self._source = source
@@ -300,12 +304,13 @@ class _ShardReader:
         self._losses: list[Loss] = []
 
     def initial(self) -> ShardPosition:
-        """Where this shard begins: the group's offsets, else the start offset; a partition new to the group at its beginning."""
+        """Where this shard begins: at the group's offsets, else where ``start_offset`` says."""
         with self._lock:
-            return self._patiently(self._initial)
+            position: ShardPosition = self._patiently(self._initial)
+            return position
 
     def read(self, start: ShardPosition) -> _Batch:
-        """The next batch after ``start``: blocks until the first record, at most ``_IDLE_SECONDS``, then fills the batch."""
+        """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
         with self._lock:
             if self._position != start:
                 self._assign(start)
@@ -353,8 +358,9 @@ class _ShardReader:
     def _within(self, partition: int, offset: int, low: int, high: int) -> int:
         if offset > high:
             raise OffsetRefused(
-                f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} stands "
-                f"at {offset}: the log was cut; set the group's offset and the tables' fences back before reading on"
+                f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
+                f"stands at {offset}: the log was cut; set the group's offset and the tables' fences back before "
+                "reading on"
             )
         if offset < low:
             _LOGGER.error(
@@ -458,9 +464,9 @@ def _record(message: KafkaMessage, topic_id: str) -> Record:
 class _GroupOffsets:
     """Commits one group's offsets in one topic, never backwards; one a process and group. Thread-safe.
 
-    Runners call finalizers concurrently and out of order (Flink: all bundles finished since the last checkpoint), and Beam
-    swallows what a finalizer raises, so failures are retried for a while, logged and counted here. A commit that fails for
-    good costs nothing but a replay after a restart, which the fences drop.
+    Runners call finalizers concurrently and out of order (Flink: all bundles finished since the last checkpoint), and
+    Beam swallows what a finalizer raises, so failures are retried for a while, logged and counted here. A commit that
+    fails for good costs nothing but a replay after a restart, which the fences drop.
     """
 
     def __init__(self, client: ClientConfig, group: str, topic: str) -> None:
@@ -472,7 +478,9 @@ class _GroupOffsets:
         self.failures = 0
 
     def stale(self) -> bool:
-        """Whether to commit without news: at the start, so that ``latest`` holds, and now and then, lest Kafka forget."""
+        """Whether to commit without news: at the start, so that ``latest`` holds, and now and then, lest Kafka
+        forget.
+        """
         return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
 
     def commit(self, position: ShardPosition) -> None:
@@ -550,13 +558,13 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
 
 
 def _event_time(record: Record) -> Timestamp:
-    """Kafka's timestamp, kept between the epoch and now: a producer's clock may say anything, the end of time included."""
+    """Kafka's timestamp, kept between the epoch and now: a producer may write anything, the end of time included."""
     return Timestamp(micros=int(min(max(record.timestamp_ms, 0), time.time() * 1000) * 1000))
 
 
 @dataclass
 class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
-    """PBegin -> batches (lists) of Records, each in the order of its partition, timestamped with its first record's time."""
+    """PBegin -> batches (lists) of Records, each partition in its order; a batch bears its first record's time."""
 
     source: KafkaSource
 
@@ -572,7 +580,7 @@ class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
         )
 
 
-# ------------------------------------------------------------------------------------------------------------------ sink
+# ----------------------------------------------------------------------------------------------------------------- sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -606,8 +614,8 @@ class KafkaSinkSettings:
 class WriteToKafka(beam.PTransform):  # type: ignore[misc]
     """Messages -> the :class:`Refused` among them. At least once: every delivery is confirmed before the bundle ends.
 
-    The broker being away is waited for as long as ``world_seconds`` and then raised as WorldError. Order within a partition is
-    kept (idempotent producer).
+    The broker being away is waited for as long as ``world_seconds`` and then raised as WorldError. Order within a
+    partition is kept (idempotent producer).
     """
 
     settings: KafkaSinkSettings
@@ -693,7 +701,9 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
                 return
 
     def _settled(self, deliveries: _Deliveries) -> list[Refused]:
-        """Wait for every delivery report; what the broker refused. Raises WorldError for what it did not take in time."""
+        """Wait for every delivery report; what the broker refused. Raises WorldError for what it did not take in
+        time.
+        """
         producer = _producer(self._settings)
         # librdkafka gives a message up after world_seconds; the margin is for its last report.
         deadline = time.monotonic() + self._settings.world_seconds + 10
@@ -709,7 +719,9 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         return f"Kafka at {servers} took no messages for {self._settings.world_seconds:.0f} s: {reason}"
 
 
-# ------------------------------------------------------------------------------------------- what lives once in a process
+# ------------------------------------------------------------------------------------------- what lives once in a
+# process
+
 
 @once_per_process
 def _producer(settings: KafkaSinkSettings) -> Producer:
@@ -755,6 +767,8 @@ def has_committed_offsets(source: KafkaSource) -> bool:
 
 
 def commit_failures(source: KafkaSource) -> int:
-    """How many offset commits this process has given up for the source's group (finalizers cannot count Beam metrics)."""
+    """How many offset commits this process has given up for the source's group (finalizers cannot count Beam
+    metrics).
+    """
     offsets: _GroupOffsets = _group_offsets(source.client, source.group, source.topic)
     return offsets.failures

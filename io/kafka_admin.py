@@ -1,7 +1,7 @@
 """Questions about topics and groups, asked of the broker: identity, partitions, committed offsets, ends.
 
-Plain functions over confluent-kafka's admin client and consumer. They raise ``confluent_kafka.KafkaException`` as it comes;
-:func:`is_world_error` says which of those a patient caller may retry.
+Plain functions over confluent-kafka's admin client and consumer. They raise ``confluent_kafka.KafkaException`` as it
+comes; :func:`is_world_error` says which of those a patient caller may retry.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """Where a group stands in one partition. ``committed`` is None where the group has no offset of this incarnation."""
+    """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation."""
 
     partition: int
     committed: int | None
@@ -127,8 +127,8 @@ class Cluster:
 def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS) -> dict[int, int]:
     """The group's committed offsets in this incarnation of the topic, by partition.
 
-    An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by an
-    older worker) counts, one of another topic id does not.
+    An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by
+    an older worker) counts, one of another topic id does not.
     """
     answer = consumer.committed([TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout)
     for entry in answer:

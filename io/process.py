@@ -1,4 +1,4 @@
-"""What lives once in a process: clients, readers, pools. Runners make DoFn instances as they please, so they cannot hold it."""
+"""What lives once in a process (clients, readers, pools): DoFns cannot hold it, runners make them as they please."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +19,16 @@ __all__ = ["PatientLookup", "task_lookup"]
 class PatientLookup:
     """A TaskLookup over the ClaimX client. Thread-safe.
 
-    ``on_outage`` says what an outage is: ``wait`` tries again for ``world_seconds`` and then raises WorldError (an expired
-    token must not send the whole stream to the dead letters); ``divert`` raises LookupFailed at once.
+    ``on_outage`` says what an outage is: ``wait`` tries again for ``world_seconds`` and then raises WorldError (an
+    expired token must not send the whole stream to the dead letters); ``divert`` raises LookupFailed at once.
+    ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 
     client: ClaimX[TaskDetails]
     on_outage: Literal["wait", "divert"]
     world_seconds: float
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""
@@ -33,6 +38,8 @@ class PatientLookup:
                 what="ClaimX",
                 seconds=self.world_seconds if self.on_outage == "wait" else 0.0,
                 is_world=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutage),
+                clock=self.clock,
+                sleep=self.sleep,
             )
         except ClaimXOutage as error:
             raise LookupFailed("outage", str(error), error.attempts) from None
@@ -41,6 +48,8 @@ class PatientLookup:
         return answer.task
 
 
-def task_lookup(settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], world_seconds: float) -> PatientLookup:
+def task_lookup(
+    settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], world_seconds: float
+) -> PatientLookup:
     """The process's lookup with these settings."""
     return PatientLookup(claimx(settings, parse_details), on_outage, world_seconds)

@@ -38,7 +38,7 @@ from confluent_kafka import (
     Producer,
     TopicPartition,
 )
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from itel_cabinet.local.artifacts import KAFKA, jars, java
@@ -211,7 +211,7 @@ class Broker:
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The next offset to be written, by partition (so markers of transactions count)."""
         wanted = {
-            partition: OffsetSpec.latest()  # type: ignore[no-untyped-call]
+            partition: OffsetSpec.latest()
             for partition in self._partitions(topic)
         }
         return {

@@ -1,8 +1,8 @@
 """The whole job on one page.
 
-Everything after the read is one fused stage: no shuffle stands between a record and its sinks, so a bundle's offsets are
-committed only once its rows, submissions, results and dead letters are durable. That one rule is what the delivery contract
-in docs/reliability.md rests on.
+Everything after the read is one fused stage: no shuffle stands between a record and its sinks, so a bundle's offsets
+are committed only once its rows, submissions, results and dead letters are durable. That one rule is what the delivery
+contract in docs/reliability.md rests on.
 
     Kafka ──> parse ──> look up in ClaimX ─┬─> tracking rows ───> Delta
                 │               │          ├─> form rows ───────> Delta

@@ -1,4 +1,4 @@
-"""Checks what is known to go wrong, then runs a job to its end: ``python -m itel_cabinet.pipeline.launch JOB [options]``."""
+"""Check what is known to go wrong, then run a job: ``python -m itel_cabinet.pipeline.launch JOB [options]``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableRefused, create_table
 from itel_cabinet.io.itel import ItelSettings
-from itel_cabinet.io.kafka import OffsetRefused, has_committed_offsets, resolved
-from itel_cabinet.io.kafka_admin import Cluster, UnknownTopic
+from itel_cabinet.io.kafka import has_committed_offsets, resolved
+from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.graph import build
@@ -103,16 +103,16 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
             )
     if settings.start_offset == "latest" and not has_committed_offsets(parts.source):
         raise LaunchRefused(
-            f"--start_offset=latest: the group {settings.consumer_group} has no offsets yet, so what arrives before the "
-            "first commit would be lost by a restart: start with earliest, or set the group's offsets first"
+            f"--start_offset=latest: the group {settings.consumer_group} has no offsets yet, so what arrives before "
+            "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
         )
 
 
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
 
-    Returns the job's counters by name. On DirectRunner the job runs in this process; ``DirectRunner`` always means Beam's
-    FnApiRunner here, so nothing is fetched and nothing depends on what is installed.
+    Returns the job's counters by name. On DirectRunner the job runs in this process; ``DirectRunner`` always means
+    Beam's FnApiRunner here, so nothing is fetched and nothing depends on what is installed.
     """
     standard = beam_options.view_as(StandardOptions)
     standard.streaming = True
@@ -135,8 +135,8 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     }
 
 
-class _stopping_on_signals:  # noqa: N801
-    """Within it, SIGTERM and SIGINT ask the readers to stop; the bundle under way is finished and its offsets committed."""
+class _stopping_on_signals:
+    """SIGTERM and SIGINT ask the readers to stop; the bundle under way is finished and its offsets committed."""
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -152,7 +152,7 @@ class _stopping_on_signals:  # noqa: N801
 
 
 def _cause(error: Exception) -> str:
-    """What went wrong, in one line. FnApiRunner raises a bundle's error as a RuntimeError that holds the traceback's text."""
+    """What went wrong, in one line. FnApiRunner raises a bundle's error as a RuntimeError that holds its traceback."""
     text = str(error)
     world = last_world_error()
     if world is not None and world in text:

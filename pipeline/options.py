@@ -1,4 +1,4 @@
-"""Every parameter once: name, type, default, meaning. Read once into a :class:`Settings`; everything else takes that."""
+"""Every parameter once: name, type, default, meaning; read once into a :class:`Settings` that all else takes."""
 
 from __future__ import annotations
 
@@ -283,7 +283,7 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean --{close[0]}?" if close else ": see `itel-cabinet run --help`"
 
 
-# Beam's job server knows options of its own, which Python's parser does not: PortableRunner asks the server for the list.
+# Beam's job server knows options that Python's parser does not: PortableRunner asks the server for the list.
 _JOB_SERVER_OPTIONS = frozenset(
     {
         "checkpointing_interval",

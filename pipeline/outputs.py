@@ -25,7 +25,8 @@ __all__ = ["PublishMessages", "SendResults", "SendTracked", "WriteDeadLetters"]
 class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
     """Lists of Failure -> dead letters on ``topic``, confirmed before the bundle ends.
 
-    A dead letter that the broker finds too large is sent again without the record's value, which its coordinates still find.
+    A dead letter that the broker finds too large is sent again without the record's value, which its coordinates still
+    find.
     """
 
     kafka: KafkaSinkSettings

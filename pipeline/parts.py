@@ -24,7 +24,7 @@ __all__ = ["Parts"]
 
 
 class Parts:
-    """The parts of one job. Cheap to make: clients and pools are callables that workers call, nothing is opened here."""
+    """The parts of one job. Nothing is opened here: clients and pools are callables that workers call."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from itel_cabinet.io.delta import Append, TableSpec, Upsert
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, TRACKING_SCHEMA
@@ -19,28 +21,27 @@ _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
 def table_specs(settings: Settings) -> dict[str, TableSpec]:
     """The specifications of the three tables under ``--tables_root``, by name."""
     root = (settings.tables_root or "").rstrip("/")
-    common = {
-        "storage_options": tuple(sorted(settings.storage_options.items())),
-        "world_seconds": settings.world_retry_seconds,
-    }
+    spec = partial(
+        TableSpec,
+        storage_options=settings.storage_options,
+        world_seconds=settings.world_retry_seconds,
+    )
     return {
         # One row an event.
-        TRACKING: TableSpec(
+        TRACKING: spec(
             uri=f"{root}/{TRACKING}",
             schema=TRACKING_SCHEMA,
             mode=Append(),
             partition_by=settings.partition_by,
-            **common,
         ),
         # One row an assignment: its newest completed form.
-        FORMS: TableSpec(
+        FORMS: spec(
             uri=f"{root}/{FORMS}",
             schema=FORMS_SCHEMA,
             mode=Upsert(keys=("assignment_id",), order=_NEWEST_WINS, insert_only=("created_at",)),
-            **common,
         ),
         # One row a photo; the photos of an assignment are a set that a newer form replaces.
-        ATTACHMENTS: TableSpec(
+        ATTACHMENTS: spec(
             uri=f"{root}/{ATTACHMENTS}",
             schema=ATTACHMENTS_SCHEMA,
             mode=Upsert(
@@ -50,7 +51,7 @@ def table_specs(settings: Settings) -> dict[str, TableSpec]:
                 keep_if_null=("blob_path",),
                 members_of=("assignment_id",),
                 active="is_active",
+                touch=("event_id", "kafka_topic", "updated_at"),
             ),
-            **common,
         ),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from cabinet_samples import answer
+from confluent_kafka import Consumer, TopicPartition
 from deltalake import DeltaTable
 
 from itel_cabinet.local.claimx import ClaimXSimulator
@@ -76,7 +79,7 @@ class Stack:
         return self.folder / "tables"
 
     def topic(self, role: str) -> str:
-        """The name of the topic with a role: ``enriched``, ``tracking``, ``errors``, ``itel_errors``, ``success``, ``tracked``."""
+        """The name of the topic with a role, a key of TOPICS."""
         return f"{self.prefix}.{role}"
 
     def command(self, job: str, **options: object) -> list[str]:
@@ -102,9 +105,8 @@ class Stack:
         if job == "trigger":
             settings |= {"output_topic": self.topic("tracking")}
         settings |= self.options | options
-        return [
-            sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *(f"--{name}={value}" for name, value in settings.items())
-        ]  # fmt: skip
+        given = [f"--{name}={value}" for name, value in settings.items()]
+        return [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given]
 
     @contextlib.contextmanager
     def running(self, job: str, *, env: Mapping[str, str] | None = None, **options: object) -> Iterator[RunningJob]:
@@ -147,6 +149,48 @@ class Stack:
     def committed(self, job: str) -> dict[int, int]:
         role = "enriched" if job == "trigger" else "tracking"
         return self.broker.committed(f"{self.prefix}.{job}", self.topic(role))
+
+    def tell(
+        self,
+        message: Mapping[str, Any],
+        *groups: Any,
+        partition: int | None = None,
+        topic: str | None = None,
+        **details: Any,
+    ) -> None:
+        """Give ClaimX the answer that ``cabinet_samples.answer`` makes of ``groups`` and ``details``, then write the
+        message to the tracking topic, or to ``topic``.
+        """
+        assignment_id = message["assignment_id"]
+        self.claimx.put_task(answer(*groups, **{"assignmentId": assignment_id, **details}))
+        producer = self.broker.producer()
+        where = {} if partition is None else {"partition": partition}
+        producer.produce(
+            topic or self.topic("tracking"), json.dumps(message).encode(), str(assignment_id).encode(), **where
+        )
+        assert producer.flush(30) == 0
+
+    def settle(self, job: str, seconds: float = 60.0) -> None:
+        """Wait until the running ``job`` has committed all that was written to its topic."""
+        role = "enriched" if job == "trigger" else "tracking"
+        ends = self.ends(role)
+        wait_for(lambda: self.committed(job) == ends, f"{job} at the end of its topic", seconds)
+
+    def rewind(self, job: str) -> None:
+        """Set the offsets of the group of ``job``, which must not be running, back to the topic's start."""
+        topic = self.topic("enriched" if job == "trigger" else "tracking")
+        consumer = Consumer({"bootstrap.servers": self.broker.bootstrap_servers, "group.id": f"{self.prefix}.{job}"})
+        try:
+            start = [TopicPartition(topic, partition, 0) for partition in self.broker.end_offsets(topic)]
+            consumer.commit(offsets=start, asynchronous=False)
+        finally:
+            consumer.close()
+
+    def tracked(self, event_id: str) -> bool:
+        """Whether an event's row is in the tracking table; false while there is no table."""
+        return DeltaTable.is_deltatable(str(self.tables_root / TRACKING)) and any(
+            row["event_id"] == event_id for row in self.tracking()
+        )
 
     def ends(self, role: str = "tracking") -> dict[int, int]:
         return self.broker.end_offsets(self.topic(role))

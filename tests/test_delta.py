@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import apache_beam as beam
@@ -237,7 +238,8 @@ def test_an_incompatible_table_is_refused_before_anything_is_written(
 ) -> None:
     spec = readings(tmp_path)
     DeltaTable.create(spec.uri, pa.schema(there))
-    for attempt in (lambda: FencedTable(spec).write([reading(0)]), lambda: create_table(spec)):
+    attempts: list[Callable[[], object]] = [lambda: FencedTable(spec).write([reading(0)]), lambda: create_table(spec)]
+    for attempt in attempts:
         with pytest.raises(TableRefused, match=re.escape(complaint)) as caught:
             attempt()
         assert "\n" not in str(caught.value)

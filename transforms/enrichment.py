@@ -62,11 +62,11 @@ def enrich(
 ) -> list[CabinetTask | Failure]:
     """Each event with its task, in input order; what ClaimX refuses for good as a Failure.
 
-    ``lookup`` and ``pool`` are asked on the worker for the process-wide client and thread pool; calls for one assignment keep
-    their order.
+    ``lookup`` and ``pool`` are asked on the worker for the process-wide client and thread pool; calls for one
+    assignment keep their order.
 
-    A COMPLETED event whose answer has no form yet is looked up once more, past the cache, after ``form_wait``: ClaimX may
-    announce a form a moment before it can be read.
+    A COMPLETED event whose answer has no form yet is looked up once more, past the cache, after ``form_wait``: ClaimX
+    may announce a form a moment before it can be read.
     """
 
     claimx = lookup()

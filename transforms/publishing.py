@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -10,14 +9,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from itel_cabinet.transforms.enrichment import CLOCK_SKEW_SECONDS, LookupFailed, TaskLookup, in_order_per_key
+from itel_cabinet.transforms.enrichment import CLOCK_SKEW_SECONDS, LookupFailed, TaskLookup
 from itel_cabinet.transforms.events import (
     EnrichedEvent,
     IncompleteTask,
+    json_text,
     task_row_from_details,
     tracking_headers,
     tracking_message,
 )
+from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.triggers import Rules
 
@@ -37,7 +38,7 @@ class KnownTask:
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """A message to be published, and the record it comes from. The key is the assignment id, so its events keep their order."""
+    """A message to be published and its origin. The key is the assignment id, so that its events keep their order."""
 
     record: Record
     topic: str
@@ -53,7 +54,7 @@ def look_up_missing_tasks(
     pool: Callable[[], Executor],
     clock: Callable[[], float],
 ) -> list[KnownTask | Failure]:
-    """Each event with its task row, in input order: its own, or ClaimX's for an event that names only the assignment."""
+    """Each event with its task row, in input order: its own, or ClaimX's where it names only the assignment."""
     claimx = lookup()
 
     def know(item: tuple[Record, EnrichedEvent]) -> KnownTask | Failure:
@@ -80,7 +81,7 @@ def look_up_missing_tasks(
 def apply_rules(
     tasks: Sequence[KnownTask], *, rules: Rules, topic: str, clock: Callable[[], float]
 ) -> Iterator[Publication | Skip]:
-    """What the rules make of each task: publications, log lines, or a Skip where none applies.
+    """What the rules make of each task: a publication, or a Skip where none applies or all it asks for is a log line.
 
     ``topic``, if not empty, replaces the topic of every rule.
     """
@@ -103,9 +104,10 @@ def apply_rules(
                 record=record,
                 topic=topic or match.actions.publish_to_topic,
                 key=str(message["assignment_id"]).encode(),
-                value=json.dumps(message, separators=(",", ":"), default=str).encode(),
+                value=json_text(message).encode(),
                 headers=tracking_headers(message, record),
             )
+        else:
+            yield Skip(record, "logged_only")
         if match.actions.log:
             _LOGGER.log(match.actions.log.level_number, "%s", match.actions.log.render(message))
-

@@ -38,9 +38,10 @@ class Record:
 class Failure:
     """A record that cannot go on, as a value.
 
-    ``stage`` is the step that gave up (``parse``, ``enrich``, ``form``, ``payload``, ``submit``, ``publish``), ``error_class``
-    a short stable name to group by (``not_json``, ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a person,
-    free of personal data and secrets. ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are epoch seconds.
+    ``stage`` is the step that gave up (``parse``, ``enrich``, ``payload``, ``submit``, ``publish``), ``error_class`` a
+    short stable name to group by (``not_json``, ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a
+    person, free of personal data and secrets. ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are
+    epoch seconds.
     """
 
     record: Record

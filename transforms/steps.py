@@ -1,7 +1,7 @@
 """The one shape of every step: a list of items in; a list of results out, failures beside it, skips counted.
 
-Steps take and give whole batches, since a DoFn call a record costs more than the work on it; and a step that calls out can
-then work on a batch side by side.
+Steps take and give whole batches, since a DoFn call a record costs more than the work on it; and a step that calls out
+can then work on a batch side by side.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
 class Step(beam.PTransform):  # type: ignore[misc]
     """Lists of items -> ``.results``, lists of what ``work`` made of them, and ``.failures``, lists of Failure.
 
-    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe, and must
-    not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
+    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe,
+    and must not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
     """
 
     work: Work

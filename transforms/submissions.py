@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from itel_cabinet.transforms.records import Failure, Record, Skip
 __all__ = ["Submission", "Submitted", "build_submissions"]
 
 _REDACTED = "[redacted]"
+_SHORTEST_TAIL = 4  # characters of a value cut off by the end of an excerpt; fewer tell nothing of a person
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +29,19 @@ class Submission:
     """What in the payload is about a person; longest first."""
 
     def scrub(self, text: str) -> str:
-        """``text``, such as an answer that repeats what was sent, without the payload's personal data."""
-        for value in self.personal:
-            text = re.sub(re.escape(value), _REDACTED, text, flags=re.IGNORECASE)
-        return text
+        """``text``, such as an answer that repeats what was sent, without the payload's personal data.
+
+        Found in any case and with any white space between its words, as it is or as JSON spells it; at the end of
+        ``text``, which may be cut off, also its beginning.
+        """
+        if not self.personal:
+            return text
+        spellings = sorted({form for value in self.personal for form in _spellings(value)}, key=len, reverse=True)
+        # In one pass: a short value must not be sought in the mark that another has left.
+        anyone = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in spellings)
+        text = re.sub(anyone, _REDACTED, text, flags=re.IGNORECASE)
+        tail = max((_tail(text, spelling) for spelling in spellings), default=0)
+        return text[: len(text) - tail] + _REDACTED if tail else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +58,7 @@ class Submitted:
 def build_submissions(
     tasks: Sequence[CabinetTask], *, statuses: frozenset[str], clock: Callable[[], float]
 ) -> Iterator[Submission | Failure | Skip]:
-    """A submission for each task whose status is one of ``statuses``; a Failure for one without a form or a required field."""
+    """A submission for each task with one of ``statuses``; a Failure where the form or a required field is missing."""
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
@@ -63,6 +74,19 @@ def build_submissions(
                 yield Failure(record, "payload", "incomplete", str(incomplete), now, now)
                 continue
             yield Submission(record, event.event_id, event.assignment_id, payload_bytes(payload), _personal(payload))
+
+
+def _spellings(value: str) -> set[str]:
+    """A value as it is and as JSON has it, with plain and with escaped letters; words parted by single spaces."""
+    written = (value, *(json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)))
+    return {" ".join(form.split()) for form in written}
+
+
+def _tail(text: str, spelling: str) -> int:
+    """How many characters at the end of ``text`` are the beginning of a value, if they are enough to tell."""
+    longest = min(len(text), len(spelling))
+    lengths = range(longest, _SHORTEST_TAIL - 1, -1)
+    return next((n for n in lengths if text[-n:].lower() == spelling[:n].lower()), 0)
 
 
 def _personal(payload: CabinetRepairSubmission) -> tuple[str, ...]:

@@ -1,0 +1,66 @@
+# Targets for people: demo, test, test-fast, lint, bench. Each sets up what it needs first, and again only when the
+# files that it was made from have changed.
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+TYPECHECK := build/typecheck
+
+# The jars' folder, as local/artifacts.py has it.
+export ITEL_CABINET_LOCAL ?= $(CURDIR)/.local
+
+PACKAGES := $(VENV)/.packages-installed
+JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast lint bench clean
+
+help:
+	@echo "make demo       run the whole system on this machine and show where each record ended"
+	@echo "make test       lint, then every test"
+	@echo "make test-fast  the tests that need no services"
+	@echo "make lint       ruff and mypy"
+	@echo "make bench      compare throughput and latency with plain loops"
+	@echo "make clean      remove what the above have made, the downloads too"
+
+demo: setup
+	$(BIN)/python -m itel_cabinet.local.demo
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+test-fast: $(PACKAGES)
+	$(BIN)/python -m pytest -m "not services"
+
+# No folder is named itel_cabinet, so types are checked on an installed copy. Old build folders go first: setuptools
+# would put modules that exist no more into the copy.
+lint: $(PACKAGES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
+	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
+	    --cache-dir $(CURDIR)/.mypy_cache --python-executable $(CURDIR)/$(BIN)/python -p itel_cabinet
+
+bench: setup
+	$(BIN)/python -m bench
+
+clean:
+	rm -rf $(VENV) $(ITEL_CABINET_LOCAL) build dist demo-output *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+setup: $(PACKAGES) $(JARS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+	    || { echo "no Python 3.11: install it, or say which it is with make PYTHON=PATH" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(PACKAGES): constraints.txt pyproject.toml setup.py | $(BIN)/python
+	@echo "fetching the Python packages of constraints.txt into $(VENV)"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' \
+	    || { echo "could not fetch the Python packages of constraints.txt: see pip's lines above" >&2; exit 1; }
+	@touch $@
+
+$(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.artifacts
+	@touch $@

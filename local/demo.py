@@ -1,0 +1,313 @@
+"""The whole system on this machine, once: ``python -m itel_cabinet.local.demo`` (or ``make demo``).
+
+A real Kafka broker, the `trigger` and the `cabinet` job as processes of their own, and simulators of ClaimX and iTel.
+Seeded records go in, bad ones among them; then every record is looked for in the places where one can end, and the exit
+status is 0 only if what is found adds up to what went in. Everything is left in a folder for people to read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from deltalake import DeltaTable
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.local.artifacts import ArtifactError
+from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.events import Expect, Generator, Produced, produce
+from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.kafka import Broker, BrokerError
+from itel_cabinet.local.ledger import End, Entry, Ledger
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
+
+__all__ = ["Demo", "DemoFailed", "main"]
+
+_CLAIMX_EVENTS = "claimx.events.enriched"
+_TASKS = "itel.cabinet.task.tracking"
+_ERROR_TOPICS = (f"{_TASKS}.errors", "itel.cabinet.api.errors")
+_TOPICS = {_CLAIMX_EVENTS: 3, _TASKS: 3, **dict.fromkeys(_ERROR_TOPICS, 1), "itel.cabinet.api.success": 1}
+
+_MARKER = ".itel-cabinet-demo"
+_JOB_SECONDS = 150.0
+_STOP_SECONDS = 30.0
+_COUNTED_SKIP = re.compile(r" INFO skipped:(\S+): (\d+)$", re.MULTILINE)
+_STEP = timedelta(seconds=2)
+
+_ENDS: dict[Expect, tuple[End, ...]] = {
+    "published": (End.PUBLISHED,),
+    "submitted": (End.ROW, End.ACCEPTED),
+    "tracked": (End.ROW,),
+    "dead_letter": (End.DEAD_LETTER,),
+    "skipped": (),
+}
+
+
+class DemoFailed(RuntimeError):
+    """The demo cannot go on; the message says what happened and where to look."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What is running, and the folder that everything is left in."""
+
+    folder: Path
+    broker: Broker
+    claimx: ClaimXSimulator
+    itel: ItelSimulator
+    say: Callable[[str], None]
+
+    def run(self, records: int, seed: int) -> Iterator[tuple[str, Ledger]]:
+        """The two acts, each with its books: ``records`` ClaimX events through the trigger job, then what that has
+        published and as many task messages through the cabinet job. Raises DemoFailed.
+        """
+        for topic, partitions in _TOPICS.items():
+            self.broker.create_topic(topic, partitions)
+        # Events are of the recent past, so that the last of them are of about now.
+        events = Generator(seed, start=datetime.now(UTC) - 2 * records * _STEP, step=_STEP)
+        claimx_events = self._produce(_CLAIMX_EVENTS, events.claimx_events(records))
+        yield f"{_CLAIMX_EVENTS} → trigger", self._trigger(claimx_events)
+        yield f"{_TASKS} → cabinet", self._cabinet(self._produce(_TASKS, events.tracking_messages(records)))
+
+    def _trigger(self, produced: Mapping[str, Produced]) -> Ledger:
+        skipped = self._job("trigger")
+        books = Ledger({at: Entry(one.kind, _ENDS[one.expect]) for at, one in produced.items()}, skipped)
+        for headers, _, _ in self._tasks():
+            if source := headers.get("x-source"):
+                books.found(source.decode(), End.PUBLISHED)
+        self._find_dead_letters("trigger", books)
+        return books
+
+    def _cabinet(self, produced: Mapping[str, Produced]) -> Ledger:
+        entries: dict[str, Entry] = {}
+        event_ids: dict[str, str | None] = {}
+        for headers, coordinates, value in self._tasks():
+            if one := produced.get(coordinates):
+                ends = _ENDS[one.expect]
+                if one.kind == "completed_without_form":
+                    ends = (End.ROW, End.DEAD_LETTER)
+                entries[coordinates], event_ids[coordinates] = Entry(one.kind, ends), one.event_id
+            elif "x-source" in headers:
+                task = json.loads(value)
+                status = task["task_status"]
+                ends = _ENDS["submitted" if status == "COMPLETED" else "tracked"]
+                entries[coordinates] = Entry(f"from trigger: {status.lower()}", ends)
+                event_ids[coordinates] = task["event_id"]
+        books = Ledger(entries, self._job("cabinet", f"--tables_root={self.folder / 'tables'}"))
+        for row in self.rows(TRACKING):
+            books.found(f"{row['kafka_topic_id']}/{row['kafka_partition']}/{row['kafka_offset']}", End.ROW)
+        received = {submission.idempotency_key for submission in self.itel.submissions()}
+        for coordinates, event_id in event_ids.items():
+            if event_id in received:
+                books.found(coordinates, End.ACCEPTED)
+        self._find_dead_letters("cabinet", books)
+        return books
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """A table's rows."""
+        rows: list[dict[str, Any]] = DeltaTable(str(self.folder / "tables" / table)).to_pyarrow_table().to_pylist()
+        return rows
+
+    def dead_letters(self) -> Iterator[DeadLetter]:
+        """All dead letters of both error topics."""
+        for topic in _ERROR_TOPICS:
+            for message in self.broker.read(topic):
+                yield decode_dead_letter(message.value or b"")
+
+    def _find_dead_letters(self, job: str, books: Ledger) -> None:
+        for letter in self.dead_letters():
+            if letter.job == job:
+                books.found(letter.coordinates, End.DEAD_LETTER, letter.error_class)
+
+    def _tasks(self) -> Iterator[tuple[dict[str, bytes | None], str, bytes]]:
+        """Headers, coordinates and value of each record on the tracking topic."""
+        topic_id = self._topic_id(_TASKS)
+        for message in self.broker.read(_TASKS):
+            yield dict(message.headers), f"{topic_id}/{message.partition}/{message.offset}", message.value or b""
+
+    def _produce(self, topic: str, records: Iterable[Produced]) -> dict[str, Produced]:
+        """Write records; returns them by coordinates."""
+        receipts = produce(self.broker.bootstrap_servers, topic, records, self.claimx)
+        topic_id = self._topic_id(topic)
+        return {f"{topic_id}/{one.partition}/{one.offset}": one.produced for one in receipts}
+
+    def _topic_id(self, topic: str) -> str:
+        return Cluster({"bootstrap.servers": self.broker.bootstrap_servers}).topic(topic).topic_id
+
+    def _job(self, job: str, *options: str) -> dict[str, int]:
+        """Run a job until it has caught up; returns how many records it skipped, by reason. Raises DemoFailed."""
+        self.say(" ".join(["itel-cabinet run", job, "--until_caught_up", *options]))
+        environment = os.environ | {
+            "KAFKA_BOOTSTRAP_SERVERS": self.broker.bootstrap_servers,
+            "CLAIMX_API_BASE_URL": self.claimx.url,
+            "CLAIMX_API_TOKEN": self.claimx.token or "",
+            "ITEL_CABINET_API_BASE_URL": self.itel.url,
+            "ITEL_CABINET_API_TOKEN": self.itel.token or "",
+        }
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, "--until_caught_up", *options]
+        log = self.folder / "logs" / f"{job}.log"
+        with (
+            log.open("wb") as output,
+            _ended(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+            ) as process,
+        ):
+            try:
+                status = process.wait(_JOB_SECONDS)
+            except subprocess.TimeoutExpired:
+                raise DemoFailed(f"the {job} job did not catch up within {_JOB_SECONDS:.0f} s: see {log}") from None
+        text = log.read_text(encoding="utf-8", errors="replace")
+        if status != 0:
+            last = "\n".join(text.splitlines()[-5:])
+            raise DemoFailed(f"the {job} job ended with status {status}: see {log}, which ends with\n{last}")
+        return {reason: int(count) for reason, count in _COUNTED_SKIP.findall(text)}
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+@contextlib.contextmanager
+def _emptied(folder: Path) -> Iterator[None]:
+    """Take ``folder`` for this run alone, without what an earlier one has left. Raises DemoFailed for a folder that no
+    demo has made, or that another one is using now.
+    """
+    marker = folder / _MARKER
+    if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DemoFailed(f"{folder} is not a demo's: give another folder with --folder, or move it away")
+    folder.mkdir(parents=True, exist_ok=True)
+    with marker.open("a") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DemoFailed(f"another demo is running in {folder}: wait for it, or give another --folder") from None
+        for old in folder.iterdir():
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            elif old != marker:
+                old.unlink()
+        (folder / "logs").mkdir()
+        yield
+
+
+@contextlib.contextmanager
+def _running(folder: Path, say: Callable[[str], None]) -> Iterator[Demo]:
+    with contextlib.ExitStack() as stack:
+        broker = stack.enter_context(Broker.start(folder / "kafka"))
+        claimx = stack.enter_context(ClaimXSimulator(token=secrets.token_hex(8)))
+        itel = stack.enter_context(ItelSimulator(token=secrets.token_hex(8), journal=folder / "itel"))
+        say(f"Kafka at {broker.bootstrap_servers}, ClaimX (simulated) at {claimx.url}, iTel (simulated) at {itel.url}")
+        yield Demo(folder, broker, claimx, itel, say)
+
+
+def _report(title: str, books: Ledger) -> Iterator[Table | str]:
+    table = Table("what went in", "records", "where they ended", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    for kind, ends in sorted(books.by_kind().items()):
+        for end, count in ends.most_common():
+            table.add_row(kind, str(count), end)
+    yield table
+    parts = " + ".join(f"{count} {end}" for end, count in books.totals().items())
+    yield f"produced {len(books.entries)} = {parts}\n"
+
+
+def _crossed(demo: Demo) -> Iterator[str]:
+    """Where two outputs contradict each other, one line each."""
+    submissions = demo.itel.submissions()
+    results = len(demo.broker.read("itel.cabinet.api.success"))
+    calls = sum(submission.times for submission in submissions)
+    if results != calls:
+        yield f"iTel accepted {calls} calls, the success topic tells of {results}"
+    told, kept = {one.assignment_id for one in submissions}, [row["assignment_id"] for row in demo.rows(FORMS)]
+    if sorted(told) != sorted(kept):
+        yield f"iTel knows {len(told)} assignments, {FORMS} has {len(kept)} rows"
+
+
+def _where_to_look(demo: Demo) -> Iterator[str]:
+    tables = demo.folder / "tables"
+    for name in (TRACKING, FORMS, ATTACHMENTS):
+        yield f"{tables / name}: {len(demo.rows(name))} rows"
+    journal = sorted((demo.folder / "itel").glob("*.json"))
+    if journal:
+        yield f"{demo.folder / 'itel'}: {len(journal)} submissions, such as\n  {journal[0]}"
+    letters = demo.folder / "dead-letters.jsonl"
+    count = 0
+    with letters.open("w", encoding="utf-8") as file:
+        for count, letter in enumerate(demo.dead_letters(), 1):
+            file.write(letter.model_dump_json() + "\n")
+    yield f"{letters}: {count} dead letters"
+    yield f"{demo.folder / 'logs'}: what the jobs logged"
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo: 0 if all adds up, 1 if not or if something is missing, 2 wrong use, 130 if stopped."""
+    parser = argparse.ArgumentParser(prog="python -m itel_cabinet.local.demo", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--records", type=int, default=400, help="records for each of the two jobs (default: 400)")
+    parser.add_argument("--seed", type=int, default=1, help="another seed makes other records (default: 1)")
+    parser.add_argument("--folder", type=Path, default=Path("demo-output"), help="replaced; default: demo-output")
+    options = parser.parse_args(arguments)
+    if not 1 <= options.records <= 20_000:
+        parser.error("--records: give a number from 1 to 20000")
+    console = Console(highlight=False, markup=False, emoji=False)
+    started = time.monotonic()
+
+    def say(line: str) -> None:
+        console.print(f"[{time.monotonic() - started:4.1f} s] {line}", soft_wrap=True)
+
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _emptied(options.folder), _running(options.folder, say) as demo:
+            problems: list[str] = []
+            for title, books in demo.run(options.records, options.seed):
+                for part in _report(title, books):
+                    console.print(part, soft_wrap=isinstance(part, str))
+                problems += books.problems()
+            problems += _crossed(demo)
+            for line in _where_to_look(demo):
+                console.print(line, soft_wrap=True)
+    except KeyboardInterrupt:
+        print("the demo was stopped", file=sys.stderr)
+        return 130
+    except (ArtifactError, BrokerError, DemoFailed) as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    for problem in problems:
+        print(f"demo: {problem}", file=sys.stderr)
+    say("all of it adds up" if not problems else f"{len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""The shape of the jobs: what the delivery contract rests on is that everything after the read is one stage."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.options import Job, parse_arguments
+
+SINKS = {
+    Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
+    Job.TRACKING: {"Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"},
+    Job.API: {"Submit", "Tell of submissions", "Incomplete", "Refused", "Unreadable", "Not found"},
+    Job.CABINET: {
+        *("Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"),
+        *("Submit", "Tell of submissions", "Incomplete", "Refused"),
+    },
+}
+
+
+@pytest.mark.parametrize("job", list(Job))
+def test_everything_after_the_read_is_one_fused_stage(job: Job) -> None:
+    options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--tables_root=t"]
+    settings, _ = parse_arguments(job.value, [*options, "--tracking_success_topic=told"])
+    runner = FnApiRunner()
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(["--streaming"]))
+    build(pipeline, settings)
+    _, stages = runner.create_stages(pipeline.to_runner_api(default_environment=runner._default_environment))
+    read = next(s for s in stages if any(t.unique_name == "Read/Read/Process" for t in s.transforms))
+    steps = {t.unique_name.partition("/")[0] for t in read.transforms}
+    assert steps >= SINKS[job]
+    others = {t.unique_name.partition("/")[0] for s in stages if s is not read for t in s.transforms}
+    assert others <= {"Read"}
