@@ -13,7 +13,7 @@ PACKAGES := $(VENV)/.packages-installed
 JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint bench clean
+.PHONY: help setup demo test test-fast lint types bench clean
 
 help:
 	@echo "make demo       run the whole system on this machine and show where each record ended"
@@ -32,11 +32,14 @@ test: setup lint
 test-fast: $(PACKAGES)
 	$(BIN)/python -m pytest -m "not services"
 
-# No folder is named itel_cabinet, so types are checked on an installed copy. Old build folders go first: setuptools
-# would put modules that exist no more into the copy.
 lint: $(PACKAGES)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory types
+
+# No folder is named itel_cabinet, so types are checked on an installed copy. Old build folders go first: setuptools
+# would put modules that exist no more into the copy.
+types: $(PACKAGES)
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
 	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \

@@ -63,6 +63,7 @@ from dataclasses import dataclass, replace
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
+from apache_beam.coders import registry
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
@@ -94,6 +95,7 @@ from itel_cabinet.io.delta_spec import (
     WriteResult,
 )
 from itel_cabinet.io.world import WorldError, full_jitter, one_line, retry_world
+from itel_cabinet.transforms.batches import UnweighedCoder
 
 __all__ = [
     "Append",
@@ -473,6 +475,8 @@ def _all_fences(spec: TableSpec, table: DeltaTable) -> dict[str, int]:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Beam
+
+registry.register_coder(WriteResult, UnweighedCoder)
 
 
 @dataclass(eq=False)

@@ -53,6 +53,7 @@ from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef
 from itel_cabinet.io.world import STOP, WorldError, retry_world
+from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Record
 
 __all__ = [
@@ -576,7 +577,7 @@ class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
             pbegin
             | "Shards" >> beam.Create(self.source.elements(), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self.source)).with_output_types(list)
+            | "Read" >> beam.ParDo(_ReadShard(self.source)).with_output_types(Batch)
         )
 
 

@@ -1,7 +1,8 @@
-"""The Java parts of the local stack, fetched once from Maven into a folder of their own.
+"""The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
-``python -m itel_cabinet.local.artifacts`` fetches what is missing. Each component is one pom beside this module, and
-its versions are written there and nowhere else.
+``python -m itel_cabinet.local.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink`` the Flink
+cluster. Each set of jars is one pom beside this module, and its versions are written there and nowhere else; Beam's Go
+program has the version of the installed ``apache-beam``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-__all__ = ["COMPONENTS", "KAFKA", "ArtifactError", "Component", "fetch", "home", "jars", "java"]
+__all__ = ["BOOT", "FLINK", "KAFKA", "PARTS", "ArtifactError", "Component", "Program", "fetch", "home", "jars", "java"]
 
 _NAMESPACE = "{http://maven.apache.org/POM/4.0.0}"
 
@@ -26,20 +29,24 @@ class ArtifactError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """A set of jars that belong together; ``name`` and ``version`` are the artifact id and version of its ``pom``."""
+    """A set of jars that belong together; ``name`` and ``version`` are the artifact id and version of its ``pom``.
+
+    ``sources`` are Java files that are compiled against the jars, and whose classes lie beside them.
+    """
 
     name: str
     version: str
     pom: Path
+    sources: tuple[Path, ...] = ()
 
     @classmethod
-    def of(cls, pom: Path) -> Component:
+    def of(cls, pom: Path, *sources: Path) -> Component:
         """The component that ``pom`` describes."""
         project = ElementTree.parse(pom).getroot()
         name, version = (project.findtext(f"{_NAMESPACE}{tag}") for tag in ("artifactId", "version"))
         if not name or not version:
             raise ArtifactError(f"{pom.name} names no artifactId or version: restore it from the repository")
-        return cls(name, version, pom)
+        return cls(name, version, pom, sources)
 
     @property
     def folder(self) -> Path:
@@ -47,8 +54,33 @@ class Component:
         return home() / f"{self.name}-{self.version}"
 
 
-KAFKA = Component.of(Path(__file__).with_name("pom.xml"))
-COMPONENTS = (KAFKA,)
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A Go program, built from the module proxy; ``package`` is its import path."""
+
+    name: str
+    version: str
+    package: str
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, once built: ``<home>/<name>-<version>``, an absolute path."""
+        return home() / f"{self.name}-{self.version}"
+
+    @property
+    def path(self) -> Path:
+        """The executable; raises :class:`ArtifactError` if it was not built."""
+        return _present(self) / self.package.rpartition("/")[2]
+
+
+_HERE = Path(__file__).parent
+
+KAFKA = Component.of(_HERE / "pom.xml")
+FLINK = Component.of(_HERE / "flink-pom.xml", _HERE / "NothingToStage.java")
+BOOT = Program("beam-boot", version("apache-beam"), "github.com/apache/beam/sdks/v2/python/container")
+"""What starts Beam's Python workers inside a TaskManager. It belongs to one version of the Python SDK."""
+
+PARTS: dict[str, tuple[Component | Program, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT)}
 
 
 def home() -> Path:
@@ -58,12 +90,16 @@ def home() -> Path:
 
 def jars(component: Component) -> Path:
     """The folder that holds the jars of ``component``; raises :class:`ArtifactError` if they were not fetched."""
-    if not component.folder.is_dir():
+    return _present(component)
+
+
+def _present(part: Component | Program) -> Path:
+    if not part.folder.is_dir():
         raise ArtifactError(
-            f"{component.name} {component.version} is not in {component.folder}: "
+            f"{part.name} {part.version} is not in {part.folder}: "
             "run `make setup`, or point ITEL_CABINET_LOCAL at the folder that holds it"
         )
-    return component.folder
+    return part.folder
 
 
 def java() -> str:
@@ -75,39 +111,20 @@ def java() -> str:
     return found
 
 
-def fetch(component: Component) -> Path:
-    """Fetch the jars of ``component`` unless they are there, and return their folder.
+def fetch(part: Component | Program) -> Path:
+    """Fetch ``part`` unless it is there, and return its folder.
 
-    The folder appears whole or not at all: Maven fills a temporary one, which is then renamed. Raises
-    :class:`ArtifactError`.
+    The folder appears whole or not at all: a temporary one is filled, and then renamed. Raises :class:`ArtifactError`.
     """
-    target = component.folder
+    target = part.folder
     if target.is_dir():
         return target
-    what = f"{component.name} {component.version}"
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise ArtifactError(
-            f"cannot fetch {what}: no `mvn` found; install Maven 3.6 or later and run `make setup` again"
-        )
-    print(f"fetching {what} by Maven into {target}", flush=True)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=target.parent) as temporary:
-        copy = Path(temporary, "jars")
-        arguments = ["-q", "-B", "-f", str(component.pom), "dependency:copy-dependencies", f"-DoutputDirectory={copy}"]
-        done = subprocess.run(
-            [maven, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-        )
-        if done.returncode != 0 or not copy.is_dir():
-            reason = next(
-                (line for line in done.stdout.splitlines() if "ERROR" in line), f"exit status {done.returncode}"
-            )
-            raise ArtifactError(
-                f"Maven could not fetch {what} ({component.pom.name}): {reason.strip()}; "
-                "check the network and the Maven mirror settings, then run `make setup` again"
-            )
+    fill = _copy_jars if isinstance(part, Component) else _build
+    with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=_made(target.parent)) as temporary:
+        filled = Path(temporary, "filled")
+        fill(part, filled)  # type: ignore[arg-type]
         try:
-            copy.rename(target)
+            filled.rename(target)
         except OSError:
             # Another process was faster; its folder is as good as ours.
             if not target.is_dir():
@@ -115,11 +132,77 @@ def fetch(component: Component) -> Path:
     return target
 
 
-def main() -> int:
-    """Fetch every component; returns the exit status, and says why on stderr if it is not 0."""
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _copy_jars(component: Component, into: Path) -> None:
+    what = f"{component.name} {component.version}"
+    maven = shutil.which("mvn")
+    if maven is None:
+        raise ArtifactError(
+            f"cannot fetch {what}: no `mvn` found; install Maven 3.6 or later and run `make setup` again"
+        )
+    print(f"fetching {what} by Maven into {component.folder}", flush=True)
+    _run(
+        [maven, "-q", "-B", "-f", str(component.pom), "dependency:copy-dependencies", f"-DoutputDirectory={into}"],
+        f"Maven could not fetch {what} ({component.pom.name})",
+        "check the network and the Maven mirror settings",
+        into,
+    )
+    if component.sources:
+        compiler = Path(java()).resolve().with_name("javac")
+        if not compiler.exists():
+            raise ArtifactError(f"cannot build {what}: there is no {compiler}; install a Java 17 JDK, not just a JRE")
+        names = " ".join(source.name for source in component.sources)
+        _run(
+            [str(compiler), "-cp", f"{into}/*", "-d", str(into), *map(str, component.sources)],
+            f"javac could not compile {names} for {what}",
+            "use Java 17",
+            into,
+        )
+
+
+def _build(program: Program, into: Path) -> None:
+    what = f"{program.name} {program.version}"
+    go = shutil.which("go")
+    if go is None:
+        raise ArtifactError(f"cannot build {what}: no `go` found; install Go 1.24 or later and run `make setup` again")
+    print(f"building {what} by Go into {program.folder}", flush=True)
+    _run(
+        [go, "install", f"{program.package}@v{program.version}"],
+        f"Go could not build {what}",
+        "check the network and the Go module proxy settings",
+        into,
+        GOBIN=str(into),
+    )
+
+
+def _run(command: Sequence[str], failure: str, mend: str, made: Path, **environment: str) -> None:
+    """Run ``command``, which has to make the folder ``made``."""
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    if done.returncode != 0 or not made.is_dir():
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        told = [line for line in lines if "error" in line.lower()] or lines[-1:] or [f"exit status {done.returncode}"]
+        raise ArtifactError(f"{failure}: {told[0]}; {mend}, then run `make setup` again")
+
+
+def main(names: Sequence[str] = ()) -> int:
+    """Fetch the parts named (of PARTS; the broker by default); returns the exit status, and tells why on stderr."""
     try:
-        for component in COMPONENTS:
-            fetch(component)
+        for name in names or ["kafka"]:
+            if name not in PARTS:
+                raise ArtifactError(f"{name}: no such part of the local stack: use {' or '.join(PARTS)}")
+            for part in PARTS[name]:
+                fetch(part)
     except ArtifactError as error:
         print(error, file=sys.stderr)
         return 1
@@ -127,4 +210,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -16,8 +16,8 @@ class End(StrEnum):
     PUBLISHED = "published"
     ROW = "row in Delta"
     ACCEPTED = "accepted by iTel"
-    DEAD_LETTER = "dead letter"
     SKIPPED = "skipped"
+    DEAD_LETTER = "dead letter"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +38,27 @@ class Ledger:
     entries: Mapping[str, Entry]
     skipped: Mapping[str, int]
     _found: dict[str, list[tuple[End, str]]] = field(default_factory=dict)
+    _contradictions: list[str] = field(default_factory=list)
 
     def found(self, coordinates: str, end: End, reason: str = "") -> None:
         """Take down that a record was seen at ``end``; ``reason`` is a dead letter's."""
         self._found.setdefault(coordinates, []).append((end, reason))
 
-    def by_kind(self) -> dict[str, Counter[str]]:
-        """How many records of each kind came to which ends."""
-        kinds: dict[str, Counter[str]] = {}
-        for coordinates, entry in self.entries.items():
-            kinds.setdefault(entry.kind, Counter())[self._ends(coordinates)] += 1
-        return kinds
+    def compare(self, what: str, one: int, other: int) -> None:
+        """Take down two counts that must be equal; ``what`` names them both."""
+        if one != other:
+            self._contradictions.append(f"{what}: {one}, {other}")
+
+    def rows(self) -> list[tuple[str, str, int]]:
+        """Of what kind, to which ends, how many; ordered by the ends, then by kind."""
+        counts = Counter((self._ends(coordinates), entry.kind) for coordinates, entry in self.entries.items())
+        return [(kind, told, count) for (told, kind), count in sorted(counts.items(), key=_by_end)]
 
     def totals(self) -> dict[str, int]:
-        """How many records came to which ends, most frequent first; counted from what was found, not from what went
-        in.
-        """
+        """How many records came to which ends; counted from what was found, not from what went in."""
         totals = Counter(map(self._ends, self._found))
         totals.update({_told(End.SKIPPED, reason): count for reason, count in self.skipped.items()})
-        return dict(totals.most_common())
+        return dict(sorted(totals.items(), key=lambda item: _rank(item[0])))
 
     def problems(self) -> list[str]:
         """What does not add up or is not as expected, one line each."""
@@ -64,26 +66,30 @@ class Ledger:
         accounted = sum(self.totals().values())
         if accounted != len(self.entries):
             problems.append(f"{len(self.entries)} records went in, {accounted} are accounted for")
-        problems += [
-            f"nobody produced {stray}: {self._ends(stray)}" for stray in sorted({*self._found} - {*self.entries})
-        ]
+        for stray in sorted({*self._found} - {*self.entries}):
+            problems.append(f"nobody produced {stray}: {self._ends(stray)}")
         for coordinates, entry in self.entries.items():
             if sorted(end for end, _ in self._found.get(coordinates, [])) != sorted(entry.expected):
-                expected = _joined(entry.expected)
+                expected = _joined([(end, "") for end in entry.expected])
                 problems.append(f"{entry.kind} {coordinates}: {self._ends(coordinates)}; expected: {expected}")
-        return problems
+        return problems + self._contradictions
 
     def _ends(self, coordinates: str) -> str:
-        seen = sorted(self._found.get(coordinates, []), key=lambda found: (_ORDER[found[0]], found[1]))
-        return " + ".join(_told(end, reason) for end, reason in seen) or End.SKIPPED
+        return _joined(self._found.get(coordinates, []))
 
 
-_ORDER = {end: position for position, end in enumerate(End)}
+def _joined(ends: Iterable[tuple[End, str]]) -> str:
+    return " and ".join(sorted((_told(end, reason) for end, reason in ends), key=_rank)) or End.SKIPPED
 
 
 def _told(end: End, reason: str) -> str:
     return f"{end} ({reason})" if reason else str(end)
 
 
-def _joined(ends: tuple[End, ...]) -> str:
-    return " + ".join(sorted(ends, key=_ORDER.__getitem__)) or End.SKIPPED
+def _rank(told: str) -> tuple[int, str]:
+    return (next(position for position, end in enumerate(End) if end in told), told)
+
+
+def _by_end(item: tuple[tuple[str, str], int]) -> tuple[tuple[int, str], str]:
+    (told, kind), _ = item
+    return (_rank(told), kind)

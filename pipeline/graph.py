@@ -23,6 +23,7 @@ from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.enrichment import enrich
 from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
 from itel_cabinet.transforms.publishing import apply_rules, look_up_missing_tasks
@@ -61,11 +62,11 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
 def _track(tasks: beam.PCollection, parts: Parts) -> None:
     """The Delta branch: the event's row, the newest form, its photos."""
-    rows = tasks | "Event rows" >> beam.Map(partial(tracking_rows, clock=parts.clock))
+    rows = tasks | "Event rows" >> beam.Map(partial(tracking_rows, clock=parts.clock)).with_output_types(Batch)
     written = rows | "Track" >> WriteToDelta(parts.tables[TRACKING])
-    forms = tasks | "Form rows" >> beam.Map(partial(forms_rows, clock=parts.clock))
+    forms = tasks | "Form rows" >> beam.Map(partial(forms_rows, clock=parts.clock)).with_output_types(Batch)
     forms | "Keep forms" >> WriteToDelta(parts.tables[FORMS])
-    photos = tasks | "Photo rows" >> beam.Map(partial(attachments_rows, clock=parts.clock))
+    photos = tasks | "Photo rows" >> beam.Map(partial(attachments_rows, clock=parts.clock)).with_output_types(Batch)
     photos | "Keep photos" >> WriteToDelta(parts.tables[ATTACHMENTS])
     if parts.settings.tracking_success_topic:
         written | "Tell of events" >> parts.tracked()

@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from itel_cabinet.io.http import ConnectionSettings
-from itel_cabinet.io.kafka import ConfigRefused, client_config
+from itel_cabinet.io.claimx import ClaimXSettings
+from itel_cabinet.io.http import Auth, ConnectionSettings
+from itel_cabinet.io.itel import ItelSettings, folder_of
+from itel_cabinet.io.kafka import client_config
 
-__all__ = ["ENVIRONMENT", "Job", "OptionRefused", "Settings", "parse_arguments"]
+__all__ = ["ENVIRONMENT", "JOB_DEFAULTS", "Job", "JsonObject", "OptionRefused", "Settings", "parse_arguments"]
 
 
 class OptionRefused(ValueError):
@@ -48,7 +51,7 @@ ENVIRONMENT = {
 
 _TRACKING_TOPIC = "itel.cabinet.task.tracking"
 
-_BY_JOB: dict[Job, dict[str, Any]] = {
+JOB_DEFAULTS: dict[Job, dict[str, Any]] = {
     Job.TRIGGER: {
         "input_topic": "claimx.events.enriched",
         "consumer_group": "itel_cabinet_trigger_group",
@@ -85,10 +88,10 @@ def _json_object(value: object) -> object:
         return value
     try:
         document = json.loads(value)
-    except ValueError:
-        raise ValueError('must be a JSON object such as {"name": "value"}') from None
-    if not isinstance(document, dict):
-        raise ValueError('must be a JSON object such as {"name": "value"}')
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or any(not isinstance(v, str | int | float) for v in document.values()):
+        raise ValueError('must be a JSON object of texts and numbers such as {"name": "value"}')
     return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in document.items()}
 
 
@@ -96,7 +99,26 @@ def _comma_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _without_secrets(options: dict[str, str]) -> dict[str, str]:
+    for name in options:
+        if _STORE_SECRET.search(name):
+            raise ValueError(f"{name} is a secret: set it in the environment of the job's workers instead")
+    return options
+
+
+def _by_reference(auth: str) -> str:
+    Auth.parse(auth)
+    return auth
+
+
+# What object stores call their secrets; the names of files and ids that lead to one are harmless.
+_STORE_SECRET = re.compile(
+    r"(secret|token|password|sas_|(account|access|master|customer|sas)_key)(?!.*_(file|id)$)", re.IGNORECASE
+)
+
 JsonObject = Annotated[dict[str, str], BeforeValidator(_json_object)]
+StoreOptions = Annotated[JsonObject, AfterValidator(_without_secrets)]
+Reference = Annotated[str, AfterValidator(_by_reference)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
@@ -139,7 +161,7 @@ class Settings(BaseModel):
 
     # ClaimX
     claimx_url: str | None = Field(default=None, description="ClaimX's base URL; else CLAIMX_API_BASE_URL.")
-    claimx_auth: str = Field(
+    claimx_auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
         description="none, bearer:REF, basic:REF:REF or api_key:HEADER:REF; REF is env:NAME or file:PATH.",
     )
@@ -162,7 +184,7 @@ class Settings(BaseModel):
     )
     itel_path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
     itel_method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
-    itel_auth: str = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
+    itel_auth: Reference = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
     itel_idempotency_header: str = Field(
         default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$", description="The header that carries the event id."
     )
@@ -171,11 +193,11 @@ class Settings(BaseModel):
     )
     itel_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
     max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
-    http_concurrency: int = Field(default=32, ge=1, le=1024, description="Calls at a time, for each API and process.")
+    http_concurrency: int = Field(default=32, ge=1, le=256, description="Calls at a time, for each API and process.")
 
     # Tables
     tables_root: str | None = Field(default=None, description="Folder or object-store URI that holds the tables.")
-    storage_options: JsonObject = Field(
+    storage_options: StoreOptions = Field(
         default={}, description="Object-store options of delta-rs as a JSON object; secrets belong in the environment."
     )
     partition_by: CommaList = Field(
@@ -205,7 +227,7 @@ class Settings(BaseModel):
         if not isinstance(given, dict) or given.get("job") not in set(Job):
             return given
         environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
-        return {**environment, **_BY_JOB[Job(given["job"])], **given}
+        return {**environment, **JOB_DEFAULTS[Job(given["job"])], **given}
 
     @model_validator(mode="after")
     def _complete(self) -> Settings:
@@ -221,11 +243,9 @@ class Settings(BaseModel):
             raise OptionRefused("--tables_root is missing: give the folder or object-store URI that holds the tables")
         try:
             client_config(self.bootstrap_servers, self.kafka_config)
-            self.claimx_connection()
-            if self.itel_folder() is None and self.job.calls_itel:
-                self.itel_connection()
-        except ConfigRefused as error:
-            raise OptionRefused(str(error)) from None
+            ClaimXSettings(self.claimx_connection(), self.claimx_task_path, self.claimx_cache_seconds)
+            if self.job.calls_itel and folder_of(self.itel_url or "") is None:
+                ItelSettings(self.itel_connection(), self.itel_path, self.itel_method, self.itel_idempotency_header)
         except ValueError as error:
             raise OptionRefused(str(error)) from None
         return self
@@ -239,10 +259,6 @@ class Settings(BaseModel):
             max_retries=self.max_retries,
             concurrency=self.http_concurrency,
         )
-
-    def itel_folder(self) -> str | None:
-        """The folder of ``--itel_url file:DIR``, or None where iTel is an API."""
-        return self.itel_url.removeprefix("file:") if self.itel_url and self.itel_url.startswith("file:") else None
 
     def itel_connection(self) -> ConnectionSettings:
         return ConnectionSettings(
@@ -310,7 +326,9 @@ def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, Pipel
             raise OptionRefused(f"{argument}: not an option: options are written --name=value")
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
-        if name not in Settings.model_fields or name == "job":
+        if name == "job":
+            raise OptionRefused("--job: the job's name stands before the options: itel-cabinet run JOB --name=value")
+        if name not in Settings.model_fields:
             beams.append(argument)
             if not equals and rest and not rest[0].startswith("--"):
                 beams.append(rest.pop(0))
@@ -318,7 +336,7 @@ def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, Pipel
         if not equals:
             if Settings.model_fields[name].annotation is bool and (not rest or rest[0].startswith("--")):
                 value = "true"
-            elif rest:
+            elif rest and not rest[0].startswith("--"):
                 value = rest.pop(0)
             else:
                 raise OptionRefused(f"--{name}: a value is missing: write --{name}=VALUE")
@@ -327,14 +345,17 @@ def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, Pipel
     return Settings.of(ours), PipelineOptions(beams)
 
 
+class _Parser(_BeamArgumentParser):  # type: ignore[misc]
+    def error(self, message: str) -> NoReturn:
+        """Instead of some hundred lines of usage."""
+        raise OptionRefused(f"{message.removeprefix('argument ')}: see Beam's own options")
+
+
 def _refuse_unknown(arguments: Sequence[str]) -> None:
-    parser = _BeamArgumentParser(allow_abbrev=False)
+    parser = _Parser(allow_abbrev=False, add_help=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
-    try:
-        _, unknown = parser.parse_known_args(list(arguments))
-    except SystemExit:
-        raise OptionRefused("one of Beam's own options has no or a wrong value: see the line above") from None
+    _, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         name = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--") and name not in _JOB_SERVER_OPTIONS:

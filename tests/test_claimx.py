@@ -28,7 +28,7 @@ class Task(BaseModel):
     status: str = "ASSIGNED"
 
 
-def parse(body: bytes) -> Task:
+def parse(body: bytes, _: int) -> Task:
     return Task.model_validate_json(body)
 
 
@@ -216,6 +216,28 @@ def test_fresh_goes_past_the_cache_and_fills_it(client: Any, clock: Clock) -> No
     assert claims.task_details(ASSIGNMENT, not_before=0, fresh=True).task.status == "COMPLETED"
     assert claims.task_details(ASSIGNMENT, not_before=0).task.status == "COMPLETED"
     assert len(server.requests) == 2
+
+
+def test_the_answer_is_read_as_one_to_the_question_asked() -> None:
+    def echo(body: bytes, assignment_id: int) -> tuple[bytes, int]:
+        return body, assignment_id
+
+    with FaultyServer(answer(200, b"{}")) as server:
+        link = ConnectionSettings("claimx", server.url)
+        found = ClaimX(ClaimXSettings(link), Connection(link), echo).task_details(7, not_before=0)
+    assert isinstance(found, Answer)
+    assert found.task == (b"{}", 7)
+
+
+def test_an_answer_about_another_assignment_is_the_records_and_not_told(client: Any) -> None:
+    def strict(_: bytes, assignment_id: int) -> Task:
+        raise ValueError(f"not the answer about {assignment_id}")
+
+    claims, server = client(answer(200, json.dumps({"assignmentId": 1, "name": PRIVATE}).encode()))
+    claims.parse = strict
+    refused = claims.task_details(ASSIGNMENT, not_before=0)
+    assert refused == LookupRefused("wrong_shape", 200, 1, f"ClaimX's answer: not the answer about {ASSIGNMENT}")
+    assert len(server.requests) == 1
 
 
 def test_assignments_do_not_share_an_answer(client: Any) -> None:

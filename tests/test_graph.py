@@ -33,4 +33,5 @@ def test_everything_after_the_read_is_one_fused_stage(job: Job) -> None:
     steps = {t.unique_name.partition("/")[0] for t in read.transforms}
     assert steps >= SINKS[job]
     others = {t.unique_name.partition("/")[0] for s in stages if s is not read for t in s.transforms}
-    assert others <= {"Read"}
+    # What hands the shards from stage to stage is the runner's own.
+    assert {name for name in others if not name.startswith("ref_PCollection")} == {"Read"}

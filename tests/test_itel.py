@@ -7,12 +7,13 @@ import json
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cabinet_samples import record
 from faulty_server import Act, FaultyServer, Seen, answer, cut_body, drip_body, garbage, hang, reset, unused_port
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -23,15 +24,17 @@ from itel_cabinet.io.itel import (
     Accepted,
     FolderItel,
     HttpItel,
+    Itel,
     ItelSettings,
     Rejected,
-    Submission,
     folder_of,
     idempotency_key,
     itel,
-    submit_in_order,
+    submit,
 )
 from itel_cabinet.io.world import WorldError
+from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.submissions import Submission, Submitted
 
 PAYLOAD = b'{"assignmentId":5430007}'
 PRIVATE = "pat.roe@private.example"
@@ -282,6 +285,16 @@ def test_a_folders_url_that_names_none(url: str) -> None:
 # -- order
 
 
+def submission(assignment_id: int, event_id: str, payload: bytes = PAYLOAD, *personal: str) -> Submission:
+    return Submission(record(b"", offset=assignment_id), event_id, assignment_id, payload, personal)
+
+
+def hand_in(api: Itel, submissions: Sequence[Submission], threads: int = 8) -> list[Submitted | Failure]:
+    """Submit on a pool of the test's own; the clock counts its readings."""
+    with ThreadPoolExecutor(threads) as pool:
+        return submit(submissions, client=lambda: api, pool=lambda: pool, clock=itertools.count(100.0).__next__)
+
+
 class Recorder:
     """A client that notes each call and lets others run before it ends."""
 
@@ -305,20 +318,18 @@ class Recorder:
 
 def test_an_assignment_keeps_its_order_and_results_theirs() -> None:
     recorder = Recorder()
-    jobs = [Submission(n % 7, f"e{n}", str(n).encode()) for n in range(200)]
-    with ThreadPoolExecutor(16) as pool:
-        outcomes = submit_in_order(recorder, jobs, pool)
-    assert outcomes == [Accepted(200, 1, str(n)) for n in range(200)]
+    jobs = [submission(n % 7, f"e{n}", str(n).encode()) for n in range(200)]
+    outcomes = hand_in(recorder, jobs, threads=16)
+    assert outcomes == [Submitted(jobs[n], 200, 1, str(n), duplicate=False) for n in range(200)]
     assert recorder.order == {a: [f"e{n}" for n in range(200) if n % 7 == a] for a in range(7)}
     assert 1 < recorder.most_at_once <= 7
 
 
 def test_calls_of_one_assignment_do_not_overlap_on_the_wire(client: Any) -> None:
     api, server = client(answer(503, delay=0.02), answer(201, delay=0.02))
-    jobs = [Submission(n % 3, f"{n % 3}-{n // 3}", PAYLOAD) for n in range(12)]
-    with ThreadPoolExecutor(8) as pool:
-        outcomes = submit_in_order(api, jobs, pool)
-    assert all(isinstance(outcome, Accepted) for outcome in outcomes)
+    jobs = [submission(n % 3, f"{n % 3}-{n // 3}") for n in range(12)]
+    outcomes = hand_in(api, jobs)
+    assert [outcome.submission for outcome in outcomes if isinstance(outcome, Submitted)] == jobs
     lanes: dict[str, list[Seen]] = defaultdict(list)
     for seen in server.requests:
         lanes[seen.headers["idempotency-key"].split("-")[0]].append(seen)
@@ -332,33 +343,65 @@ def test_calls_of_one_assignment_do_not_overlap_on_the_wire(client: Any) -> None
 
 def test_a_rejected_one_does_not_sink_its_neighbours(client: Any) -> None:
     api, _ = client(answer(422, b"bad"), answer(201))
-    with ThreadPoolExecutor(1) as pool:
-        outcomes = submit_in_order(api, [Submission(1, "a", b"{}"), Submission(1, "b", b"{}")], pool)
-    assert [type(outcome) for outcome in outcomes] == [Rejected, Accepted]
+    first, second = submission(1, "a"), submission(1, "b")
+    assert hand_in(api, [first, second]) == [
+        Failure(first.record, "submit", "refused", "iTel answers 422 (1 try in 0.0 s): bad", 100.0, 101.0, 1),
+        Submitted(second, 201, 1, "{}", duplicate=False),
+    ]
+
+
+def test_a_failure_tells_the_tries_and_their_time(client: Any) -> None:
+    api, _ = client(answer(503, b"maintenance"), reset)
+    job = submission(1, "a")
+    (failed,) = hand_in(api, [job])
+    assert isinstance(failed, Failure)
+    assert (failed.record, failed.stage, failed.error_class, failed.attempts) == (job.record, "submit", "reset", 3)
+    assert (failed.first_at, failed.last_at) == (100.0, 101.0)
+    assert failed.error.endswith(": maintenance")
+
+
+def test_a_known_submission_is_told_as_a_duplicate(client: Any) -> None:
+    api, _ = client(answer(409, b"it already exists"))
+    job = submission(1, "a")
+    assert hand_in(api, [job]) == [Submitted(job, 409, 1, "it already exists", duplicate=True)]
+
+
+@pytest.mark.parametrize("status", [201, 409])
+def test_what_an_answer_repeats_of_a_person_is_not_told(status: int, client: Any) -> None:
+    api, _ = client(answer(status, f'{{"already exists": "{PRIVATE.upper()}", "by": "Roe"}}'.encode()))
+    (outcome,) = hand_in(api, [submission(1, "a", PAYLOAD, PRIVATE, "Roe")])
+    assert isinstance(outcome, Submitted)
+    assert outcome.excerpt == '{"already exists": "[redacted]", "by": "[redacted]"}'
+
+
+def test_a_refusal_repeats_nothing_of_a_person(client: Any) -> None:
+    api, _ = client(answer(422, f"bad email {PRIVATE}, sent by roe".encode()))
+    (failed,) = hand_in(api, [submission(1, "a", PAYLOAD, PRIVATE, "Roe")])
+    assert isinstance(failed, Failure)
+    assert failed.error == "iTel answers 422 (1 try in 0.0 s): bad email [redacted], sent by [redacted]"
 
 
 def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None:
-    failed = threading.Event()
+    all_begun = threading.Barrier(3)
     ended: list[str] = []
 
     class Half:
         def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
+            all_begun.wait(30)
             if assignment_id == 1:
-                failed.set()
                 raise WorldError("the folder is gone")
-            assert failed.wait(30)
             ended.append(event_id)
             return Accepted(200, 1, "")
 
+    jobs = [submission(n, str(n)) for n in (1, 2, 3)]
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(WorldError, match="the folder is gone"):
-            submit_in_order(Half(), [Submission(n, str(n), b"") for n in (1, 2, 3)], pool)
+            submit(jobs, client=Half, pool=lambda: pool, clock=lambda: 0.0)
         assert sorted(ended) == ["2", "3"]
 
 
 def test_nothing_to_submit() -> None:
-    with ThreadPoolExecutor(1) as pool:
-        assert submit_in_order(Recorder(), [], pool) == []
+    assert hand_in(Recorder(), []) == []
 
 
 # -- settings

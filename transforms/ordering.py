@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, wait
 from typing import TypeVar
 
-__all__ = ["in_order_per_key"]
+__all__ = ["MOST_AT_ONCE", "in_order_per_key"]
+
+MOST_AT_ONCE = 256
+"""More calls of one batch than this are not made side by side, whatever the pool's size."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,15 +23,33 @@ def in_order_per_key(
     """``[work(item) for item in items]``, side by side across keys, in order and never overlapping within one.
 
     Raises what ``work`` raises, but only once every call has ended, so that no call can overlap with a later batch's.
+    After an exception no further call is begun: an outage must not be waited for again by each item in the queue.
     """
     chains: dict[Hashable, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         chains[key(item)].append(index)
+    waiting = deque(chains.values())
+    results: dict[int, Result] = {}
+    failed = threading.Event()
 
-    def walk(chain: list[int]) -> list[tuple[int, Result]]:
-        return [(index, work(items[index])) for index in chain]
+    def walk() -> None:
+        # A future a chain would cost more than a chain that a cache answers; a deque may be shared between threads.
+        while waiting:
+            try:
+                chain = waiting.popleft()
+            except IndexError:
+                return
+            for index in chain:
+                if failed.is_set():
+                    return
+                try:
+                    results[index] = work(items[index])
+                except BaseException:
+                    failed.set()
+                    raise
 
-    running = [pool.submit(walk, chain) for chain in chains.values()]
-    wait(running)
-    done = dict(pair for chain in running for pair in chain.result())
-    return [done[index] for index in range(len(items))]
+    walkers = [pool.submit(walk) for _ in range(min(len(chains), MOST_AT_ONCE))]
+    wait(walkers)
+    for walker in walkers:
+        walker.result()
+    return [results[index] for index in range(len(items))]

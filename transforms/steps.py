@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Failure, Skip
 
 __all__ = ["FAILURES", "RESULTS", "Step"]
@@ -63,4 +64,6 @@ class Step(beam.PTransform):  # type: ignore[misc]
         super().__init__()
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        return items | "Each batch" >> beam.ParDo(_StepFn(self.work)).with_outputs(FAILURES, main=RESULTS)
+        return items | "Each batch" >> beam.ParDo(_StepFn(self.work)).with_output_types(Batch).with_outputs(
+            FAILURES, main=RESULTS
+        )

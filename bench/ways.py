@@ -1,0 +1,160 @@
+"""Three ways of doing the same work: Kafka record -> validated event -> row -> Delta table. Each runs in its own
+process.
+
+``python -m bench.ways beam|loop|one BOOTSTRAP TOPIC FOLDER COUNT`` prints one JSON line: events, seconds, peak memory
+in MB. The seconds run from just before the first record is read to the last commit; imports and connecting are left
+out of all three.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from confluent_kafka import Consumer, TopicPartition
+from deltalake import DeltaTable, write_deltalake
+
+from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
+from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
+from itel_cabinet.transforms.batches import Batch
+from itel_cabinet.transforms.enrichment import CabinetTask, enrich
+from itel_cabinet.transforms.events import TaskEvent, parse_event
+from itel_cabinet.transforms.forms import TaskDetails, parse_details
+from itel_cabinet.transforms.parsing import parse_task_events
+from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.rows import TRACKING_SCHEMA, tracking_row, tracking_rows
+from itel_cabinet.transforms.steps import Step
+
+BATCH_RECORDS = 10_000
+_SECONDS = time.time
+
+
+class FreeLookup:
+    """ClaimX at no cost: the same small answer for everyone, so that only the pipeline itself is measured."""
+
+    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:  # noqa: ARG002
+        return _details()
+
+
+@cache
+def _details() -> TaskDetails:
+    return parse_details(b'{"assignmentId": 1, "taskId": 32513, "status": "ASSIGNED"}', 1)
+
+
+@cache
+def _pool() -> Executor:
+    return ThreadPoolExecutor(4)
+
+
+def _spec(folder: Path) -> TableSpec:
+    return TableSpec(
+        uri=str(folder / "table"),
+        schema=TRACKING_SCHEMA,
+        mode=Append(),
+        partition_by=("year", "month", "day"),
+    )
+
+
+def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
+    """The project's own source, steps and sink on DirectRunner."""
+    source = KafkaSource(
+        client=client_config(servers),
+        topic=topic,
+        group=f"bench-{folder.name}",
+        max_batch_records=BATCH_RECORDS,
+        max_batch_seconds=1.0,
+        until_caught_up=True,
+    )
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
+    events = pipeline | ReadFromKafka(source) | Step(partial(parse_task_events, group=source.group, clock=_SECONDS))
+    look_up = partial(enrich, lookup=FreeLookup, pool=_pool, form_wait=int, clock=_SECONDS)
+    tasks = events.results | "Look up" >> Step(look_up)
+    (
+        tasks.results
+        | beam.Map(partial(tracking_rows, clock=_SECONDS)).with_output_types(Batch)
+        | WriteToDelta(_spec(folder))
+    )
+    pipeline.run()
+    return count
+
+
+def plain_loop(servers: str, topic: str, folder: Path, count: int) -> int:
+    """A hand-written loop with the same batches: consume, validate, rows, Arrow, write, commit offsets. Not exactly
+    once.
+    """
+    return _loop(servers, topic, folder, count, BATCH_RECORDS)
+
+
+def one_at_a_time(servers: str, topic: str, folder: Path, count: int) -> int:
+    """As the brief's workers: one record, one table version, one offset commit."""
+    return _loop(servers, topic, folder, count, 1)
+
+
+def _loop(servers: str, topic: str, folder: Path, count: int, batch_records: int) -> int:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": f"bench-{folder.name}",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "earliest",
+        }
+    )
+    partitions = sorted(consumer.list_topics(topic).topics[topic].partitions)
+    consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+    table = DeltaTable(str(folder / "table"))
+    done = 0
+    while done < count:
+        messages = consumer.consume(min(batch_records, count - done), timeout=1.0)
+        if not messages:
+            continue
+        rows = [row for message in messages if (row := _row(message)) is not None]
+        write_deltalake(table, pa.Table.from_pylist(rows, schema=TRACKING_SCHEMA), mode="append")
+        consumer.commit(asynchronous=False)
+        done += len(messages)
+    consumer.close()
+    return done
+
+
+def _row(message: Any) -> dict[str, Any] | None:
+    record = Record(
+        topic=message.topic(),
+        topic_id="bench",
+        partition=message.partition(),
+        offset=message.offset(),
+        timestamp_ms=message.timestamp()[1],
+        key=message.key(),
+        value=message.value(),
+    )
+    event = parse_event(record, 0.0)
+    if not isinstance(event, TaskEvent):
+        return None
+    task = CabinetTask(record, event, _details(), None)
+    return tracking_row(task.record, task.event, task.details, event.timestamp)
+
+
+WAYS = {"beam": beam_job, "loop": plain_loop, "one": one_at_a_time}
+
+
+def main() -> None:
+    way, servers, topic, folder, count = sys.argv[1:]
+    create_table(_spec(Path(folder)))
+    started = time.perf_counter()
+    events = WAYS[way](servers, topic, Path(folder), int(count))
+    seconds = time.perf_counter() - started
+    rows = DeltaTable(str(Path(folder) / "table")).to_pyarrow_dataset().count_rows()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"events": events, "seconds": seconds, "peak_mb": peak, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()

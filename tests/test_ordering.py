@@ -1,0 +1,121 @@
+"""Side by side across keys, in order within one, and nothing left running behind an exception."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itel_cabinet.transforms.ordering import MOST_AT_ONCE, in_order_per_key
+
+PATIENCE_SECONDS = 60
+
+
+class Lanes:
+    """Work that notes what it is given, and sees two calls of one key at once. An item is ``(key, number)``."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, list[int]] = defaultdict(list)
+        self.overlaps = 0
+        self._running: set[int] = set()
+        self._lock = threading.Lock()
+
+    def __call__(self, item: tuple[int, int]) -> tuple[int, int]:
+        key, number = item
+        with self._lock:
+            self.overlaps += key in self._running
+            self._running.add(key)
+        threading.Event().wait(0.0005)  # lets the others in
+        with self._lock:
+            self._running.discard(key)
+            self.done[key].append(number)
+        return key, -number
+
+
+@given(keys=st.lists(st.integers(0, 4), max_size=24), threads=st.integers(1, 6))
+def test_results_are_in_input_order_and_calls_in_order_within_a_key(keys: list[int], threads: int) -> None:
+    items = [(key, number) for number, key in enumerate(keys)]
+    lanes = Lanes()
+    with ThreadPoolExecutor(threads) as pool:
+        results = in_order_per_key(items, lambda item: item[0], lanes, pool)
+    assert results == [(key, -number) for key, number in items]
+    assert lanes.done == {key: [number for k, number in items if k == key] for key in set(keys)}
+    assert lanes.overlaps == 0
+
+
+def test_keys_are_worked_on_side_by_side() -> None:
+    meeting = threading.Barrier(3)
+
+    def meet(item: int) -> int:
+        meeting.wait(PATIENCE_SECONDS)  # returns only once all three are here
+        return item * 10
+
+    with ThreadPoolExecutor(3) as pool:
+        assert in_order_per_key([1, 2, 3], lambda item: item, meet, pool) == [10, 20, 30]
+
+
+def test_equal_items_are_each_worked_on() -> None:
+    calls: list[str] = []
+    with ThreadPoolExecutor(2) as pool:
+        results = in_order_per_key(["a", "a", "a"], str, lambda item: calls.append(item) or len(calls), pool)
+    assert results == [1, 2, 3]
+    assert calls == ["a", "a", "a"]
+
+
+def test_an_exception_leaves_only_when_every_call_has_ended() -> None:
+    all_begun = threading.Barrier(4)
+    ended: list[str] = []
+
+    def work(item: str) -> str:
+        all_begun.wait(PATIENCE_SECONDS)
+        if item == "bad":
+            raise LookupError("bad")
+        threading.Event().wait(0.02)
+        ended.append(item)
+        return item
+
+    with ThreadPoolExecutor(4) as pool:
+        with pytest.raises(LookupError, match=r"^'?bad'?$"):
+            in_order_per_key(["a", "bad", "b", "c"], lambda item: item, work, pool)
+        assert sorted(ended) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("keys", [1, 4], ids=["one key", "several keys"])
+def test_after_an_exception_no_call_is_begun(keys: int) -> None:
+    begun: list[int] = []
+
+    def work(item: int) -> int:
+        begun.append(item)
+        if item == 2:
+            raise ValueError("two")
+        return item
+
+    with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="two"):
+        in_order_per_key([1, 2, 3, 4], lambda item: item % keys, work, pool)
+    assert begun == [1, 2]
+
+
+def test_of_several_exceptions_one_is_raised() -> None:
+    both_begun = threading.Barrier(2)
+
+    def work(item: int) -> int:
+        both_begun.wait(PATIENCE_SECONDS)
+        raise ValueError(f"item {item}")
+
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match=r"^item [12]$"):
+        in_order_per_key([1, 2], lambda item: item, work, pool)
+
+
+def test_a_batch_of_more_keys_than_are_worked_on_at_once() -> None:
+    items = list(range(3 * MOST_AT_ONCE))
+    with ThreadPoolExecutor(8) as pool:
+        assert in_order_per_key(items, lambda item: item, lambda item: -item, pool) == [-item for item in items]
+
+
+def test_nothing_to_do() -> None:
+    with ThreadPoolExecutor(1) as pool:
+        assert in_order_per_key([], lambda item: item, lambda item: item, pool) == []

@@ -1,0 +1,227 @@
+"""What surrounds a job goes away for a while: nothing is lost, nothing doubled, and nobody's record is blamed.
+
+iTel's outage ends each submission in the success or the error topic. Those of ClaimX, of the broker and of the table
+store are waited out, for ``--world_retry_seconds`` at most; a job that gives up says so in one line and is resumed by a
+restart.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cabinet_samples import group, question, tracking_message
+from jobs import TOPICS, RunningJob, Stack, wait_for
+
+from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
+from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.kafka import Broker
+from itel_cabinet.transforms.results import Submitted
+
+FORM = (group("Photos", question("Upload Overview Photo(s)", [11, 12])),)
+ALL_GOOD = Shares(other_task=0, bad=0, completed_without_form=0, repeated=0)
+OUTAGE_SECONDS = 20.0
+
+
+@pytest.fixture(scope="module")
+def frail_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """A broker that may be stopped, since no other module uses it."""
+    with Broker.start(tmp_path_factory.mktemp("frail-broker")) as broker:
+        yield broker
+
+
+@dataclass
+class Scene:
+    """A job on a stack of its own, and what has been produced for it."""
+
+    name: str
+    job: str
+    stack: Stack
+    generator: Generator
+    receipts: list[Receipt] = field(default_factory=list)
+
+    def produce(self, n: int) -> None:
+        events = self.generator.tracking_messages(n)
+        stack = self.stack
+        self.receipts += produce(stack.broker.bootstrap_servers, stack.topic("tracking"), events, stack.claimx)
+
+    @property
+    def produced(self) -> list[Produced]:
+        return [receipt.produced for receipt in self.receipts]
+
+    def check(self) -> None:
+        """Nothing is lost or doubled, and there are no dead letters."""
+        rows = Counter((row["kafka_partition"], row["kafka_offset"]) for row in self.stack.tracking())
+        assert rows == Counter((r.partition, r.offset) for r in self.receipts), self.name
+        submitted = [one for one in self.produced if one.expect == "submitted"]
+        assert {row["assignment_id"] for row in self.stack.forms()} == {one.assignment_id for one in submitted}
+        assert Counter(row["assignment_id"] for row in self.stack.forms()).most_common(1)[0][1] == 1
+        accepted = {one.event_id for one in submitted} if self.job == "cabinet" else set()
+        assert {s.idempotency_key for s in self.stack.itel.submissions()} == accepted
+        assert {(message.key or b"").decode() for message in self.stack.broker.read(self.stack.topic("success"))} == accepted
+        assert self.stack.itel.overlaps == 0
+        assert [self.stack.dead_letters(role) for role in ("errors", "itel_errors")] == [[], []]
+
+
+@contextlib.contextmanager
+def scenes(broker: Broker, frail: Broker, folder: Path, prefix: str) -> Iterator[dict[str, Scene]]:
+    """One scene for each thing that can go away; two for the broker, as a job may wait at its sinks or its source."""
+    with contextlib.ExitStack() as exits:
+        found = {}
+        for name, job, brokers in (
+            ("claimx", "cabinet", broker),
+            ("tables", "cabinet", broker),
+            ("broker", "cabinet", frail),
+            ("broker-source", "tracking", frail),
+        ):
+            claimx, itel = exits.enter_context(ClaimXSimulator()), exits.enter_context(ItelSimulator())
+            (folder / name).mkdir()
+            stack = Stack(brokers, claimx, itel, folder / name, f"{prefix}.{name}")
+            for role, partitions in TOPICS.items():
+                brokers.create_topic(stack.topic(role), partitions)
+            found[name] = Scene(name, job, stack, Generator(3, start=datetime.now(UTC), shares=ALL_GOOD))
+        yield found
+
+
+def take_away_tables(stack: Stack) -> None:
+    """Put a file in the place of the tables' folder: not even root can write there."""
+    stack.tables_root.rename(stack.folder / "tables-aside")
+    stack.tables_root.write_text("in the way")
+
+
+def give_back_tables(stack: Stack) -> None:
+    stack.tables_root.unlink()
+    (stack.folder / "tables-aside").rename(stack.tables_root)
+
+
+def begin_outages(found: dict[str, Scene]) -> None:
+    """Everything goes away, with records under way in each scene."""
+    found["claimx"].stack.claimx.stop()
+    take_away_tables(found["tables"].stack)
+    for name in ("broker", "broker-source"):
+        # Slow lookups keep the batch under way until the broker is gone.
+        found[name].stack.claimx.faults.latency_seconds = 3.0
+    for scene in found.values():
+        scene.produce(40)
+    for name in ("broker", "broker-source"):
+        claimx = found[name].stack.claimx
+        before = len([one for one in found[name].receipts[:-40]])
+        wait_for(lambda claimx=claimx, before=before: claimx.calls.total() > before, f"lookups of {name}")  # type: ignore[misc]
+    found["broker"].stack.broker.stop()
+
+
+def end_outages(found: dict[str, Scene]) -> None:
+    found["claimx"].stack.claimx.start_again()
+    give_back_tables(found["tables"].stack)
+    found["broker"].stack.broker.start_again()
+    for scene in found.values():
+        scene.stack.claimx.faults.latency_seconds = 0.0
+
+
+@contextlib.contextmanager
+def running(found: dict[str, Scene], **options: object) -> Iterator[dict[str, RunningJob]]:
+    with contextlib.ExitStack() as exits:
+        yield {
+            name: exits.enter_context(scene.stack.running(scene.job, **options)) for name, scene in found.items()
+        }
+
+
+def test_outages_of_twenty_seconds_are_waited_out(broker: Broker, frail_broker: Broker, tmp_path: Path) -> None:
+    with scenes(broker, frail_broker, tmp_path, "waited-out") as found, running(found) as jobs:
+        for scene in found.values():
+            scene.produce(40)
+        for scene in found.values():
+            scene.stack.settle(scene.job, 120)
+        begin_outages(found)
+        threading.Event().wait(OUTAGE_SECONDS)
+        assert [name for name, job in jobs.items() if job.process.poll() is not None] == []
+        end_outages(found)
+        # No new records: what was under way must be finished, and its offsets committed, without them.
+        for scene in found.values():
+            scene.stack.settle(scene.job, 120)
+        for name in ("claimx", "tables"):
+            found[name].produce(40)
+            found[name].stack.settle("cabinet", 120)
+        for name, job in jobs.items():
+            assert job.stop() == 0, name
+            assert "Traceback" not in job.errors, name
+            found[name].check()
+
+
+def test_longer_outages_end_the_job_and_a_restart_resumes(broker: Broker, frail_broker: Broker, tmp_path: Path) -> None:
+    with scenes(broker, frail_broker, tmp_path, "given-up") as found:
+        with running(found, world_retry_seconds=3, claimx_deadline_seconds=2) as jobs:
+            for scene in found.values():
+                scene.produce(40)
+            for scene in found.values():
+                scene.stack.settle(scene.job, 120)
+            begin_outages(found)
+            for name, job in jobs.items():
+                assert job.wait(90) == 1, name
+                stack = found[name].stack
+                away = {"claimx": stack.claimx.url, "tables": str(stack.tables_root)}
+                [line] = [line for line in job.errors.splitlines() if line.startswith("itel-cabinet: ")]
+                assert job.errors.endswith(line + "\n")
+                assert away.get(name, stack.broker.bootstrap_servers) in line
+                assert "Traceback" not in job.errors, name
+        end_outages(found)
+        for scene in found.values():
+            scene.produce(20)
+        with running(found, until_caught_up="true") as jobs:
+            for name, job in jobs.items():
+                assert job.wait(120) == 0, job.errors
+                assert found[name].stack.committed(found[name].job) == found[name].stack.ends(), name
+                found[name].check()
+
+
+def test_each_submission_ends_in_the_success_or_the_error_topic(stack: Stack) -> None:
+    itel, ended = stack.itel, Counter[str]()
+
+    def submit(phase: str, ends_as: str | None) -> None:
+        """Three forms of a phase; ``ends_as`` is the error class of their dead letters, None if they are accepted."""
+        for number in range(3):
+            event_id = f"{phase}-{number}"
+            stack.tell(tracking_message(event_id=event_id, assignment_id=1000 + sum(ended.values())), *FORM)
+            ended[ends_as or "accepted"] += 1
+            wanted[event_id] = ends_as
+        stack.settle("cabinet")
+
+    wanted: dict[str, str | None] = {}
+    with stack.running("cabinet", itel_deadline_seconds=4, max_retries=3) as job:
+        submit("well", None)
+        itel.faults.error_status, itel.faults.times = 503, 3
+        submit("503-for-a-while", None)
+        itel.faults = type(itel.faults)(outage=True)
+        submit("503", "outage")
+        itel.faults = type(itel.faults)(reset=True)
+        submit("reset", "reset")
+        itel.faults = type(itel.faults)(hang=True)
+        submit("hanging", "timeout")
+        itel.faults = type(itel.faults)()
+        itel.stop()
+        submit("refusing", "unreachable")
+        itel.start_again()
+        submit("well-again", None)
+        assert job.stop() == 0, job.errors
+
+    letters = stack.dead_letters("itel_errors")
+    # The messages are told apart by their assignment ids, which ``submit`` gives out in the order of ``wanted``.
+    names = {1000 + index: event_id for index, event_id in enumerate(wanted)}
+    failed = Counter((names[int(letter.record().key or b"")], letter.error_class) for letter in letters)
+    assert failed == Counter((event_id, ends_as) for event_id, ends_as in wanted.items() if ends_as)
+    assert {letter.stage for letter in letters} == {"submit"}
+    assert {letter.attempts for letter in letters if letter.error_class in ("outage", "reset", "unreachable")} == {4}
+    results = [Submitted.model_validate_json(message.value or b"") for message in stack.broker.read(stack.topic("success"))]
+    accepted = [event_id for event_id, ends_as in wanted.items() if not ends_as]
+    assert sorted(result.event_id for result in results) == sorted(accepted)
+    assert sum(result.attempts for result in results if result.event_id.startswith("503-for-a-while")) == 6
+    assert sorted(s.idempotency_key for s in itel.submissions()) == sorted(accepted)
+    assert sorted(row["event_id"] for row in stack.tracking()) == sorted(wanted), "iTel's outage never holds up the tables"
+    assert stack.dead_letters() == []

@@ -1,0 +1,114 @@
+"""What is in the wheel and in the source distribution, and that both, and an editable install, serve imports."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+_PROJECT = Path(__file__).parents[1]
+_ROOMS = ("pipeline", "transforms", "io", "templates", "local")
+_DATA = (
+    "transforms/schemas/cabinet_repair_submission.schema.json",
+    "transforms/schemas/cabinet_repair_submission.example.json",
+    "transforms/triggers_default.yaml",
+    "transforms/py.typed",
+    "pipeline/py.typed",
+    "io/py.typed",
+    "local/pom.xml",
+    "local/py.typed",
+)
+
+
+def _run(*command: str, folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _pip(*arguments: str, folder: Path) -> None:
+    _run(
+        sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments,
+        "--no-deps", "--no-build-isolation", "--no-index", folder=folder,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A copy of what is packaged, since building writes beside it."""
+    copy = tmp_path / "project"
+    copy.mkdir()
+    for room in _ROOMS:
+        shutil.copytree(_PROJECT / room, copy / room, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "constraints.txt"):
+        shutil.copy(_PROJECT / name, copy)
+    return copy
+
+
+def _packaged(project: Path) -> set[str]:
+    """The modules and data that belong into a distribution, relative to the project."""
+    modules = {str(path.relative_to(project)) for room in _ROOMS for path in (project / room).rglob("*.py")}
+    return modules | set(_DATA)
+
+
+def _imports_from(site: Path) -> None:
+    """Fails unless every room and its data are found in ``site``, which comes first on the path."""
+    script = f"""
+import io, sys
+from importlib import import_module, resources
+sys.path.insert(0, {str(site)!r})
+for room in {_ROOMS!r}:
+    found = import_module("itel_cabinet." + room).__file__
+    assert found.startswith({str(site)!r}), found
+for name in {_DATA!r}:
+    room, _, path = name.partition("/")
+    assert resources.files("itel_cabinet." + room).joinpath(path).is_file(), name
+assert io.StringIO("stdlib").read() == "stdlib"
+"""
+    _run(sys.executable, "-c", script, folder=site)
+
+
+def test_the_wheel_holds_every_module_and_its_data(project: Path, tmp_path: Path) -> None:
+    _pip("wheel", "--wheel-dir", str(tmp_path / "dist"), ".", folder=project)
+    (wheel,) = (tmp_path / "dist").glob("itel_cabinet-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        entry_points = archive.read(f"{wheel.name.partition('-py3')[0]}.dist-info/entry_points.txt").decode()
+        assert names == {f"itel_cabinet/{name}" for name in _packaged(project)}
+        archive.extractall(tmp_path / "site")
+    assert "itel-cabinet = itel_cabinet.pipeline.cli:main" in entry_points
+    _imports_from(tmp_path / "site")
+
+
+def test_a_wheel_built_from_the_source_distribution_is_the_same(project: Path, tmp_path: Path) -> None:
+    # As Beam does for --setup_file.
+    _run(sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path / "dist"), folder=project)
+    (sdist,) = (tmp_path / "dist").glob("itel_cabinet-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    unpacked = tmp_path / sdist.name.removesuffix(".tar.gz")
+    assert {name for name in _packaged(project) if not (unpacked / name).is_file()} == set()
+    _pip("install", "--target", str(tmp_path / "site"), str(sdist), folder=tmp_path)
+    _imports_from(tmp_path / "site")
+
+
+def test_an_editable_install_serves_the_rooms_where_they_are(project: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    _pip("install", "--target", str(site), "--editable", ".", folder=project)
+    script = f"""
+import site, sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
+site.addsitedir({str(site)!r})
+from itel_cabinet import io, local, pipeline, templates, transforms
+for room in (io, local, pipeline, templates, transforms):
+    print(room.__file__)
+"""
+    found = _run(sys.executable, "-c", script, folder=tmp_path).split()
+    assert found == [f"{project}/{room}/__init__.py" for room in ("io", "local", "pipeline", "templates", "transforms")]
