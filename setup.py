@@ -11,6 +11,6 @@ setup(
         "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
         "itel_cabinet.pipeline": ["py.typed"],
         "itel_cabinet.io": ["py.typed"],
-        "itel_cabinet.local": ["pom.xml", "py.typed"],
+        "itel_cabinet.local": ["*pom.xml", "*.java", "py.typed"],
     },
 )

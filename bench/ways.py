@@ -151,8 +151,8 @@ def main() -> None:
     started = time.perf_counter()
     events = WAYS[way](servers, topic, Path(folder), int(count))
     seconds = time.perf_counter() - started
-    rows = DeltaTable(str(Path(folder) / "table")).to_pyarrow_dataset().count_rows()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rows = DeltaTable(str(Path(folder) / "table")).to_pyarrow_dataset().count_rows()
     print(json.dumps({"events": events, "seconds": seconds, "peak_mb": peak, "rows": rows}))
 
 

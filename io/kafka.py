@@ -83,6 +83,8 @@ _IDLE_SECONDS = 0.5
 # A poll is cut into slices of this length, to notice a stop.
 _SLICE_SECONDS = 0.1
 _RELIST_SECONDS = 30.0
+# What a consumer reads ahead; librdkafka's own limit of 64 MB would be a sixth of a worker's memory.
+_PREFETCH_KB = 16 * 1024
 # Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
 _RECOMMIT_SECONDS = 3600.0
 _COMMIT_PATIENCE_SECONDS = 15.0
@@ -289,7 +291,8 @@ class _ShardReader:
         self._trouble = threading.Event()
         self._cluster = Cluster(resolved(source.client))
         self._consumer = Consumer(
-            resolved(source.client)
+            {"queued.max.messages.kbytes": _PREFETCH_KB}
+            | resolved(source.client)
             | {
                 "group.id": source.group,
                 "enable.auto.commit": False,

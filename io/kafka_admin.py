@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 __all__ = [
     "QUIET",
@@ -112,6 +112,12 @@ class Cluster:
     def names(self) -> frozenset[str]:
         """The names of all topics the credentials can see."""
         return frozenset(self._admin.list_topics(timeout=self._timeout).topics)
+
+    def retention_ms(self, topic: str) -> int:
+        """How long a topic keeps its records, in milliseconds; -1 for ever."""
+        resource = ConfigResource(ResourceType.TOPIC, topic)
+        (future,) = self._admin.describe_configs([resource], request_timeout=self._timeout).values()
+        return int(future.result()["retention.ms"].value)
 
     def create(self, topics: Iterable[tuple[str, int, int, Mapping[str, str]]]) -> None:
         """Create ``(name, partitions, replication, config)`` topics. Raises KafkaException for the first that fails."""

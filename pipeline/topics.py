@@ -9,9 +9,9 @@ from confluent_kafka import KafkaError, KafkaException
 
 from itel_cabinet.io.kafka_admin import Cluster, UnknownTopic
 
-__all__ = ["TOPICS", "Made", "Seen", "TopicSpec", "create_topics", "describe_topics"]
+__all__ = ["DAY_MS", "TOPICS", "Made", "Seen", "TopicSpec", "create_topics", "describe_topics"]
 
-_DAY_MS = 86_400_000
+DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class TopicSpec:
     @property
     def config(self) -> dict[str, str]:
         """The topic's configuration in Kafka's terms."""
-        return {} if self.retention_days is None else {"retention.ms": str(self.retention_days * _DAY_MS)}
+        return {} if self.retention_days is None else {"retention.ms": str(self.retention_days * DAY_MS)}
 
 
 TOPICS = (
@@ -49,11 +49,12 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """A topic as it is: its id, partitions and the records that retention has left in it; ``partitions`` 0: none."""
+    """A topic as it is. ``records`` counts the offsets that retention has left; ``retention_ms`` is -1 for ever."""
 
-    spec: TopicSpec
+    name: str
     topic_id: str
     partitions: int
+    retention_ms: int
     records: int
 
 
@@ -82,13 +83,14 @@ def _created(cluster: Cluster, name: str, partitions: int, replication: int, con
     return True
 
 
-def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -> Iterator[Seen]:
-    """How each topic is now. Raises KafkaException."""
+def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -> Iterator[Seen | TopicSpec]:
+    """How each topic is now, or for one that does not exist its specification. Raises KafkaException."""
     for spec in topics:
         try:
             topic = cluster.topic(spec.name)
         except UnknownTopic:
-            yield Seen(spec, "", 0, 0)
+            yield spec
             continue
         bounds = cluster.bounds(spec.name, topic.partitions).values()
-        yield Seen(spec, topic.topic_id, len(topic.partitions), sum(end - start for start, end in bounds))
+        records = sum(end - start for start, end in bounds)
+        yield Seen(spec.name, topic.topic_id, len(topic.partitions), cluster.retention_ms(spec.name), records)

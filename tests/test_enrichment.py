@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from cabinet_samples import details, event, group, question, record
@@ -29,7 +30,7 @@ class Lookup:
     """ClaimX by a script: for each assignment the answers in turn, the last one for ever."""
 
     answers: dict[int, list[TaskDetails | LookupFailed]]
-    calls: list[tuple[int, float, bool]] = field(default_factory=list)
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
     overlapped: bool = False
     _running: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)

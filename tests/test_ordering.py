@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -59,11 +60,10 @@ def test_keys_are_worked_on_side_by_side() -> None:
 
 
 def test_equal_items_are_each_worked_on() -> None:
-    calls: list[str] = []
+    calls = itertools.count(1)
     with ThreadPoolExecutor(2) as pool:
-        results = in_order_per_key(["a", "a", "a"], str, lambda item: calls.append(item) or len(calls), pool)
-    assert results == [1, 2, 3]
-    assert calls == ["a", "a", "a"]
+        results = in_order_per_key(["a", "a", "a"], str, lambda item: f"{item}{next(calls)}", pool)
+    assert results == ["a1", "a2", "a3"]
 
 
 def test_an_exception_leaves_only_when_every_call_has_ended() -> None:

@@ -36,7 +36,7 @@ class Lookup:
 
     def __init__(self, answers: dict[int, TaskDetails | LookupFailed]) -> None:
         self.answers = answers
-        self.calls: list[tuple[int, float, bool]] = []
+        self.calls: list[tuple[Any, ...]] = []
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         self.calls.append((assignment_id, not_before, fresh))

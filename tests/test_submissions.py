@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -161,12 +162,13 @@ NOISE = st.text(st.characters(codec="utf-8"), max_size=8)
 def test_no_personal_value_survives(
     personal: list[str], noise: list[str], picks: list[int], spelling: str, cut: int
 ) -> None:
-    spell = {
+    spellings: dict[str, Callable[[str], str]] = {
         "plain": str,
         "json": lambda value: json.dumps(value, ensure_ascii=False)[1:-1],
         "ascii": lambda value: json.dumps(value)[1:-1],
         "upper": lambda value: value.upper() if re.fullmatch(re.escape(value), value.upper(), re.I) else value,
-    }[spelling]
+    }
+    spell = spellings[spelling]
     echoed = "".join(part + spell(personal[pick % len(personal)]) for part, pick in zip(noise, picks, strict=False))
     excerpt = " ".join(echoed.split())[:cut]  # as io/http.py makes one
     left = submission(*personal).scrub(excerpt).split("[redacted]")

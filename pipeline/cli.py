@@ -1,0 +1,568 @@
+"""The command `itel-cabinet`.
+
+Exit status 0 is done, 1 failed, 2 wrong use; an error is one line on stderr. Options are written with underscores, as
+Beam's are, and understood with hyphens too. Commands import what they need when they run: Beam alone takes a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from itel_cabinet.io.delta_spec import TableState
+    from itel_cabinet.io.kafka_admin import Cluster
+    from itel_cabinet.pipeline.options import Settings
+
+__all__ = ["app", "main"]
+
+_PROGRAM = "itel-cabinet"
+_BROKER_SECONDS = 10.0
+
+_BOTH_SPELLINGS = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["--help", "-h"],
+}
+app = typer.Typer(
+    name=_PROGRAM,
+    help="ClaimX cabinet repair forms from Kafka into Delta tables and to iTel.",
+    context_settings=_BOTH_SPELLINGS,
+    add_completion=False,
+)
+topics_app = typer.Typer(help="The Kafka topics that the jobs use.")
+tables_app = typer.Typer(help="The Delta tables that the jobs write.")
+app.add_typer(topics_app, name="topics")
+app.add_typer(tables_app, name="tables")
+
+
+class Refused(typer.TyperException):
+    """A command cannot do what it was asked. ``message`` is one line that names the option and the mend."""
+
+    def __init__(self, message: str, *, wrong_use: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if wrong_use else 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    try:
+        status = typer.main.get_command(app).main(
+            None if arguments is None else list(arguments), prog_name=_PROGRAM, standalone_mode=False
+        )
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)  # a usage error, which says what is wrong but not where to look
+        mend = f" See `{context.command_path} --help`." if context else ""
+        print(f"{_PROGRAM}: {' '.join(error.format_message().split())}{mend}", file=sys.stderr)
+        return error.exit_code
+    return status if isinstance(status, int) else 0
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version(_PROGRAM))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_version)] = False,
+) -> None:
+    """ClaimX cabinet repair forms from Kafka into Delta tables and to iTel."""
+
+
+# ------------------------------------------------------------------------------------------------------ shared options
+
+Servers = Annotated[
+    str,
+    typer.Option(
+        "--bootstrap_servers",
+        envvar="KAFKA_BOOTSTRAP_SERVERS",
+        metavar="HOST:PORT[,HOST:PORT]",
+        help="Kafka brokers.",
+    ),
+]
+KafkaConfig = Annotated[
+    str,
+    typer.Option(
+        "--kafka_config",
+        metavar="JSON",
+        help="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry_run", help="Only say what would be done.")]
+TablesRoot = Annotated[
+    str, typer.Option("--tables_root", metavar="URI", help="Folder or object-store URI that holds the tables.")
+]
+StorageOptions = Annotated[
+    str,
+    typer.Option(
+        "--storage_options",
+        metavar="JSON",
+        help="Object-store options of delta-rs as a JSON object; secrets belong in the environment.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class JobName(StrEnum):
+    """The jobs, as options.Job has them, which takes Beam to import."""
+
+    TRIGGER = "trigger"
+    TRACKING = "tracking"
+    API = "api"
+    CABINET = "cabinet"
+
+
+# ----------------------------------------------------------------------------------------------------------------- run
+
+
+@app.command(
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+    add_help_option=False,
+    options_metavar="JOB [OPTIONS]",
+)
+def run(context: typer.Context) -> int:
+    """Run a job: trigger, tracking, api or cabinet. `run --help` lists its options."""
+    from itel_cabinet.pipeline import launch
+
+    if {"--help", "-h"} & {*context.args}:
+        _print_run_help()
+        return 0
+    return launch.main(context.args)
+
+
+_JOBS = {
+    "trigger": "match ClaimX events with the trigger rules, publish task events",
+    "tracking": "write task events, forms and photo lists into the Delta tables",
+    "api": "send completed forms to iTel",
+    "cabinet": "tracking and api in one, with one read and one ClaimX lookup",
+}
+
+
+def _print_run_help() -> None:
+    from itel_cabinet.pipeline.options import Settings
+
+    console = Console(highlight=False, markup=False)
+    console.print(f"Usage: {_PROGRAM} run JOB [--NAME=VALUE ...]\n\nJobs:")
+    console.print(_listing(_JOBS.items()))
+    console.print("\nOptions:")
+    fields = ((name, field) for name, field in Settings.model_fields.items() if name != "job")
+    console.print(_listing((f"--{name}", _meaning(name, field)) for name, field in fields))
+    console.print("\nBeam's own options, such as --runner, are taken beside these.")
+
+
+def _listing(entries: Any) -> Table:
+    listing = Table.grid(padding=(0, 2), pad_edge=True)
+    listing.add_column(no_wrap=True)
+    listing.add_column()
+    for name, meaning in entries:
+        listing.add_row(name, meaning)
+    return listing
+
+
+def _meaning(name: str, field: FieldInfo) -> str:
+    """An option's description, values, default and environment variable."""
+    from typing import Literal, get_args, get_origin
+
+    from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS
+
+    notes = []
+    if get_origin(field.annotation) is Literal:
+        notes.append(f"One of {', '.join(get_args(field.annotation))}.")
+    by_job = {job: defaults[name] for job, defaults in JOB_DEFAULTS.items() if name in defaults}
+    if len({*by_job.values()}) > 1:
+        notes.append("Default: " + ", ".join(f"{value} ({job})" for job, value in by_job.items()) + ".")
+    elif by_job:
+        notes.append(f"Default: {next(iter(by_job.values()))}.")
+    elif field.default or field.default is False or field.default == 0:
+        default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+        notes.append(f"Default: {str(default).lower() if isinstance(default, bool) else default}.")
+    if name in ENVIRONMENT and ENVIRONMENT[name] not in str(field.description):
+        notes.append(f"Else {ENVIRONMENT[name]}.")
+    return " ".join([str(field.description), *notes])
+
+
+# ------------------------------------------------------------------------------------------------- produce and simulate
+
+
+class Flavour(StrEnum):
+    """What kind of records to produce."""
+
+    TRACKING = "tracking"
+    CLAIMX = "claimx"
+
+
+_FLAVOUR_TOPICS = {Flavour.TRACKING: "itel.cabinet.task.tracking", Flavour.CLAIMX: "claimx.events.enriched"}
+
+
+@app.command()
+def produce(
+    bootstrap_servers: Servers,
+    topic: Annotated[
+        str | None, typer.Option("--topic", help="Where to; default: itel.cabinet.task.tracking or the flavour's.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many records.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same records, but for their time.")] = 0,
+    flavour: Annotated[
+        Flavour, typer.Option("--flavour", help="Messages for the trackers, or ClaimX events for the trigger.")
+    ] = Flavour.TRACKING,
+    claimx_url: Annotated[
+        str | None, typer.Option("--claimx_url", metavar="URL", help="The simulator that gets the forms behind.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Records a second; default: as fast as can be.")
+    ] = None,
+) -> None:
+    """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
+    from collections import Counter
+
+    import requests
+    from rich.progress import track
+
+    from itel_cabinet.io.kafka_admin import Cluster
+    from itel_cabinet.local import events
+
+    topic = topic or _FLAVOUR_TOPICS[flavour]
+    with _asking(bootstrap_servers):
+        Cluster({"bootstrap.servers": bootstrap_servers}, timeout=_BROKER_SECONDS).topic(topic)
+    generator = events.Generator(seed, start=datetime.now(UTC))
+    records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
+    progress = Console(stderr=True)
+    shown = track(records, f"to {topic}", total=count, console=progress, disable=not progress.is_terminal)
+    try:
+        receipts = events.produce(bootstrap_servers, topic, shown, claimx_url, rate=rate)
+    except requests.RequestException as error:
+        raise Refused(
+            f"--claimx_url: no ClaimX simulator takes the forms at {claimx_url} ({type(error).__name__}): "
+            f"start one with `{_PROGRAM} simulate`"
+        ) from None
+    except RuntimeError as error:
+        raise Refused(f"--bootstrap_servers: {error}") from None
+    table = Table(title=f"{len(receipts)} records written to {topic}")
+    for column in ("kind", "expected", "records"):
+        table.add_column(column, justify="right" if column == "records" else "left")
+    for (kind, expected), number in sorted(Counter((r.produced.kind, r.produced.expect) for r in receipts).items()):
+        table.add_row(kind, expected, str(number))
+    Console().print(table)
+
+
+@app.command()
+def simulate(
+    claimx_port: Annotated[int | None, typer.Option("--claimx_port", min=1, max=65535, help="Default: free.")] = None,
+    itel_port: Annotated[int | None, typer.Option("--itel_port", min=1, max=65535, help="Default: a free one.")] = None,
+    itel_journal: Annotated[
+        Path | None, typer.Option("--itel_journal", metavar="DIR", help="Write what iTel accepts there, for people.")
+    ] = None,
+    claimx_token: Annotated[
+        str | None,
+        typer.Option(
+            "--claimx_token", metavar="REF", help="The token, or user:password, to demand: env:NAME, file:PATH."
+        ),
+    ] = None,
+    itel_token: Annotated[
+        str | None, typer.Option("--itel_token", metavar="REF", help="The token to demand: env:NAME or file:PATH.")
+    ] = None,
+) -> None:
+    """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
+    try:
+        from itel_cabinet.local.itel import ItelSimulator
+    except ModuleNotFoundError as error:
+        raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
+    from itel_cabinet.local.claimx import ClaimXSimulator
+    from itel_cabinet.local.simulator import serve
+
+    claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
+    try:
+        itel = ItelSimulator(port=itel_port, token=_secret("--itel_token", itel_token), journal=itel_journal)
+    except OSError as error:
+        raise Refused(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
+    try:
+        for option, simulator in (("--claimx_port", claimx), ("--itel_port", itel)):
+            try:
+                simulator.start()
+            except OSError as error:
+                raise Refused(
+                    f"{option}: {simulator.port} cannot be used ({error.strerror}): give another one"
+                ) from None
+
+        def tell() -> None:
+            print(f"ClaimX simulator at {claimx.url}\niTel simulator at {itel.url}", flush=True)
+
+        serve([claimx, itel], tell)
+    finally:
+        claimx.stop()
+        itel.stop()
+
+
+def _secret(option: str, reference: str | None) -> str | None:
+    from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+
+    if reference is None:
+        return None
+    try:
+        return SecretRef.parse(reference).resolve()
+    except ValueError as error:
+        raise Refused(f"{option}: {error}", wrong_use=True) from None
+    except UnresolvedSecret as error:
+        raise Refused(f"{option}: {error}") from None
+
+
+# ------------------------------------------------------------------------------------------------------------- preview
+
+
+@app.command()
+def preview(
+    task: Annotated[str, typer.Argument(metavar="TASK.json", help="A ClaimX answer about a task; - for stdin.")],
+) -> None:
+    """Print what would be stored and sent for a ClaimX answer: form, attachments, payload, warnings.
+
+    Left out are the columns that come from the event and the moment: event_id, event_timestamp, kafka_*, ingested_at,
+    created_at, updated_at.
+    """
+    from pydantic_core import to_json
+
+    from itel_cabinet.pipeline.preview import NotAnAnswer
+    from itel_cabinet.pipeline.preview import preview as previewed
+
+    try:
+        answer = sys.stdin.buffer.read() if task == "-" else Path(task).read_bytes()
+    except OSError as error:
+        raise Refused(f"{task} cannot be read: {error.strerror}", wrong_use=True) from None
+    try:
+        result = previewed(answer, now=datetime.now(UTC))
+    except NotAnAnswer as error:
+        raise Refused(f"{task}: {error}") from None
+    typer.echo(to_json(result, indent=2, inf_nan_mode="null"))
+
+
+# -------------------------------------------------------------------------------------------------------------- topics
+
+
+@contextmanager
+def _asking(bootstrap_servers: str) -> Iterator[None]:
+    """What Kafka refuses in here, and topics that are not there, as one line."""
+    from confluent_kafka import KafkaException
+
+    from itel_cabinet.io.kafka_admin import UnknownTopic
+    from itel_cabinet.pipeline.refusals import kafka_refusal
+
+    try:
+        yield
+    except KafkaException as error:
+        raise Refused(kafka_refusal(error, bootstrap_servers)) from None
+    except UnknownTopic as error:
+        raise Refused(f"--topic: {error}") from None
+
+
+def _client(bootstrap_servers: str, kafka_config: str) -> dict[str, object]:
+    """librdkafka's settings, with the secrets in."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from itel_cabinet.io.kafka import ConfigRefused, client_config, resolved
+    from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.pipeline.options import JsonObject
+
+    try:
+        more: dict[str, str] = TypeAdapter(JsonObject).validate_python(kafka_config)
+        return resolved(client_config(bootstrap_servers, more))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise Refused(f"--kafka_config: {reason}", wrong_use=True) from None
+    except ConfigRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+    except UnresolvedSecret as error:
+        raise Refused(f"--kafka_config: {error}") from None
+
+
+@contextmanager
+def _cluster(bootstrap_servers: str, kafka_config: str) -> Iterator[Cluster]:
+    from itel_cabinet.io.kafka_admin import Cluster
+
+    client = _client(bootstrap_servers, kafka_config)
+    with _asking(bootstrap_servers):
+        yield Cluster(client, timeout=_BROKER_SECONDS)
+
+
+@topics_app.command("create")
+def create_topics(
+    bootstrap_servers: Servers,
+    replication_factor: Annotated[
+        int, typer.Option("--replication_factor", min=1, help="Brokers that hold each record; 1 on a laptop.")
+    ] = 3,
+    dry_run: DryRun = False,
+    kafka_config: KafkaConfig = "{}",
+) -> None:
+    """Make the topics that are missing; those that exist are left alone. May be repeated."""
+    from itel_cabinet.pipeline import topics
+
+    with _cluster(bootstrap_servers, kafka_config) as cluster:
+        for made in topics.create_topics(cluster, replication_factor, dry_run=dry_run):
+            spec = made.spec
+            kept = f"kept {spec.retention_days} days" if spec.retention_days else "kept as the broker says"
+            shape = f"partitions: {spec.partitions}, replicas: {replication_factor}, {kept}"
+            verb = "would be created" if dry_run else "created"
+            typer.echo(f"{spec.name}: {f'{verb} ({shape})' if made.created else 'exists, left alone'}")
+
+
+@topics_app.command("describe")
+def describe_topics(bootstrap_servers: Servers, kafka_config: KafkaConfig = "{}") -> None:
+    """Show the topics as they are."""
+    from itel_cabinet.pipeline import topics
+
+    table = Table("topic", "topic id")
+    for column in ("partitions", "kept days", "records"):
+        table.add_column(column, justify="right")
+    missing = []
+    with _cluster(bootstrap_servers, kafka_config) as cluster:
+        for topic in topics.describe_topics(cluster):
+            if isinstance(topic, topics.TopicSpec):
+                missing.append(topic.name)
+                continue
+            kept = "for ever" if topic.retention_ms < 0 else f"{topic.retention_ms / topics.DAY_MS:g}"
+            table.add_row(topic.name, topic.topic_id, str(topic.partitions), kept, str(topic.records))
+    Console().print(table)
+    if missing:
+        typer.echo(f"missing: {', '.join(missing)}; `{_PROGRAM} topics create` makes them")
+
+
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def _table_settings(**given: str) -> Settings:
+    """Settings that say what tables are made of; what else they demand plays no part here."""
+    from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
+
+    unused = {"bootstrap_servers": "unused:9092", "claimx_url": "http://unused", "claimx_auth": "none"}
+    try:
+        return Settings.of({"job": Job.TRACKING, **unused, **given})
+    except OptionRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """What the table store refuses in here, as one line."""
+    from deltalake.exceptions import TableNotFoundError
+
+    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.world import WorldError, one_line
+
+    try:
+        yield
+    except TableRefused as error:
+        raise Refused(f"--tables_root: {one_line(error)}") from None
+    except WorldError as error:
+        if isinstance(error.__cause__, TableNotFoundError):
+            raise Refused(f"--tables_root: there is no such table: `{_PROGRAM} tables create` makes it") from None
+        raise Refused(f"--tables_root: {one_line(error)}") from None
+
+
+@tables_app.command("create")
+def create_tables(
+    tables_root: TablesRoot,
+    partition_by: Annotated[
+        str, typer.Option("--partition_by", metavar="COLUMNS", help="Partition columns of the tracking table.")
+    ] = "year,month,day",
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
+    repeated.
+    """
+    from itel_cabinet.io.delta import create_table
+    from itel_cabinet.pipeline.tables import table_specs
+
+    settings = _table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
+    try:
+        specs = table_specs(settings)
+    except ValueError as error:
+        raise Refused(f"--partition_by: {error}", wrong_use=True) from None
+    for spec in specs.values():
+        with _storing():
+            state = create_table(spec, dry_run=dry_run)
+        partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
+        shape = f"{len(state.schema)} columns{partitions}"
+        if state.version is None:
+            typer.echo(f"{state.uri}: would be created ({shape})")
+        else:
+            typer.echo(f"{state.uri}: {f'created ({shape})' if state.created else 'exists, left alone'}")
+
+
+@tables_app.command("describe")
+def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}") -> None:
+    """Show each table's version, files, columns and fences (how far each partition of a topic is in the table)."""
+    from itel_cabinet.io.delta import describe_table
+    from itel_cabinet.pipeline.tables import table_specs
+
+    console = Console()
+    for spec in table_specs(_table_settings(tables_root=tables_root, storage_options=storage_options)).values():
+        with _storing():
+            state = describe_table(spec.uri, spec.storage_options)
+        _print_table(console, state)
+
+
+def _print_table(console: Console, state: TableState) -> None:
+    partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
+    console.print(f"{state.uri}: version {state.version}, {state.files} files{partitions}", soft_wrap=True)
+    for name, value in sorted(state.properties.items()):
+        console.print(f"  {name} = {value}", soft_wrap=True)
+    columns = Table("column", "type", "")
+    for field in state.schema:
+        columns.add_row(field.name, str(field.type), "" if field.nullable else "not null")
+    console.print(columns)
+    for application, at in state.fences.items():
+        console.print(f"  fence {application}: {at}", soft_wrap=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------- lag
+
+
+@app.command()
+def lag(
+    bootstrap_servers: Servers,
+    job: Annotated[JobName, typer.Argument(help="Whose group and topic.")] = JobName.CABINET,
+    consumer_group: Annotated[
+        str | None, typer.Option("--consumer_group", "--group", help="Default: the job's.")
+    ] = None,
+    input_topic: Annotated[str | None, typer.Option("--input_topic", "--topic", help="Default: the job's.")] = None,
+    topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
+    kafka_config: KafkaConfig = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Show how far a job is behind: what its group has committed, where each partition ends, and what lies between."""
+    from itel_cabinet.io.kafka_admin import group_lag
+    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
+
+    defaults = JOB_DEFAULTS[Job(job.value)]
+    group, topic = consumer_group or defaults["consumer_group"], input_topic or defaults["input_topic"]
+    client = _client(bootstrap_servers, kafka_config)
+    with _asking(bootstrap_servers):
+        partitions = group_lag(client, group, topic, epoch=topic_epoch, timeout=_BROKER_SECONDS)
+    total = sum(partition.lag for partition in partitions)
+    if as_json:
+        rows = [{"partition": p.partition, "committed": p.committed, "end": p.end, "lag": p.lag} for p in partitions]
+        typer.echo(json.dumps({"group": group, "topic": topic, "lag": total, "partitions": rows}))
+        return
+    table = Table(title=f"{group} in {topic}: {total} behind")
+    for column in ("partition", "committed", "end", "lag"):
+        table.add_column(column, justify="right")
+    for p in partitions:
+        table.add_row(*("-" if n is None else str(n) for n in (p.partition, p.committed, p.end, p.lag)))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""What an operator is told when Kafka is not as a command needs it: one line with the option and the mend."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError, KafkaException
+
+__all__ = ["kafka_refusal"]
+
+_AWAY = frozenset(
+    {
+        KafkaError._TRANSPORT,
+        KafkaError._TIMED_OUT,
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._RESOLVE,
+        KafkaError.REQUEST_TIMED_OUT,
+    }
+)
+
+
+def kafka_refusal(error: KafkaException, bootstrap_servers: str) -> str:
+    """The line for an error of a client that has only just been made."""
+    code, reason = error.args[0].code(), error.args[0].str()
+    if code == KafkaError._INVALID_ARG:
+        return f"--kafka_config: librdkafka refuses it: {reason}"
+    if code in _AWAY:
+        return (
+            f"--bootstrap_servers: no broker answers at {bootstrap_servers} ({reason}): "
+            "start it, or give the address of one that runs (with TLS or SASL, --kafka_config too)"
+        )
+    if code == KafkaError.INVALID_REPLICATION_FACTOR:
+        return f"--replication_factor: more than there are brokers at {bootstrap_servers}; one broker needs 1"
+    return f"--bootstrap_servers: the broker at {bootstrap_servers} refuses: {reason}"
