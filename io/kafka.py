@@ -52,7 +52,7 @@ from itel_cabinet.io.crash_points import reached
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef
-from itel_cabinet.io.world import STOP, WorldError, retry_world
+from itel_cabinet.io.world import STOP, WorldError, patience, retry_world
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Record
 
@@ -689,7 +689,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
     def _send(self, message: Message, deliveries: _Deliveries) -> None:
         producer = _producer(self._settings)
         on_delivery = deliveries.expect(message)
-        deadline = time.monotonic() + self._settings.world_seconds
+        began = time.monotonic()
         while True:
             try:
                 producer.produce(
@@ -697,8 +697,8 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
                 )
                 return
             except BufferError:
-                if time.monotonic() > deadline:
-                    raise WorldError(self._away("its queue stays full")) from None
+                if time.monotonic() - began > patience(self._settings.world_seconds):
+                    raise WorldError(self._away(began, "its queue stays full")) from None
                 producer.poll(_SLICE_SECONDS)
             except KafkaException as error:
                 on_delivery(error.args[0], None)
@@ -709,18 +709,19 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         time.
         """
         producer = _producer(self._settings)
+        began = time.monotonic()
         # librdkafka gives a message up after world_seconds; the margin is for its last report.
-        deadline = time.monotonic() + self._settings.world_seconds + 10
-        while deliveries.pending and time.monotonic() < deadline:
+        while deliveries.pending and time.monotonic() - began < patience(self._settings.world_seconds + 10):
             producer.flush(_SLICE_SECONDS)
         if deliveries.failed is not None or deliveries.pending:
             _producer.forget()
-            raise WorldError(self._away(deliveries.failed.str() if deliveries.failed else "no delivery report"))
+            reason = deliveries.failed.str() if deliveries.failed else "no delivery report"
+            raise WorldError(self._away(began, reason))
         return deliveries.refused
 
-    def _away(self, reason: str) -> str:
+    def _away(self, began: float, reason: str) -> str:
         servers = dict(self._settings.client)["bootstrap.servers"]
-        return f"Kafka at {servers} took no messages for {self._settings.world_seconds:.0f} s: {reason}"
+        return f"Kafka at {servers} took no messages for {time.monotonic() - began:.0f} s: {reason}"
 
 
 # ------------------------------------------------------------------------------------------- what lives once in a

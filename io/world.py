@@ -10,18 +10,25 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-__all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "retry_world"]
+__all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "patience", "retry_world"]
 
 _LOGGER = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.1
 _MOST_SECONDS = 5.0  # an outage's end is noticed within this
 _QUIET_SECONDS = 10.0  # between two warnings of one outage
+_STOPPING_SECONDS = 10.0  # the patience of a process that has been asked to end
 _MOST_CHARACTERS = 300
 
 T = TypeVar("T")
 
 STOP = threading.Event()
 """Set when the process has been asked to end (SIGTERM, SIGINT): what waits for new work stops waiting."""
+
+
+def patience(seconds: float) -> float:
+    """How long an outage is to be borne: ``seconds``, but 10 at most once the process has been asked to end."""
+    return min(seconds, _STOPPING_SECONDS) if STOP.is_set() else seconds
+
 
 _last: str | None = None
 
@@ -76,7 +83,8 @@ def retry_world(
 
     ``what`` names the thing that is away (``Delta table /data/forms``); ``describe`` turns an error into one line
     without secrets. Waits grow from 0.1 s to 5 s with full jitter; the last try is made when the time is up. An outage
-    logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it is over.
+    logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it is over. Once the process has
+    been asked to end, an outage is borne for 10 s at most: see :func:`patience`.
 
     Raises what ``call`` raises if ``is_world`` says no to it, and :class:`WorldError` when the time is up: with
     ``seconds=0`` upon the first error. ``call`` must be safe to repeat. Thread-safe if ``call`` is.
@@ -92,7 +100,7 @@ def retry_world(
                 raise
             now = clock()
             began = now if began is None else began
-            left = began + seconds - now
+            left = began + patience(seconds) - now
             if left <= 0:
                 waited = f"; gave up after {now - began:.0f} s" if seconds else ""
                 raise WorldError(f"{what}: {describe(error)}{waited}") from error

@@ -38,6 +38,7 @@ from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker, BrokerError
 from itel_cabinet.local.ledger import End, Entry, Ledger
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 
 __all__ = ["Demo", "DemoFailed", "main"]
@@ -46,7 +47,6 @@ _CLAIMX_EVENTS = "claimx.events.enriched"
 _TASKS = "itel.cabinet.task.tracking"
 _ERROR_TOPICS = (f"{_TASKS}.errors", "itel.cabinet.api.errors")
 _SUCCESSES = "itel.cabinet.api.success"
-_TOPICS = {_CLAIMX_EVENTS: 3, _TASKS: 3, **dict.fromkeys(_ERROR_TOPICS, 1), _SUCCESSES: 1}
 
 _MARKER = ".itel-cabinet-demo"
 _JOB_SECONDS = 150.0
@@ -81,8 +81,8 @@ class Demo:
         """The two acts, each with its books: ``records`` ClaimX events through the trigger job, then what that has
         published, and as many task messages beside it, through the cabinet job. Raises DemoFailed.
         """
-        for topic, partitions in _TOPICS.items():
-            self.broker.create_topic(topic, partitions)
+        for topic in TOPICS:
+            self.broker.create_topic(topic.name, topic.partitions, topic.config)
         # Events are of the recent past, so that the last of them are of about now.
         events = Generator(seed, start=datetime.now(UTC) - 2 * records * _STEP, step=_STEP)
         claimx_events = self._produce(_CLAIMX_EVENTS, events.claimx_events(records))

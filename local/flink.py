@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import requests
 
@@ -251,6 +252,7 @@ class FlinkCluster:
         return [
             "--runner=FlinkRunner",
             f"--job_endpoint={self.job_endpoint}",
+            f"--flink_master=http://{HOST}:{self.rest_port}",
             "--environment_type=PROCESS",
             f"--environment_config={json.dumps({'command': str(self.folder / 'boot')})}",
             "--pipeline_resources_detector_factory_class=NothingToStage",
@@ -366,9 +368,7 @@ class FlinkCluster:
 
     def savepoint(self, job_id: str) -> str:
         """Take a savepoint while the job goes on; returns its URI."""
-        return self._savepoint(
-            job_id, "savepoints", {"target-directory": self._uri("savepoints"), "cancel-job": False}
-        )
+        return self._savepoint(job_id, "savepoints", {"target-directory": self._uri("savepoints"), "cancel-job": False})
 
     def _savepoint(self, job_id: str, endpoint: str, request: dict[str, object]) -> str:
         trigger = self._call("POST", f"/jobs/{job_id}/{endpoint}", request)["request-id"]
@@ -417,14 +417,17 @@ class FlinkCluster:
         return found
 
     def counters(self, job_id: str, name: str) -> dict[int, int]:
-        """A Beam counter (``records_read``) by subtask, summed over the vertices that have it; fresh within seconds."""
+        """A Beam counter (``kafka_records_read``: namespace and name) by subtask since its last start, seconds old.
+
+        Empty until the JobManager has heard of it.
+        """
         counted: dict[int, int] = {}
         for vertex in self._get(f"/jobs/{job_id}")["vertices"]:
             for index in range(vertex["parallelism"]):
                 path = f"/jobs/{job_id}/vertices/{vertex['id']}/subtasks/{index}/metrics"
-                names = [metric["id"] for metric in self._get(path) if metric["id"].endswith(f".{name}")]
-                for chunk in names:
-                    for metric in self._get(f"{path}?get={requests.utils.quote(chunk)}"):
+                for known in self._get(path):
+                    if known["id"].endswith(f".{name}"):
+                        [metric] = self._get(f"{path}?get={quote(known['id'])}")
                         counted[index] = counted.get(index, 0) + int(float(metric["value"]))
         return counted
 
@@ -518,9 +521,7 @@ class FlinkCluster:
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
-            answer = requests.request(
-                method, f"http://{HOST}:{self.rest_port}{path}", json=body, timeout=_CALL_SECONDS
-            )
+            answer = requests.request(method, f"http://{HOST}:{self.rest_port}{path}", json=body, timeout=_CALL_SECONDS)
         except requests.RequestException as error:
             raise FlinkError(f"the JobManager does not answer: {error}; {self._others[0].tail()}") from error
         if answer.status_code >= 400:

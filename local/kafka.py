@@ -29,15 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    Consumer,
-    ConsumerGroupTopicPartitions,
-    KafkaError,
-    KafkaException,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
@@ -60,6 +52,11 @@ _JVM = (
     "-XX:TieredStopAtLevel=1",
     "-Xshare:auto",
     "-Djava.awt.headless=true",
+)
+_COORDINATOR_NOT_READY = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
 )
 _LOGGING = (
     "-Dorg.slf4j.simpleLogger.showDateTime=true",
@@ -149,6 +146,8 @@ class Broker:
         """Start on the same folder and port, after :meth:`stop` or :meth:`kill`; waits until it serves. Idempotent."""
         if self._process is not None and self._process.poll() is None:
             return
+        # Of a former life's: librdkafka's admin client never finds the groups' coordinator again.
+        self._admin = None
         properties = self.folder / "server.properties"
         properties.write_text(
             "".join(f"{name}={value}\n" for name, value in self._properties().items()), encoding="utf-8"
@@ -221,13 +220,21 @@ class Broker:
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """The offsets that ``group`` has committed, by partition; a partition without one is left out."""
-        request = ConsumerGroupTopicPartitions(group, self._partitions(topic))
-        future = self._client().list_consumer_group_offsets([request], request_timeout=_CALL_SECONDS)[group]
-        return {
-            found.partition: found.offset
-            for found in future.result(_CALL_SECONDS).topic_partitions
-            if found.offset >= 0
-        }
+        # Not by the admin client, which crashes the process while a broker that has just started loads its groups.
+        consumer = Consumer({"bootstrap.servers": self.bootstrap_servers, "group.id": group, "log_level": 0})
+        deadline = time.monotonic() + _CALL_SECONDS
+        try:
+            while True:
+                try:
+                    found = consumer.committed(self._partitions(topic), timeout=_CALL_SECONDS)
+                    break
+                except KafkaException as error:
+                    if error.args[0].code() not in _COORDINATOR_NOT_READY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.02)
+        finally:
+            consumer.close()
+        return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
 
     def read(self, topic: str) -> list[Message]:
         """All committed records from the beginning to the end of now, in order within each partition."""

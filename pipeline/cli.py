@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
@@ -64,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # a usage error, which says what is wrong but not where to look
-        mend = f" See `{context.command_path} --help`." if context else ""
-        print(f"{_PROGRAM}: {' '.join(error.format_message().split())}{mend}", file=sys.stderr)
+        mend = f": see `{context.command_path} --help`" if context else ""
+        print(f"{_PROGRAM}: {' '.join(error.format_message().split()).rstrip('.')}{mend}", file=sys.stderr)
         return error.exit_code
     return status if isinstance(status, int) else 0
 
@@ -164,7 +164,7 @@ def _print_run_help() -> None:
     console.print("\nBeam's own options, such as --runner, are taken beside these.")
 
 
-def _listing(entries: Any) -> Table:
+def _listing(entries: Iterable[tuple[str, str]]) -> Table:
     listing = Table.grid(padding=(0, 2), pad_edge=True)
     listing.add_column(no_wrap=True)
     listing.add_column()
@@ -175,19 +175,18 @@ def _listing(entries: Any) -> Table:
 
 def _meaning(name: str, field: FieldInfo) -> str:
     """An option's description, values, default and environment variable."""
-    from typing import Literal, get_args, get_origin
-
     from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS
 
     notes = []
     if get_origin(field.annotation) is Literal:
         notes.append(f"One of {', '.join(get_args(field.annotation))}.")
-    by_job = {job: defaults[name] for job, defaults in JOB_DEFAULTS.items() if name in defaults}
-    if len({*by_job.values()}) > 1:
-        notes.append("Default: " + ", ".join(f"{value} ({job})" for job, value in by_job.items()) + ".")
-    elif by_job:
-        notes.append(f"Default: {next(iter(by_job.values()))}.")
-    elif field.default or field.default is False or field.default == 0:
+    jobs: dict[str, list[str]] = {}
+    for job, defaults in JOB_DEFAULTS.items():
+        if name in defaults:
+            jobs.setdefault(str(defaults[name]), []).append(job)
+    if jobs:
+        notes.append("Default: " + "; ".join(f"{value} ({', '.join(those)})" for value, those in jobs.items()) + ".")
+    elif not field.is_required() and field.default not in (None, "", {}):
         default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
         notes.append(f"Default: {str(default).lower() if isinstance(default, bool) else default}.")
     if name in ENVIRONMENT and ENVIRONMENT[name] not in str(field.description):
@@ -455,19 +454,14 @@ def _table_settings(**given: str) -> Settings:
 @contextmanager
 def _storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
-    from deltalake.exceptions import TableNotFoundError
-
     from itel_cabinet.io.delta import TableRefused
-    from itel_cabinet.io.world import WorldError, one_line
+    from itel_cabinet.io.world import WorldError
+    from itel_cabinet.pipeline.refusals import table_refusal
 
     try:
         yield
-    except TableRefused as error:
-        raise Refused(f"--tables_root: {one_line(error)}") from None
-    except WorldError as error:
-        if isinstance(error.__cause__, TableNotFoundError):
-            raise Refused(f"--tables_root: there is no such table: `{_PROGRAM} tables create` makes it") from None
-        raise Refused(f"--tables_root: {one_line(error)}") from None
+    except (TableRefused, WorldError) as error:
+        raise Refused(table_refusal(error)) from error
 
 
 @tables_app.command("create")
@@ -504,14 +498,26 @@ def create_tables(
 @tables_app.command("describe")
 def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}") -> None:
     """Show each table's version, files, columns and fences (how far each partition of a topic is in the table)."""
+    from deltalake.exceptions import TableNotFoundError
+
     from itel_cabinet.io.delta import describe_table
     from itel_cabinet.pipeline.tables import table_specs
 
     console = Console()
+    missing = []
     for spec in table_specs(_table_settings(tables_root=tables_root, storage_options=storage_options)).values():
-        with _storing():
-            state = describe_table(spec.uri, spec.storage_options)
-        _print_table(console, state)
+        try:
+            with _storing():
+                state = describe_table(spec.uri, spec.storage_options)
+        except Refused as refused:
+            world = refused.__cause__
+            if world is None or not isinstance(world.__cause__, TableNotFoundError):
+                raise
+            missing.append(spec.name)
+        else:
+            _print_table(console, state)
+    if missing:
+        typer.echo(f"missing: {', '.join(missing)}; `{_PROGRAM} tables create` makes them")
 
 
 def _print_table(console: Console, state: TableState) -> None:

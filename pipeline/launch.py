@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import FrameType
 
 import apache_beam as beam
@@ -13,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableRefused, create_table
+from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
 from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka import has_committed_offsets, resolved
 from itel_cabinet.io.kafka_admin import Cluster
@@ -22,13 +23,16 @@ from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
-from itel_cabinet.transforms.triggers import RulesError
+from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.transforms.triggers import Rules, RulesError
 
 __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
+# An exception's line in a traceback, with its module in front.
+_EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Refused)\b)")
 
 
 class LaunchRefused(RuntimeError):
@@ -50,14 +54,32 @@ def check(settings: Settings) -> None:
             _check_folder(parts)
         _check_kafka(settings, parts)
         if settings.job.writes_tables:
-            for spec in parts.tables.values():
+            for spec in _tables(parts):
                 create_table(spec)
     except UnresolvedSecret as error:
         raise LaunchRefused(str(error)) from None
+    except KafkaException as error:
+        raise LaunchRefused(kafka_refusal(error, settings.bootstrap_servers)) from None
     except (TableRefused, WorldError) as error:
-        raise LaunchRefused(f"--tables_root: {one_line(error)}") from None
-    if settings.media_root:
-        _LOGGER.warning("--media_root: photos are listed in the attachments table; their files are not fetched yet")
+        raise LaunchRefused(table_refusal(error)) from None
+
+
+def _rules(parts: Parts) -> Rules:
+    try:
+        return parts.rules
+    except RulesError as error:
+        raise LaunchRefused(f"--triggers: {error}") from None
+    except OSError as error:
+        raise LaunchRefused(f"--triggers: {parts.settings.triggers} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LaunchRefused(f"--triggers: {parts.settings.triggers} is not UTF-8 text") from None
+
+
+def _tables(parts: Parts) -> Iterable[TableSpec]:
+    try:
+        return parts.tables.values()
+    except ValueError as error:
+        raise LaunchRefused(f"--partition_by: {one_line(error)}") from None
 
 
 def _check_folder(parts: Parts) -> None:
@@ -69,17 +91,15 @@ def _check_folder(parts: Parts) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise LaunchRefused(f"--itel_url: {folder} cannot be written: {error.strerror}") from None
+        raise LaunchRefused(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
 
 
 def _check_kafka(settings: Settings, parts: Parts) -> None:
     try:
-        cluster = Cluster(resolved(parts.source.client), timeout=_CHECK_SECONDS)
-        known = cluster.names()
-    except KafkaException as error:
-        raise LaunchRefused(
-            f"--bootstrap_servers: no broker answers at {settings.bootstrap_servers} ({error.args[0].str()})"
-        ) from None
+        client = resolved(parts.source.client)
+    except UnresolvedSecret as error:
+        raise LaunchRefused(f"--kafka_config: {error}") from None
+    known = Cluster(client, timeout=_CHECK_SECONDS).names()
     needed = {"input_topic": {settings.input_topic}, "dead_letter_topic": {settings.dead_letter_topic}}
     if settings.job.calls_itel:
         needed |= {
@@ -89,12 +109,8 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
     if settings.job.writes_tables and settings.tracking_success_topic:
         needed["tracking_success_topic"] = {settings.tracking_success_topic}
     if settings.job is Job.TRIGGER:
-        try:
-            needed["output_topic"] = {settings.output_topic} if settings.output_topic else set(parts.rules.topics)
-        except RulesError as error:
-            raise LaunchRefused(f"--triggers: {error}") from None
-        except OSError as error:
-            raise LaunchRefused(f"--triggers: {settings.triggers} cannot be read: {error.strerror}") from None
+        rules = _rules(parts)
+        needed["output_topic"] = {settings.output_topic} if settings.output_topic else set(rules.topics)
     for option, topics in needed.items():
         for topic in sorted(topics - known):
             raise LaunchRefused(
@@ -118,10 +134,15 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     standard.streaming = True
     # Batches are plain lists; checking each against a type hint would cost more than the work on it.
     beam_options.view_as(TypeOptions).runtime_type_check = False
+    if settings.media_root:
+        _LOGGER.warning("--media_root: photos are listed in the attachments table; their files are not fetched yet")
     runner = (
         FnApiRunner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
     )
-    pipeline = beam.Pipeline(runner=runner, options=beam_options)
+    try:
+        pipeline = beam.Pipeline(runner=runner, options=beam_options)
+    except ValueError as error:
+        raise LaunchRefused(f"--runner: {one_line(error)}") from None
     build(pipeline, settings)
     with _stopping_on_signals():
         try:
@@ -156,25 +177,26 @@ def _cause(error: Exception) -> str:
     text = str(error)
     world = last_world_error()
     if world is not None and world in text:
-        return world
+        # Beam makes the error anew, with the step's name behind its message.
+        return world.partition(" [while running")[0]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    cause = next((line for line in reversed(lines) if "Error" in line.partition(":")[0] or "Refused" in line), text)
-    return one_line(RuntimeError(cause.partition(" [while running")[0]))
+    cause = next((line for line in reversed(lines) if _EXCEPTION.match(line)), text)
+    return one_line(RuntimeError(_EXCEPTION.sub(r"\1", cause).partition(" [while running")[0]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command: 0 done, 1 failed, 2 wrong use; errors are one line on stderr."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    # A refusal is one line: nothing is logged before the job starts.
+    logging.basicConfig(level=logging.CRITICAL, format="%(asctime)s %(levelname)s %(message)s", force=True)
     # Beam logs a failed bundle's traceback several times over; the one line that matters is printed at the end.
-    for noisy in ("apache_beam",):
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    if not arguments:
-        print(f"usage: itel-cabinet run JOB [options]; JOB is one of {', '.join(Job)}", file=sys.stderr)
-        return 2
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
+        if not arguments:
+            raise OptionRefused(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
         settings, beam_options = parse_arguments(arguments[0], arguments[1:])
         check(settings)
+        logging.getLogger().setLevel(logging.INFO)
         counters = launch(settings, beam_options)
     except OptionRefused as error:
         print(f"itel-cabinet: {error}", file=sys.stderr)

@@ -1,10 +1,15 @@
-"""What an operator is told when Kafka is not as a command needs it: one line with the option and the mend."""
+"""What an operator is told when Kafka or the table store is not as a command needs it: one line with the option and
+the mend.
+"""
 
 from __future__ import annotations
 
 from confluent_kafka import KafkaError, KafkaException
 
-__all__ = ["kafka_refusal"]
+from itel_cabinet.io.delta_spec import TableRefused
+from itel_cabinet.io.world import WorldError, one_line
+
+__all__ = ["kafka_refusal", "table_refusal"]
 
 _AWAY = frozenset(
     {
@@ -30,3 +35,9 @@ def kafka_refusal(error: KafkaException, bootstrap_servers: str) -> str:
     if code == KafkaError.INVALID_REPLICATION_FACTOR:
         return f"--replication_factor: more than there are brokers at {bootstrap_servers}; one broker needs 1"
     return f"--bootstrap_servers: the broker at {bootstrap_servers} refuses: {reason}"
+
+
+def table_refusal(error: TableRefused | WorldError) -> str:
+    """The line for a table that cannot be made, opened or written."""
+    mend = "" if isinstance(error, TableRefused) else ": give a folder or object-store URI that can be written"
+    return f"--tables_root: {one_line(error)}{mend}"

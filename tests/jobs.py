@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 from cabinet_samples import answer
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from deltalake import DeltaTable
 
 from itel_cabinet.local.claimx import ClaimXSimulator
@@ -173,8 +173,14 @@ class Stack:
     def settle(self, job: str, seconds: float = 60.0) -> None:
         """Wait until the running ``job`` has committed all that was written to its topic."""
         role = "enriched" if job == "trigger" else "tracking"
-        ends = self.ends(role)
-        wait_for(lambda: self.committed(job) == ends, f"{job} at the end of its topic", seconds)
+
+        def settled() -> bool:
+            # A broker that has just come back may not yet know the ends of its own partitions.
+            with contextlib.suppress(KafkaException):
+                return self.committed(job) == self.ends(role)
+            return False
+
+        wait_for(settled, f"{job} at the end of its topic", seconds)
 
     def rewind(self, job: str) -> None:
         """Set the offsets of the group of ``job``, which must not be running, back to the topic's start."""

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Self
 
 import pytest
 from accounting import assert_everything_accounted_for, repeated_calls
@@ -63,20 +64,31 @@ EVENTS_A_SECOND = 250.0
 
 
 class Feed:
-    """Records at a steady rate, but at most one life's worth ahead: so the last life has something to do too."""
+    """Records at most one life's worth ahead of the job, so that its last life has something to do too."""
 
     def __init__(self, records: Iterable[Produced], a_life: int) -> None:
         self._records = records
         self._a_life = a_life
         self._lives = threading.Semaphore(0)
+        self._ended = False
 
     def next_life(self) -> None:
+        self._lives.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let a producer that still waits for a life end."""
+        self._ended = True
         self._lives.release()
 
     def __iter__(self) -> Iterator[Produced]:
         for index, record in enumerate(self._records):
             if index % self._a_life == 0:
                 self._lives.acquire()
+            if self._ended:
+                return
             yield record
 
 
@@ -87,10 +99,13 @@ def test_killed_20_times_at_random(stack: Stack) -> None:
     moments = random.Random(20)
     shares = Shares(assigned=0.5, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.01)
     generator = Generator(6, start=datetime.now(UTC), step=timedelta(seconds=1 / EVENTS_A_SECOND), shares=shares)
-    feed = Feed(generator.tracking_messages(EVENTS), EVENTS // (KILLS + 1) + 1)
     stack.options = {"max_batch_records": "100", "http_concurrency": "8"}
     # Checking each body costs the simulator more than the rest of its work, and other tests do it.
-    with ItelSimulator(schema={}) as itel, ThreadPoolExecutor(1) as producer:
+    with (
+        ItelSimulator(schema={}) as itel,
+        ThreadPoolExecutor(1) as producer,
+        Feed(generator.tracking_messages(EVENTS), EVENTS // (KILLS + 1) + 1) as feed,
+    ):
         stack.itel = itel
         receipts = producer.submit(produced, stack, feed, EVENTS_A_SECOND)
         for _ in range(KILLS):

@@ -379,7 +379,7 @@ def test_a_full_batch_over_the_topics_limit_still_arrives(broker: Broker, topic:
 
 def test_a_broker_that_stays_away_is_the_worlds_error() -> None:
     settings = KafkaSinkSettings(client_config("127.0.0.1:1"), 1.0)
-    with pytest.raises(Exception, match=r"Kafka at 127\.0\.0\.1:1 took no messages for 1 s"):  # noqa: SIM117
+    with pytest.raises(Exception, match=r"Kafka at 127\.0\.0\.1:1 took no messages for \d+ s"):  # noqa: SIM117
         with beam.Pipeline(runner=FnApiRunner()) as pipeline:
             pipeline | beam.Create([Message("t", b"k", b"v")]) | WriteToKafka(settings)
 

@@ -56,10 +56,11 @@ from itel_cabinet.local.itel import submission_schema
 from itel_cabinet.transforms.triggers import default_rules
 assert local.__file__ == {str(site / "itel_cabinet/local/__init__.py")!r}, local.__file__
 assert io.StringIO("the standard library's").read()
-print(KAFKA.name, FLINK.name, submission_schema()["type"], *default_rules().topics)
+assert all(path.is_file() for path in (KAFKA.pom, FLINK.pom, *FLINK.sources))
+print(KAFKA.name, submission_schema()["type"], *default_rules().topics)
 """
     found = _run(sys.executable, "-c", script, folder=site).split()
-    assert found == ["kafka", "flink", "object", "itel.cabinet.task.tracking"]
+    assert found == ["kafka", "object", "itel.cabinet.task.tracking"]
 
 
 def test_the_wheel_holds_every_module_and_its_data(project: Path, tmp_path: Path) -> None:

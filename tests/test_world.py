@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
 
+from itel_cabinet.io import world
 from itel_cabinet.io.world import WorldError, full_jitter, last_world_error, one_line, retry_world
 
 
@@ -53,6 +55,20 @@ def test_a_call_that_succeeds_is_not_repeated() -> None:
     clock = Clock()
     assert patiently(failing(), clock) == "done"
     assert clock.naps == []
+
+
+def test_a_process_asked_to_end_bears_an_outage_for_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(world, "STOP", threading.Event())
+    clock = Clock()
+
+    def call() -> str:
+        if clock.now >= 104.0:
+            world.STOP.set()
+        raise OSError("gone")
+
+    with pytest.raises(WorldError, match=r"^broker at a:1: gone; gave up after 10 s$"):
+        patiently(call, clock, seconds=3600.0)
+    assert sum(clock.naps) == pytest.approx(10.0)
 
 
 def test_an_outage_is_waited_for_with_growing_pauses() -> None:

@@ -1,4 +1,4 @@
-"""Batches as elements of a PCollection, and the coder that keeps Beam from weighing them at the cost of the work itself."""
+"""Batches as elements of a PCollection, and the coder that keeps Beam from weighing them at the cost of the work."""
 
 from __future__ import annotations
 
