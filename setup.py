@@ -11,6 +11,7 @@ setup(
         "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
         "itel_cabinet.pipeline": ["py.typed"],
         "itel_cabinet.io": ["py.typed"],
+        "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
         "itel_cabinet.local": ["*pom.xml", "*.java", "py.typed"],
     },
 )

@@ -88,6 +88,7 @@ _PREFETCH_KB = 16 * 1024
 # Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
 _RECOMMIT_SECONDS = 3600.0
 _COMMIT_PATIENCE_SECONDS = 15.0
+_COMMIT_WAIT_MS = 6_000
 
 _OURS = {
     "bootstrap.servers": "use --bootstrap_servers",
@@ -476,14 +477,18 @@ class _GroupOffsets:
     def __init__(self, client: ClientConfig, group: str, topic: str) -> None:
         self._lock = threading.Lock()
         self._topic = topic
-        self._consumer = Consumer(resolved(client) | {"group.id": group, "enable.auto.commit": False})
+        self._consumer = Consumer(
+            resolved(client)
+            # How long librdkafka lets a commit wait for the group's coordinator; the group has no members.
+            | {"group.id": group, "enable.auto.commit": False, "session.timeout.ms": _COMMIT_WAIT_MS}
+        )
         self._committed: dict[tuple[str, int], int] = {}
         self._committed_at = -float("inf")
         self.failures = 0
 
     def stale(self) -> bool:
-        """Whether to commit without news: at the start, so that ``latest`` holds, and now and then, lest Kafka
-        forget.
+        """Whether to commit without news: at the start, so that ``latest`` holds; after a failure; and now and then,
+        lest Kafka forget.
         """
         return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
 
@@ -504,6 +509,7 @@ class _GroupOffsets:
                 )
             except (WorldError, KafkaException) as error:
                 self.failures += 1
+                self._committed_at = -float("inf")
                 _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
                 return
             self._committed |= {(position.topic_id, p): o for p, o in due.items()}

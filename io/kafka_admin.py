@@ -7,6 +7,7 @@ comes; :func:`is_world_error` says which of those a patient caller may retry.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,8 +28,19 @@ __all__ = [
 _REQUEST_SECONDS = 10.0
 # librdkafka prints every failed connection to stderr; the callers here report what matters themselves.
 QUIET = logging.getLogger("itel_cabinet.librdkafka")
+QUIET.setLevel(logging.CRITICAL)
 # What Kafka answers for a topic without an id (brokers before 2.8, Event Hubs): sixteen zero bytes.
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+
+# A group's coordinator is found anew after an election, and for the first group that a new cluster ever sees.
+_COORDINATOR_MOVES = frozenset(
+    {
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    }
+)
+_COORDINATOR_SECONDS = 0.2
 
 _RECORD_ERRORS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
 
@@ -89,7 +101,8 @@ class Cluster:
                     f"topic {name!r} does not exist: create it with `itel-cabinet topics create`"
                 ) from error
             raise
-        topic_id = str(description.topic_id)
+        # As Kafka's own tools print it; librdkafka's text has + and /, and ids are parts of paths here.
+        topic_id = str(description.topic_id).translate(str.maketrans("+/", "-_"))
         return Topic(
             name=name,
             topic_id=f"name:{name}@{epoch}" if topic_id in ("", "None", _NO_TOPIC_ID) else topic_id,
@@ -136,10 +149,18 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
     An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by
     an older worker) counts, one of another topic id does not.
     """
-    answer = consumer.committed([TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout)
-    for entry in answer:
-        if entry.error is not None:
-            raise KafkaException(entry.error)
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            answer = consumer.committed([TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout)
+            for entry in answer:
+                if entry.error is not None:
+                    raise KafkaException(entry.error)
+            break
+        except KafkaException as error:
+            if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
+                raise
+            time.sleep(_COORDINATOR_SECONDS)
     return {e.partition: e.offset for e in answer if e.offset >= 0 and (e.metadata or topic.topic_id) == topic.topic_id}
 
 

@@ -4,7 +4,8 @@ their own.
 Example::
 
     with FlinkCluster.start(Path("flink"), task_managers=2) as cluster:
-        subprocess.run([*command_that_launches_a_job, *cluster.beam_options()], check=True)
+        options = [f"--{name}={value}" for name, value in cluster.beam_options().items()]
+        subprocess.run([*command_that_launches_a_job, *options], check=True)
         [job] = cluster.jobs()
         cluster.kill_task_manager(0)
         cluster.start_task_manager()
@@ -247,16 +248,16 @@ class FlinkCluster:
         """``host:port`` of Beam's job server, for ``--job_endpoint``."""
         return f"{HOST}:{self.job_port}"
 
-    def beam_options(self) -> list[str]:
-        """What a launch adds to its options to run here. The tuning that Flink needs is the launcher's."""
-        return [
-            "--runner=FlinkRunner",
-            f"--job_endpoint={self.job_endpoint}",
-            f"--flink_master=http://{HOST}:{self.rest_port}",
-            "--environment_type=PROCESS",
-            f"--environment_config={json.dumps({'command': str(self.folder / 'boot')})}",
-            "--pipeline_resources_detector_factory_class=NothingToStage",
-        ]
+    def beam_options(self) -> dict[str, str]:
+        """The options, by name, that make a launch run here. The tuning that Flink needs is the launcher's."""
+        return {
+            "runner": "FlinkRunner",
+            "job_endpoint": self.job_endpoint,
+            "flink_master": f"http://{HOST}:{self.rest_port}",
+            "environment_type": "PROCESS",
+            "environment_config": json.dumps({"command": str(self.folder / "boot")}),
+            "pipeline_resources_detector_factory_class": "NothingToStage",
+        }
 
     @property
     def task_managers(self) -> dict[int, int]:

@@ -250,7 +250,8 @@ def produce(
         ) from None
     except RuntimeError as error:
         raise Refused(f"--bootstrap_servers: {error}") from None
-    table = Table(title=f"{len(receipts)} records written to {topic}")
+    typer.echo(f"{len(receipts)} records written to {topic}:")
+    table = Table()
     for column in ("kind", "expected", "records"):
         table.add_column(column, justify="right" if column == "records" else "left")
     for (kind, expected), number in sorted(Counter((r.produced.kind, r.produced.expect) for r in receipts).items()):
@@ -562,7 +563,8 @@ def lag(
         rows = [{"partition": p.partition, "committed": p.committed, "end": p.end, "lag": p.lag} for p in partitions]
         typer.echo(json.dumps({"group": group, "topic": topic, "lag": total, "partitions": rows}))
         return
-    table = Table(title=f"{group} in {topic}: {total} behind")
+    typer.echo(f"{group} in {topic}: {total} behind")
+    table = Table()
     for column in ("partition", "committed", "end", "lag"):
         table.add_column(column, justify="right")
     for p in partitions:

@@ -167,7 +167,5 @@ def _all_run(master: str, name: str) -> bool:
         jobs: list[dict[str, Any]] = requests.get(f"{master}/jobs/overview", timeout=_CONNECT_SECONDS).json()["jobs"]
     except requests.RequestException:
         return False
-    return any(
-        job["name"] == name and job["tasks"]["running"] + job["tasks"]["finished"] == job["tasks"]["total"]
-        for job in jobs
-    )
+    tasks = next((job["tasks"] for job in jobs if job["name"] == name), {"total": 1, "running": 0, "finished": 0})
+    return bool(tasks["running"] + tasks["finished"] == tasks["total"])

@@ -12,6 +12,7 @@ from types import FrameType
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
@@ -24,6 +25,7 @@ from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.transforms.steps import NAMESPACE
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
 __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
@@ -127,7 +129,7 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
 
-    Returns the job's counters by name. On DirectRunner the job runs in this process; ``DirectRunner`` always means
+    Returns the job's counters: ``skipped:REASON``, ``failed:STAGE:CLASS``, ``STEP: NAME``. On DirectRunner the job runs in this process; ``DirectRunner`` always means
     Beam's FnApiRunner here, so nothing is fetched and nothing depends on what is installed.
     """
     standard = beam_options.view_as(StandardOptions)
@@ -150,10 +152,18 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
             result.wait_until_finish()
         except Exception as error:
             raise JobFailed(_cause(error)) from error
-    return {
-        counter.key.metric.name: counter.committed if counter.committed is not None else counter.attempted
-        for counter in result.metrics().query()["counters"]
-    }
+    return _counters(result)
+
+
+def _counters(result: PipelineResult) -> dict[str, int]:
+    """The job's counters: skips and failures by reason, what a source or sink counts by its step."""
+    counts: Counter[str] = Counter()
+    for counter in result.metrics().query()["counters"]:
+        name = counter.key.metric.name
+        if counter.key.metric.namespace != NAMESPACE:
+            name = f"{counter.key.step.partition('/')[0]}: {name}"
+        counts[name] += counter.attempted if counter.committed is None else counter.committed
+    return dict(counts)
 
 
 class _stopping_on_signals:

@@ -121,7 +121,14 @@ StoreOptions = Annotated[JsonObject, AfterValidator(_without_secrets)]
 Reference = Annotated[str, AfterValidator(_by_reference)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
-Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+# In json_schema_extra stands what templates/metadata.json says beyond the type: its paramType where that is more than
+# the type tells, and its group, which lasts until a field names the next.
+_WRITTEN = {"paramType": "KAFKA_WRITE_TOPIC"}
+InputTopic = Annotated[
+    str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", json_schema_extra={"paramType": "KAFKA_READ_TOPIC"})
+]
+OutputTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", json_schema_extra=_WRITTEN)]
+OptionalTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$", json_schema_extra=_WRITTEN)]
 
 
 class Settings(BaseModel):
@@ -132,16 +139,17 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    job: Job = Field(description="Which of the four jobs to run.")
+    job: Job = Field(description="Which of the four jobs to run.", json_schema_extra={"group": "Job"})
 
-    # Kafka
     bootstrap_servers: str = Field(
-        min_length=1, description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."
+        min_length=1,
+        description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS.",
+        json_schema_extra={"group": "Kafka"},
     )
     kafka_config: JsonObject = Field(
         default={}, description="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."
     )
-    input_topic: Topic = Field(description="The topic to read.")
+    input_topic: InputTopic = Field(description="The topic to read.")
     consumer_group: str = Field(min_length=1, max_length=249, description="The group whose offsets say what is done.")
     start_offset: Literal["earliest", "latest"] = Field(
         default="earliest", description="Where a partition starts that the group has no offset of."
@@ -159,8 +167,11 @@ class Settings(BaseModel):
         default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
     )
 
-    # ClaimX
-    claimx_url: str | None = Field(default=None, description="ClaimX's base URL; else CLAIMX_API_BASE_URL.")
+    claimx_url: str | None = Field(
+        default=None,
+        description="ClaimX's base URL; else CLAIMX_API_BASE_URL.",
+        json_schema_extra={"group": "ClaimX"},
+    )
     claimx_auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
         description="none, bearer:REF, basic:REF:REF or api_key:HEADER:REF; REF is env:NAME or file:PATH.",
@@ -177,10 +188,10 @@ class Settings(BaseModel):
         default=1.0, description="A completed task without a form is looked up once more after this."
     )
 
-    # iTel
     itel_url: str | None = Field(
         default=None,
         description="iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL.",
+        json_schema_extra={"group": "iTel"},
     )
     itel_path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
     itel_method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
@@ -195,8 +206,11 @@ class Settings(BaseModel):
     max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
     http_concurrency: int = Field(default=32, ge=1, le=256, description="Calls at a time, for each API and process.")
 
-    # Tables
-    tables_root: str | None = Field(default=None, description="Folder or object-store URI that holds the tables.")
+    tables_root: str | None = Field(
+        default=None,
+        description="Folder or object-store URI that holds the tables.",
+        json_schema_extra={"group": "Tables"},
+    )
     storage_options: StoreOptions = Field(
         default={}, description="Object-store options of delta-rs as a JSON object; secrets belong in the environment."
     )
@@ -205,19 +219,20 @@ class Settings(BaseModel):
     )
     media_root: str | None = Field(default=None, description="Where photo files go (from a later version on).")
 
-    # Kafka outputs
-    dead_letter_topic: Topic = Field(description="Where records go that cannot be processed.")
+    dead_letter_topic: OutputTopic = Field(
+        description="Where records go that cannot be processed.", json_schema_extra={"group": "Kafka outputs"}
+    )
     dead_letter_max_bytes: int = Field(
         default=900_000, ge=1_000, description="A larger dead letter is sent without the record's value."
     )
-    itel_errors_topic: Topic = Field(default="itel.cabinet.api.errors", description="Submissions that failed.")
-    itel_success_topic: Topic = Field(default="itel.cabinet.api.success", description="Submissions that iTel accepted.")
-    tracking_success_topic: str = Field(
-        default="", pattern=r"^[a-zA-Z0-9._-]{0,249}$", description="Events written to the table; empty: not sent."
+    itel_errors_topic: OutputTopic = Field(default="itel.cabinet.api.errors", description="Submissions that failed.")
+    itel_success_topic: OutputTopic = Field(
+        default="itel.cabinet.api.success", description="Submissions that iTel accepted."
     )
-    output_topic: str = Field(
-        default="", pattern=r"^[a-zA-Z0-9._-]{0,249}$", description="trigger: publish there whatever the rules say."
+    tracking_success_topic: OptionalTopic = Field(
+        default="", description="Events written to the table; empty: not sent."
     )
+    output_topic: OptionalTopic = Field(default="", description="trigger: publish there whatever the rules say.")
     triggers: str | None = Field(default=None, description="trigger: YAML file of rules; default: the brief's rule.")
 
     @model_validator(mode="before")

@@ -156,7 +156,7 @@ def test_outages_of_twenty_seconds_are_waited_out(broker: Broker, frail_broker: 
 
 def test_longer_outages_end_the_job_and_a_restart_resumes(broker: Broker, frail_broker: Broker, tmp_path: Path) -> None:
     with scenes(broker, frail_broker, tmp_path, "given-up") as found:
-        with running(found, world_retry_seconds=3) as jobs:
+        with running(found, world_retry_seconds=3, claimx_deadline_seconds=3) as jobs:
             for scene in found.values():
                 scene.produce(40)
             for scene in found.values():

@@ -123,9 +123,10 @@ WRONG_USE = {
 }
 
 
+@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("given", "line"), WRONG_USE.values(), ids=WRONG_USE)
 def test_wrong_use(
-    given: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: None
+    given: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in _UNSET:
         monkeypatch.delenv(name, raising=False)

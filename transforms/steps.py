@@ -17,11 +17,12 @@ from apache_beam.metrics import Metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Failure, Skip
 
-__all__ = ["FAILURES", "RESULTS", "Step"]
+__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step"]
 
 RESULTS = "results"
 FAILURES = "failures"
 NAMESPACE = "itel_cabinet"
+"""The namespace of the counters of skips and failures."""
 
 Work = Callable[[list[Any]], Iterable[Any]]
 
