@@ -24,7 +24,7 @@ __all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused"
 
 # By the size of the answers' text: one with a form has tens of KB, and several times that once it is parsed, so that
 # a bound on their number alone could fill the worker.
-CACHE_BYTES = 16 * 1024 * 1024
+CACHE_BYTES = 4 * 1024 * 1024
 
 T = TypeVar("T")
 

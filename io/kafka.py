@@ -52,7 +52,7 @@ from itel_cabinet.io.crash_points import reached
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef
-from itel_cabinet.io.world import STOP, WorldError, patience, retry_world
+from itel_cabinet.io.world import STOP, WorldError, one_line, patience, retry_world
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Record
 
@@ -336,6 +336,7 @@ class _ShardReader:
             what=f"Kafka at {servers}, topic {self._source.topic}",
             seconds=self._source.world_seconds,
             is_world=lambda error: is_world_error(error) or isinstance(error, LookupError),
+            describe=_described,
         )
         self._trouble.clear()
         return answer
@@ -451,6 +452,10 @@ class _ShardReader:
         position = replace(position, offsets={**position.offsets, partition: offset})
         self._assign(position)
         return position
+
+
+def _described(error: Exception) -> str:
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else one_line(error)
 
 
 def _record(message: KafkaMessage, topic_id: str) -> Record:

@@ -209,10 +209,7 @@ class Broker:
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """The next offset to be written, by partition (so markers of transactions count)."""
-        wanted = {
-            partition: OffsetSpec.latest()
-            for partition in self._partitions(topic)
-        }
+        wanted = {partition: OffsetSpec.latest() for partition in self._partitions(topic)}
         return {
             partition.partition: future.result(_CALL_SECONDS).offset
             for partition, future in self._client().list_offsets(wanted, request_timeout=_CALL_SECONDS).items()

@@ -46,6 +46,8 @@ topics_app = typer.Typer(help="The Kafka topics that the jobs use.")
 tables_app = typer.Typer(help="The Delta tables that the jobs write.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(tables_app, name="tables")
+templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
+app.add_typer(templates_app, name="templates")
 
 
 class Refused(typer.TyperException):
@@ -156,7 +158,7 @@ def _print_run_help() -> None:
     from itel_cabinet.pipeline.options import Settings
 
     console = Console(highlight=False, markup=False)
-    console.print(f"Usage: {_PROGRAM} run JOB [--NAME=VALUE ...]\n\nJobs:")
+    console.print(f"Usage: {_PROGRAM} run JOB [--template=FILE] [--NAME=VALUE ...]\n\nJobs:")
     console.print(_listing(_JOBS.items()))
     console.print("\nOptions:")
     fields = ((name, field) for name, field in Settings.model_fields.items() if name != "job")
@@ -532,6 +534,96 @@ def _print_table(console: Console, state: TableState) -> None:
     console.print(columns)
     for application, at in state.fences.items():
         console.print(f"  fence {application}: {at}", soft_wrap=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- templates
+
+
+class Format(StrEnum):
+    """What a template is rendered to."""
+
+    COMMAND = "command"
+    KUBERNETES = "kubernetes"
+    APPLICATION = "application"
+
+
+@templates_app.command("list")
+def list_templates(as_json: AsJson = False) -> None:
+    """Show the templates that come with the project, for `run JOB --template NAME`."""
+    from itel_cabinet.pipeline import templates
+
+    rows = []
+    for name in templates.shipped():
+        template = templates.load(name)
+        given_at_launch = [*templates.check(template).open]
+        rows.append((name, template.job.value, template.runner, template.description, given_at_launch))
+    if as_json:
+        keys = ("name", "job", "runner", "description", "given_at_launch")
+        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        return
+    table = Table("template", "job", "runner", "what it does", "given at launch")
+    for *texts, given_at_launch in rows:
+        table.add_row(*texts, "\n".join(given_at_launch))
+    Console().print(table)
+
+
+@templates_app.command("check")
+def check_templates(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[FILE]...", help="Files, or names of shipped ones; default: all those."),
+    ] = None,
+) -> int:
+    """Check every value of templates. Secrets that do not resolve here are warnings: they must where workers run."""
+    from itel_cabinet.pipeline import templates
+
+    failed = False
+    for file in files or templates.shipped():
+        try:
+            found = templates.check(templates.load(file))
+        except templates.TemplateRefused as refused:
+            failed = True
+            print(f"{_PROGRAM}: {refused}", file=sys.stderr)
+            continue
+        failed = failed or bool(found.problems)
+        for problem in found.problems:
+            print(f"{_PROGRAM}: {file}: {problem}", file=sys.stderr)
+        for secret in found.unresolved:
+            print(f"{_PROGRAM}: warning: {file}: {secret}", file=sys.stderr)
+        if not found.problems:
+            typer.echo(f"{file}: fine" + (f"; to be given at launch: {', '.join(found.open)}" if found.open else ""))
+    return 1 if failed else 0
+
+
+@templates_app.command("render", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def render_template(
+    context: typer.Context,
+    file: Annotated[str, typer.Argument(metavar="FILE [OPTIONS]", help="A file or a shipped one; options as for run.")],
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="A command line, manifests of a session cluster and a Job, or of an application."
+        ),
+    ] = Format.COMMAND,
+) -> None:
+    """Print the command line that a template amounts to, or its Kubernetes manifests."""
+    import yaml
+
+    from itel_cabinet.pipeline import templates
+    from itel_cabinet.pipeline.options import OptionRefused
+
+    try:
+        template = templates.load(file)
+        if form is Format.COMMAND:
+            text, left_open = templates.command(template, context.args)
+        else:
+            documents = templates.manifests(template, context.args, application=form is Format.APPLICATION)
+            text, left_open = yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip(), []
+    except OptionRefused as error:
+        raise Refused(str(error), wrong_use=not isinstance(error, templates.TemplateRefused)) from None
+    typer.echo(text)
+    if left_open:
+        print(f"{_PROGRAM}: left open, to be added: --{', --'.join(left_open)}", file=sys.stderr)
 
 
 # ----------------------------------------------------------------------------------------------------------------- lag

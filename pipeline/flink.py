@@ -49,6 +49,7 @@ class FlinkOptions(PipelineOptions):  # type: ignore[misc]
         parser.add_argument(
             "--finish_bundle_before_checkpointing", action="store_true", default=None, help="Always on, see tune()."
         )
+        parser.add_argument("--operator_chaining", action="store_true", default=None, help="Always off, see tune().")
         parser.add_argument("--max_bundle_time_mills", type=int, help="Milliseconds until a bundle is closed.")
         parser.add_argument("--max_bundle_size", type=int, help="Elements until a bundle is closed.")
         parser.add_argument("--savepoint_path", help="Go on from this savepoint (a URI).")
@@ -91,6 +92,8 @@ def tune(options: PipelineOptions, job: str) -> None:
         raise OptionRefused("--savepoint_path is empty: leave it out, or give the savepoint's URI")
     # A checkpoint that finds a bundle open would keep its output until the next bundle, which may never come.
     flink.finish_bundle_before_checkpointing = True
+    # Flink derives an operator's name in a savepoint from what it is chained to, and that changes with the parallelism.
+    flink.operator_chaining = False
     if flink.max_bundle_time_mills is None:
         flink.max_bundle_time_mills = _BUNDLE_MILLISECONDS
     flink_runner = options.view_as(FlinkRunnerOptions)
@@ -167,5 +170,8 @@ def _all_run(master: str, name: str) -> bool:
         jobs: list[dict[str, Any]] = requests.get(f"{master}/jobs/overview", timeout=_CONNECT_SECONDS).json()["jobs"]
     except requests.RequestException:
         return False
-    tasks = next((job["tasks"] for job in jobs if job["name"] == name), {"total": 1, "running": 0, "finished": 0})
-    return bool(tasks["running"] + tasks["finished"] == tasks["total"])
+    return any(job["name"] == name and job["state"] == "RUNNING" and _runs(job["tasks"]) for job in jobs)
+
+
+def _runs(tasks: dict[str, int]) -> bool:
+    return tasks["running"] + tasks["finished"] == tasks["total"] > 0

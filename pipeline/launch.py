@@ -6,6 +6,7 @@ import logging
 import re
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from types import FrameType
 
@@ -25,6 +26,7 @@ from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.pipeline.templates import with_template
 from itel_cabinet.transforms.steps import NAMESPACE
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
@@ -34,6 +36,8 @@ _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
 # An exception's line in a traceback, with its module in front.
+# Errors with a line of their own to act on; of any other the traceback is worth keeping.
+_EXPECTED = re.compile(r"\b(WorldError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Refused)\b)")
 
 
@@ -129,8 +133,9 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
 
-    Returns the job's counters: ``skipped:REASON``, ``failed:STAGE:CLASS``, ``STEP: NAME``. On DirectRunner the job runs in this process; ``DirectRunner`` always means
-    Beam's FnApiRunner here, so nothing is fetched and nothing depends on what is installed.
+    Returns the job's counters: ``skipped:REASON``, ``failed:STAGE:CLASS``, ``STEP: NAME``. On DirectRunner the job runs
+    in this process; ``DirectRunner`` always means Beam's FnApiRunner here, so nothing is fetched and nothing depends on
+    what is installed.
     """
     standard = beam_options.view_as(StandardOptions)
     standard.streaming = True
@@ -151,7 +156,10 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
             result = pipeline.run()
             result.wait_until_finish()
         except Exception as error:
-            raise JobFailed(_cause(error)) from error
+            cause = _cause(error)
+            if not _EXPECTED.search(str(error)):
+                _LOGGER.error("an error of the program: %s", error)
+            raise JobFailed(cause) from error
     return _counters(result)
 
 
@@ -204,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not arguments:
             raise OptionRefused(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
-        settings, beam_options = parse_arguments(arguments[0], arguments[1:])
+        job, *options = with_template(arguments)
+        settings, beam_options = parse_arguments(job, options)
         check(settings)
         logging.getLogger().setLevel(logging.INFO)
         counters = launch(settings, beam_options)

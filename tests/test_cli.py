@@ -24,6 +24,7 @@ from jobs import Stack, wait_for
 from pydantic_core import to_json
 
 from itel_cabinet.io.delta import FencedTable
+from itel_cabinet.io.kafka_admin import PartitionLag
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.kafka import Broker
@@ -155,7 +156,12 @@ def test_an_unreachable_broker(printed: Printed, command: list[str], monkeypatch
 
 def test_run_hands_on_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[Sequence[str]] = []
-    monkeypatch.setattr(launch, "main", lambda arguments: handed.append(arguments) or 7)
+
+    def took(arguments: Sequence[str]) -> int:
+        handed.append(arguments)
+        return 7
+
+    monkeypatch.setattr(launch, "main", took)
     arguments = ["api", "--claimx-url", "http://x", "--until_caught_up", '--kafka_config={"a": "-b"}', "-x", "last"]
     assert main(["run", *arguments]) == 7
     assert handed == [arguments]
@@ -248,7 +254,7 @@ def test_preview_says_why_nothing_is_sent(form_answer: bytes) -> None:
     assert incomplete["payload"] is None
     assert incomplete["warnings"] == ["not submitted: required by iTel but missing: formId, dateAssigned"]
 
-    nothing = {"form": None, "attachments": [], "payload": None}
+    nothing: dict[str, Any] = {"form": None, "attachments": [], "payload": None}
     assert preview(changed(form_answer, response=None), now=NOW) == {
         **nothing,
         "warnings": ["not submitted: ClaimX has no form for this task yet; replay the event once it has"],
@@ -434,8 +440,13 @@ def test_lag(broker: Broker, topic: TopicFactory, printed: Printed) -> None:
 
 def test_lag_goes_by_the_job(broker: Broker, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
-    monkeypatch.setattr("itel_cabinet.io.kafka_admin.group_lag", lambda _client, *asked, **_: asks.append(asked) or [])
-    asks: list[Any] = []
+    asks: list[tuple[str, str]] = []
+
+    def asked(_client: Mapping[str, object], group: str, topic: str, **_: object) -> list[PartitionLag]:
+        asks.append((group, topic))
+        return []
+
+    monkeypatch.setattr("itel_cabinet.io.kafka_admin.group_lag", asked)
     for job in ("trigger", "tracking", "api", "cabinet"):
         printed.stdout("lag", job)
     printed.stdout("lag")

@@ -326,9 +326,10 @@ def test_every_column_of_one_event(stack: Stack, claimx: ClaimXSimulator) -> Non
 
     [tracked] = stack.tracking()
     topic_id = tracked["kafka_topic_id"]
-    assert topic_id == Cluster({"bootstrap.servers": stack.broker.bootstrap_servers}).topic(
-        stack.topic("tracking")
-    ).topic_id
+    assert (
+        topic_id
+        == Cluster({"bootstrap.servers": stack.broker.bootstrap_servers}).topic(stack.topic("tracking")).topic_id
+    )
     [partition] = [partition for partition, end in stack.ends().items() if end]
     origin = {
         "event_timestamp": datetime(2026, 1, 10, 15, 4, 9, 120_000, tzinfo=UTC),

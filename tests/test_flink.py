@@ -136,6 +136,7 @@ class TestTuning:
 
         flink = options.view_as(FlinkOptions)
         assert (flink.finish_bundle_before_checkpointing, flink.max_bundle_time_mills) == (True, 10)
+        assert flink.operator_chaining is False
         assert options.view_as(FlinkRunnerOptions).max_parallelism == KEY_GROUPS
         assert options.view_as(StandardOptions).runner == "PortableRunner"
 

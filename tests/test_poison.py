@@ -134,7 +134,9 @@ def test_every_bad_kind_yields_one_dead_letter(stack: Stack, job: str) -> None:
     if job == "cabinet":
         assert Counter(row["event_id"] for row in stack.tracking()) == good
     elif job == "trigger":
-        published = [json.loads(message.value or b"")["event_id"] for message in stack.broker.read(stack.topic("tracking"))]
+        published = [
+            json.loads(message.value or b"")["event_id"] for message in stack.broker.read(stack.topic("tracking"))
+        ]
         assert sorted(published) == sorted(
             r.produced.event_id or "" for r in receipts if r.produced.expect == "published"
         )
@@ -311,7 +313,9 @@ def test_a_form_that_itel_cannot_take(stack: Stack, itel: RepeatingItel) -> None
     stack.tell(tracking_message(event_id="no-form", assignment_id=4), response=None)
     stack.tell(tracking_message(event_id="good", assignment_id=5), *FORM)
     stack.run("cabinet")
-    letters = {json.loads(letter.record().value or b"")["event_id"]: letter for letter in stack.dead_letters("itel_errors")}
+    letters = {
+        json.loads(letter.record().value or b"")["event_id"]: letter for letter in stack.dead_letters("itel_errors")
+    }
     assert {event_id: (letter.stage, letter.error_class) for event_id, letter in letters.items()} == {
         "no-number": ("payload", "incomplete"),
         "no-form-id": ("payload", "incomplete"),

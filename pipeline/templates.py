@@ -1,0 +1,422 @@
+"""Launch templates: a job, its runner and its options in a file, so that launches are not command lines in heads.
+
+A template is YAML::
+
+    description: Both branches on Flink.
+    job: cabinet
+    runner: FlinkRunner
+    parameters:           # the options of `itel-cabinet run --help`, typed
+      shards: 4
+      tables_root:        # left blank: given at launch
+    beam:                 # Beam's own options
+      checkpointing_interval: 10000
+
+``itel-cabinet run JOB --template FILE`` puts a template's options before those of the command line, which win. The
+options that fall back to an environment variable may be missing in a template; what else a job needs stands there, if
+only as a blank.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
+
+from itel_cabinet.io.http import Auth
+from itel_cabinet.io.itel import folder_of
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.pipeline.flink import FlinkOptions, on_flink, tune
+from itel_cabinet.pipeline.manifests import (
+    FIXED_OPTIONS,
+    Kubernetes,
+    ManifestRefused,
+    flink_application,
+    flink_deployment,
+    submitting_job,
+)
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings, parse_arguments
+
+__all__ = [
+    "Findings",
+    "Template",
+    "TemplateRefused",
+    "check",
+    "command",
+    "load",
+    "manifests",
+    "required",
+    "shipped",
+    "with_template",
+]
+
+# For what is known only at launch, so that all else can be checked without it. Nothing is ever sent there.
+_STAND_INS = {
+    "bootstrap_servers": "unknown-yet:9092",
+    "claimx_url": "http://unknown-yet",
+    "itel_url": "http://unknown-yet",
+    "tables_root": "unknown-yet",
+}
+# Stand in for what a template lacks, once that has been said, so that the next mistake is found too.
+_MENDS = {**_STAND_INS, "checkpointing_interval": "10000", "job_endpoint": "unknown-yet:8099"}
+_REFUSAL = re.compile(r"--(\w+)( is |: )")
+_SHIPPED = resources.files("itel_cabinet.templates")
+
+
+class TemplateRefused(OptionRefused):
+    """A template that cannot be used: one line that names the file, the parameter and the mend."""
+
+
+Section = Annotated[dict[str, Any], BeforeValidator(lambda content: {} if content is None else content)]
+
+
+class Template(BaseModel):
+    """A template as it is written; made by :func:`load`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    description: str
+    job: Job
+    runner: Literal["DirectRunner", "PrismRunner", "FlinkRunner"]
+    parameters: Section = {}
+    """The project's own options by name; None is a blank."""
+    beam: Section = {}
+    """Beam's options by name; a list repeats its option."""
+    kubernetes: Kubernetes | None = None
+    _file: str = PrivateAttr("")
+
+    @property
+    def file(self) -> str:
+        """The file's name as it was given, for messages."""
+        return self._file
+
+    def named_arguments(self) -> list[tuple[str, str]]:
+        """Each option's name and argument, in the file's order, without the blanks."""
+        found = [("runner", f"--runner={self.runner}")]
+        for name, value in self.parameters.items():
+            if value is not None:
+                text = ",".join(map(str, value)) if isinstance(value, list) else _text(value)
+                found.append((name, f"--{name}={text}"))
+        for name, value in self.beam.items():
+            for one in value if isinstance(value, list) else [value]:
+                if isinstance(one, bool):
+                    found += [(name, f"--{name}")] if one else []
+                elif one is not None:
+                    found.append((name, f"--{name}={_text(one)}"))
+        return found
+
+    def arguments(self, given: Sequence[str] = ()) -> list[str]:
+        """The template's options with those ``given`` on the command line over them."""
+        named = _named(given)
+        overridden = {name for name, _ in named}
+        kept = (
+            argument
+            for name, argument in self.named_arguments()
+            if name not in overridden or isinstance(self.beam.get(name), list)
+        )
+        return [*kept, *(argument for _, argument in named)]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return json.dumps(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """``--a=1`` and ``--a 1`` alike as ``("a", "--a=1")``."""
+    rest, named = list(arguments), []
+    while rest:
+        argument = rest.pop(0)
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and not equals and rest and not rest[0].startswith("--"):
+            argument = f"{argument}={rest.pop(0)}"
+        named.append((name.replace("-", "_"), argument))
+    return named
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+def shipped() -> list[str]:
+    """The names of the templates that come with the project."""
+    return sorted(
+        path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if path.is_file() and path.name[-5:] == ".yaml"
+    )
+
+
+def load(name: str) -> Template:
+    """Read a template: a file's path, or the name of a shipped one. Raises TemplateRefused."""
+    try:
+        if Path(name).is_file():
+            text = Path(name).read_text(encoding="utf-8")
+        elif (short := name.removesuffix(".yaml")) in shipped():
+            text = _SHIPPED.joinpath(f"{short}.yaml").read_text(encoding="utf-8")
+        else:
+            raise TemplateRefused(f"{name}: no such template: give a file, or one of {', '.join(shipped())}")
+        content = yaml.safe_load(text)
+    except OSError as error:
+        raise TemplateRefused(f"{name}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TemplateRefused(f"{name}: is not text in UTF-8: save it as such") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark else ""
+        raise TemplateRefused(f"{name}: is not YAML{line}: {getattr(error, 'problem', None) or error}") from None
+    if not isinstance(content, dict):
+        raise TemplateRefused(f"{name}: is no template: it must hold job, runner and parameters")
+    try:
+        template = Template.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
+        if first["type"] == "missing":
+            raise TemplateRefused(f"{name}: {where} is missing: add it") from None
+        if first["type"] == "extra_forbidden":
+            keys = Kubernetes.model_fields if len(first["loc"]) > 1 else Template.model_fields
+            raise TemplateRefused(f"{name}: {where}: no such key: use {', '.join(keys)}") from None
+        raise TemplateRefused(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+    template._file = name
+    return template
+
+
+# ------------------------------------------------------------------------------------------------------------ checking
+
+
+def required(job: Job) -> list[str]:
+    """The options without which the job does not run and that have no default."""
+
+    def runs_without(name: str) -> bool:
+        try:
+            Settings.of({"job": job, **_STAND_INS, name: None})
+        except OptionRefused:
+            return False
+        return True
+
+    return [name for name in _STAND_INS if not runs_without(name)]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is wrong with a template (lines that name parameter and mend), what it leaves open (required options), and
+    which secrets do not resolve here, which is no fault where the workers run elsewhere.
+    """
+
+    problems: tuple[str, ...]
+    open: tuple[str, ...]
+    unresolved: tuple[str, ...]
+
+
+def check(template: Template, given: Sequence[str] = ()) -> Findings:
+    """Check every value, but for those that ``given`` replaces. Reads the secrets that the template refers to, and
+    nothing else.
+    """
+    overridden = {name for name, _ in _named(given)}
+    problems = [problem for name, problem in _misplaced_or_mistyped(template) if name not in overridden]
+    reported = {name for name, _ in _misplaced_or_mistyped(template)}
+    named = [(name, argument) for name, argument in template.named_arguments() if name not in overridden | reported]
+    open_ = _open(template, overridden)
+    stand_ins = {name: _STAND_INS[name] for name in open_}
+    stand_ins |= {name: _MENDS[name] for name in overridden & set(_MENDS)}
+    settings = None
+    while settings is None:
+        arguments = [*(argument for _, argument in named), *(f"--{name}={value}" for name, value in stand_ins.items())]
+        try:
+            settings, beam = parse_arguments(template.job, arguments)
+            if on_flink(beam):
+                tune(beam, template.job)
+        except OptionRefused as refused:
+            settings = None
+            found = _REFUSAL.match(str(refused))
+            name = found.group(1) if found else ""
+            if name not in reported:
+                problems.append(_line(name, str(refused).removeprefix("--")))
+            reported.add(name)
+            before = (len(named), len(stand_ins))
+            named = [(other, argument) for other, argument in named if other != name]
+            stand_ins |= {name: _MENDS[name]} if name in _MENDS else {}
+            if before == (len(named), len(stand_ins)):
+                break
+    if template.kubernetes is not None and template.runner == "FlinkRunner" and settings is not None:
+        try:
+            flink_deployment(template.kubernetes, template.job, 1, [ref for _, ref in _secrets(settings)])
+        except ManifestRefused as refused:
+            problems.append(str(refused))
+    unresolved = [*_unresolved(settings)] if settings is not None else []
+    return Findings(tuple(problems), tuple(open_), tuple(unresolved))
+
+
+def _line(name: str, refusal: str) -> str:
+    if name in Settings.model_fields:
+        blank = "; or leave it blank in the template" if name in _STAND_INS and " is missing" in refusal else ""
+        return f"parameters.{refusal}{blank}"
+    return f"beam.{refusal}" if name else refusal
+
+
+def _open(template: Template, overridden: Iterable[str] = ()) -> list[str]:
+    """What the job needs and the template leaves to the launch: a blank, or missing where a variable may be set."""
+    return [
+        name
+        for name in required(template.job)
+        if name not in overridden
+        and template.parameters.get(name) is None
+        and (name in template.parameters or name in ENVIRONMENT)
+    ]
+
+
+def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
+    for name, value in template.parameters.items():
+        if name not in Settings.model_fields or name == "job":
+            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+            mend = f"did you mean {close[0]}?" if close else "Beam's own options belong under beam"
+            yield name, f"parameters.{name}: no such parameter: {mend}"
+        elif value is not None and not (kind := _kind(name)).takes(value):
+            yield name, f"parameters.{name}: must be {kind.wanted}, not {_kind_of(value)}"
+    for name, value in template.beam.items():
+        if name in Settings.model_fields:
+            yield name, f"beam.{name}: is no option of Beam's: move it under parameters"
+        elif name == "runner":
+            yield name, "beam.runner: stands beside job: move it there"
+        elif value is None:
+            yield name, f"beam.{name}: is blank: give it a value or leave it out"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    takes: Callable[[object], bool]
+    wanted: str
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+_TEXT = _Kind(lambda value: isinstance(value, str), "text (in quotes where YAML sees something else)")
+_KINDS: dict[object, _Kind] = {
+    bool: _Kind(lambda value: isinstance(value, bool), "true or false"),
+    int: _Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number, without quotes"),
+    float: _Kind(_is_number, "a number, without quotes"),
+    dict[str, str]: _Kind(lambda value: isinstance(value, dict), "a mapping, such as {security.protocol: SSL}"),
+    tuple[str, ...]: _Kind(
+        lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
+        "a list of texts, such as [year, month]",
+    ),
+}
+
+
+def _kind(name: str) -> _Kind:
+    return _KINDS.get(Settings.model_fields[name].annotation, _TEXT)
+
+
+def _kind_of(value: object) -> str:
+    kinds = ((bool, "true or false"), (int | float, "a number"), (str, "text"), (list, "a list"), (dict, "a mapping"))
+    return next((kind for types, kind in kinds if isinstance(value, types)), f"a {type(value).__name__}")
+
+
+def _secrets(settings: Settings) -> list[tuple[str, SecretRef]]:
+    """Every reference to a secret that the job uses, with its option."""
+    auths = {"claimx_auth": settings.claimx_auth}
+    if settings.job.calls_itel and folder_of(settings.itel_url or "") is None:
+        auths["itel_auth"] = settings.itel_auth
+    found = [(name, ref) for name, auth in auths.items() for ref in Auth.parse(auth).refs]
+    for value in settings.kafka_config.values():
+        # Nothing else in librdkafka's settings begins like this, and its secrets are refused unless they do.
+        if value.startswith(("env:", "file:")):
+            found.append(("kafka_config", SecretRef.parse(value)))
+    return found
+
+
+def _unresolved(settings: Settings) -> Iterable[str]:
+    for name, ref in _secrets(settings):
+        try:
+            ref.resolve()
+        except UnresolvedSecret as error:
+            yield f"parameters.{name}: {error}"
+
+
+# ----------------------------------------------------------------------------------------------------------- launching
+
+
+def with_template(arguments: Sequence[str]) -> list[str]:
+    """``JOB --template=FILE [options]`` with the template's options in the place of ``--template``; without one, as it
+    is. Raises TemplateRefused.
+    """
+    job, named = arguments[0], _named(arguments[1:])
+    files = [argument.partition("=")[2] for name, argument in named if name == "template"]
+    if not files:
+        return list(arguments)
+    if len(files) > 1 or not files[0]:
+        raise TemplateRefused("--template: give one template: --template=FILE")
+    template = load(files[0])
+    if template.job != job:
+        raise TemplateRefused(
+            f"--template: {template.file} is for the job {template.job}: itel-cabinet run {template.job}"
+        )
+    return [job, *_checked(template, [argument for name, argument in named if name != "template"])]
+
+
+def _checked(template: Template, given: Sequence[str]) -> list[str]:
+    """All arguments of a launch; raises TemplateRefused with the first problem of the template."""
+    for problem in check(template, given).problems:
+        raise TemplateRefused(f"{template.file}: {problem}")
+    return template.arguments(given)
+
+
+def _parsed(template: Template, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions, list[str]]:
+    """Settings with stand-ins for what is left open, and the names of that. Raises OptionRefused."""
+    open_ = _open(template, {name for name, _ in _named(arguments)})
+    settings, beam = parse_arguments(template.job, [*arguments, *(f"--{name}={_STAND_INS[name]}" for name in open_)])
+    if on_flink(beam):
+        tune(beam, template.job)
+    return settings, beam, open_
+
+
+def command(template: Template, given: Sequence[str] = ()) -> tuple[str, list[str]]:
+    """The command line, quoted for a shell, that ``run --template`` amounts to, and the options it leaves open.
+
+    Raises OptionRefused, as a launch would, except for what is left open.
+    """
+    arguments = _checked(template, given)
+    _, _, open_ = _parsed(template, arguments)
+    lines = [f"python -m itel_cabinet.pipeline.launch {template.job}", *map(shlex.quote, arguments)]
+    return " \\\n    ".join(lines), open_
+
+
+def manifests(template: Template, given: Sequence[str] = (), *, application: bool = False) -> list[dict[str, Any]]:
+    """The FlinkDeployment (a session cluster) and the Job that submits to it; or, for an ``application``, the one
+    FlinkDeployment that runs the jar which the job was compiled to.
+
+    Raises TemplateRefused for a template without Kubernetes in it, OptionRefused as a launch would, and also for an
+    open option that no environment variable can give.
+    """
+    kubernetes = template.kubernetes
+    if template.runner != "FlinkRunner" or kubernetes is None:
+        raise TemplateRefused(f"{template.file}: Kubernetes needs runner: FlinkRunner and a section kubernetes")
+    fixed = {**FIXED_OPTIONS, "flink_master": kubernetes.rest}
+    overriding = [f"--{name}={value}" for name, value in fixed.items()]
+    ours = [argument for name, argument in _named(given) if name not in fixed]
+    arguments = _checked(template, [*ours, *overriding])
+    settings, beam, open_ = _parsed(template, arguments)
+    for name in open_:
+        if name not in ENVIRONMENT:
+            raise OptionRefused(f"--{name} is left open by {template.file}: give it")
+    secrets = [ref for _, ref in _secrets(settings)]
+    interval = beam.view_as(FlinkOptions).checkpointing_interval
+    try:
+        cluster = flink_deployment(kubernetes, template.job, interval, secrets)
+        if application:
+            parallelism = max(1, beam.view_as(FlinkRunnerOptions).parallelism)
+            return [flink_application(kubernetes, cluster, parallelism)]
+        variables: Mapping[str, str] = {name: ENVIRONMENT[name] for name in open_}
+        return [cluster, submitting_job(kubernetes, template.job, arguments, secrets, variables)]
+    except ManifestRefused as refused:
+        raise TemplateRefused(f"{template.file}: {refused}") from None
