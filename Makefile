@@ -11,6 +11,7 @@ export ITEL_CABINET_LOCAL ?= $(CURDIR)/.local
 
 PACKAGES := $(VENV)/.packages-installed
 JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
+FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast lint types bench clean
@@ -26,11 +27,11 @@ help:
 demo: setup
 	$(BIN)/python -m itel_cabinet.local.demo
 
-test: setup lint
+test: setup $(FLINK) lint
 	$(BIN)/python -m pytest
 
 test-fast: $(PACKAGES)
-	$(BIN)/python -m pytest -m "not services"
+	$(BIN)/python -m pytest -m "not services and not flink"
 
 lint: $(PACKAGES)
 	$(BIN)/ruff check .
@@ -66,4 +67,9 @@ $(PACKAGES): constraints.txt pyproject.toml setup.py | $(BIN)/python
 
 $(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts
+	@touch $@
+
+# Some 150 MB of jars, and Beam's boot built with Go: fetched for the tests, not for the demo.
+$(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.artifacts flink
 	@touch $@

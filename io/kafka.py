@@ -50,6 +50,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.crash_points import reached
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
+from itel_cabinet.io.key_groups import evenly_spread
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef
 from itel_cabinet.io.world import STOP, WorldError, one_line, patience, retry_world
@@ -168,7 +169,7 @@ class KafkaSource:
 
     def elements(self) -> list[str]:
         """The SDF's elements, one a shard, as versioned JSON."""
-        return [json.dumps({"v": 1, "shard": k, "shards": self.shards}) for k in range(self.shards)]
+        return evenly_spread([{"v": 1, "shard": k, "shards": self.shards} for k in range(self.shards)])
 
 
 @dataclass(frozen=True)
@@ -502,6 +503,9 @@ class _GroupOffsets:
         with self._lock:
             ahead = self._committed
             due = {p: max(o, ahead.get((position.topic_id, p), 0)) for p, o in position.offsets.items()}
+            if not due:
+                # A shard without partitions; librdkafka takes an empty commit for one of its own stored offsets.
+                return
             if not self.stale() and all(ahead.get((position.topic_id, p)) == o for p, o in due.items()):
                 return
             offsets = [TopicPartition(self._topic, p, o, position.topic_id) for p, o in due.items()]

@@ -1,12 +1,9 @@
 """What a launch on Flink needs beyond the job itself: the options of Beam's job server, the tuning without which the
 source and the sinks do not work there, and an answer to "does it run?".
-
-Importing this module makes the options known to every ``PipelineOptions``.
 """
 
 from __future__ import annotations
 
-import argparse
 import socket
 import time
 import uuid
@@ -24,9 +21,9 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from itel_cabinet.io.key_groups import KEY_GROUPS
-from itel_cabinet.pipeline.options import OptionRefused
+from itel_cabinet.pipeline.options import FlinkOptions, OptionRefused
 
-__all__ = ["FlinkOptions", "NotRunning", "check_job_server", "on_flink", "tune", "wait_until_running", "waits"]
+__all__ = ["NotRunning", "check_job_server", "on_flink", "tune", "wait_until_running", "waits"]
 
 # One element is a whole shard, and its bundle closes only when this time is up: Beam's own 1,000 would cap each shard.
 _BUNDLE_MILLISECONDS = 10
@@ -37,32 +34,6 @@ _POLL_SECONDS = 0.2
 
 class NotRunning(RuntimeError):
     """The job did not come up on the cluster; the message is one line."""
-
-
-class FlinkOptions(PipelineOptions):  # type: ignore[misc]
-    """Options of the Flink job server. Python's Beam does not know them, and drops what nobody has declared."""
-
-    @classmethod
-    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--checkpointing_interval", type=int, help="Milliseconds between checkpoints.")
-        parser.add_argument("--checkpoint_timeout_millis", type=int, help="A checkpoint that takes longer is given up.")
-        parser.add_argument(
-            "--finish_bundle_before_checkpointing", action="store_true", default=None, help="Always on, see tune()."
-        )
-        parser.add_argument("--operator_chaining", action="store_true", default=None, help="Always off, see tune().")
-        parser.add_argument("--max_bundle_time_mills", type=int, help="Milliseconds until a bundle is closed.")
-        parser.add_argument("--max_bundle_size", type=int, help="Elements until a bundle is closed.")
-        parser.add_argument("--savepoint_path", help="Go on from this savepoint (a URI).")
-        parser.add_argument("--allow_non_restored_state", action="store_true", default=None)
-        parser.add_argument(
-            "--pipeline_resources_detector_factory_class", help="What decides which jars the job server uploads."
-        )
-        parser.add_argument(
-            "--wait_until_finish",
-            action="store_true",
-            default=None,
-            help="Stay until the job has ended, not just until it runs. Ending the launcher never ends the job.",
-        )
 
 
 def on_flink(options: PipelineOptions) -> bool:

@@ -22,6 +22,7 @@ from itel_cabinet.io.kafka import has_committed_offsets, resolved
 from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
+from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
@@ -151,6 +152,8 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     except ValueError as error:
         raise LaunchRefused(f"--runner: {one_line(error)}") from None
     build(pipeline, settings)
+    if on_flink(beam_options):
+        return _submit(pipeline, beam_options)
     with _stopping_on_signals():
         try:
             result = pipeline.run()
@@ -160,6 +163,21 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
             if not _EXPECTED.search(str(error)):
                 _LOGGER.error("an error of the program: %s", error)
             raise JobFailed(cause) from error
+    return _counters(result)
+
+
+def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]:
+    """Hand a job to the cluster, where it goes on without this process; its counters if it was waited for."""
+    try:
+        result = pipeline.run()
+        wait_until_running(result, options)
+        if not waits(options):
+            return {}
+        result.wait_until_finish()
+    except NotRunning as error:
+        raise JobFailed(str(error)) from None
+    except Exception as error:
+        raise JobFailed(_cause(error)) from error
     return _counters(result)
 
 
@@ -214,13 +232,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise OptionRefused(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
         job, *options = with_template(arguments)
         settings, beam_options = parse_arguments(job, options)
+        if on_flink(beam_options):
+            tune(beam_options, settings.job)
+            check_job_server(beam_options)
         check(settings)
         logging.getLogger().setLevel(logging.INFO)
         counters = launch(settings, beam_options)
     except OptionRefused as error:
         print(f"itel-cabinet: {error}", file=sys.stderr)
         return 2
-    except (LaunchRefused, JobFailed) as error:
+    except (LaunchRefused, JobFailed, NotRunning) as error:
         print(f"itel-cabinet: {error}", file=sys.stderr)
         return 1
     for name, count in sorted(counters.items()):

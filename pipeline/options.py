@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import json
 import os
@@ -18,7 +19,16 @@ from itel_cabinet.io.http import Auth, ConnectionSettings
 from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 
-__all__ = ["ENVIRONMENT", "JOB_DEFAULTS", "Job", "JsonObject", "OptionRefused", "Settings", "parse_arguments"]
+__all__ = [
+    "ENVIRONMENT",
+    "JOB_DEFAULTS",
+    "FlinkOptions",
+    "Job",
+    "JsonObject",
+    "OptionRefused",
+    "Settings",
+    "parse_arguments",
+]
 
 
 class OptionRefused(ValueError):
@@ -314,18 +324,30 @@ def _nearest(name: str, known: Mapping[str, Any]) -> str:
     return f"; did you mean --{close[0]}?" if close else ": see `itel-cabinet run --help`"
 
 
-# Beam's job server knows options that Python's parser does not: PortableRunner asks the server for the list.
-_JOB_SERVER_OPTIONS = frozenset(
-    {
-        "checkpointing_interval",
-        "finish_bundle_before_checkpointing",
-        "max_bundle_time_mills",
-        "max_bundle_size",
-        "parallelism",
-        "savepoint_path",
-        "shutdown_sources_after_idle_ms",
-    }
-)
+class FlinkOptions(PipelineOptions):  # type: ignore[misc]
+    """Options of the Flink job server. Python's Beam does not know them, and drops what nobody has declared."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--checkpointing_interval", type=int, help="Milliseconds between checkpoints.")
+        parser.add_argument("--checkpoint_timeout_millis", type=int, help="A checkpoint that takes longer is given up.")
+        parser.add_argument(
+            "--finish_bundle_before_checkpointing", action="store_true", default=None, help="Always on, see tune()."
+        )
+        parser.add_argument("--operator_chaining", action="store_true", default=None, help="Always off, see tune().")
+        parser.add_argument("--max_bundle_time_mills", type=int, help="Milliseconds until a bundle is closed.")
+        parser.add_argument("--max_bundle_size", type=int, help="Elements until a bundle is closed.")
+        parser.add_argument("--savepoint_path", help="Go on from this savepoint (a URI).")
+        parser.add_argument("--allow_non_restored_state", action="store_true", default=None)
+        parser.add_argument(
+            "--pipeline_resources_detector_factory_class", help="What decides which jars the job server uploads."
+        )
+        parser.add_argument(
+            "--wait_until_finish",
+            action="store_true",
+            default=None,
+            help="Stay until the job has ended, not just until it runs. Ending the launcher never ends the job.",
+        )
 
 
 def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions]:
@@ -373,5 +395,5 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
     _, unknown = parser.parse_known_args(list(arguments))
     for argument in unknown:
         name = argument.removeprefix("--").partition("=")[0]
-        if argument.startswith("--") and name not in _JOB_SERVER_OPTIONS:
+        if argument.startswith("--"):
             raise OptionRefused(f"--{name}: no such option{_nearest(name, Settings.model_fields)}")
