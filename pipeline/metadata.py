@@ -77,7 +77,8 @@ def _choices(field: FieldInfo) -> list[str]:
 def _type(field: FieldInfo, choices: list[str]) -> str:
     if choices:
         return "ENUM"
-    return {bool: "BOOLEAN", int: "NUMBER", float: "NUMBER"}.get(field.annotation, "TEXT")
+    kinds: dict[Any, str] = {bool: "BOOLEAN", int: "NUMBER", float: "NUMBER"}
+    return kinds.get(field.annotation, "TEXT")
 
 
 def _regexes(field: FieldInfo) -> list[str]:
