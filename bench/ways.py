@@ -77,7 +77,7 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
     )
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
     events = pipeline | ReadFromKafka(source) | Step(partial(parse_task_events, group=source.group, clock=_SECONDS))
-    look_up = partial(enrich, lookup=FreeLookup, pool=_pool, form_wait=int, clock=_SECONDS)
+    look_up = partial(enrich, lookup=FreeLookup, pool=_pool, form_wait=float, clock=_SECONDS)
     tasks = events.results | "Look up" >> Step(look_up)
     (
         tasks.results

@@ -561,7 +561,8 @@ def list_templates(as_json: AsJson = False) -> None:
         keys = ("name", "job", "runner", "description", "given_at_launch")
         typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
         return
-    table = Table("template", "job", "runner", "what it does", "given at launch")
+    table = Table("template", "job", "runner", "what it does")
+    table.add_column("given at launch", no_wrap=True)
     for *texts, given_at_launch in rows:
         table.add_row(*texts, "\n".join(given_at_launch))
     Console().print(table)

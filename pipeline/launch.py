@@ -12,7 +12,6 @@ from types import FrameType
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
@@ -22,6 +21,7 @@ from itel_cabinet.io.kafka import has_committed_offsets, resolved
 from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
+from itel_cabinet.pipeline.direct_runner import direct_runner
 from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
@@ -145,7 +145,7 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     if settings.media_root:
         _LOGGER.warning("--media_root: photos are listed in the attachments table; their files are not fetched yet")
     runner = (
-        FnApiRunner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
+        direct_runner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
     )
     try:
         pipeline = beam.Pipeline(runner=runner, options=beam_options)

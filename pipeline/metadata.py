@@ -94,11 +94,9 @@ def _label(name: str) -> str:
 def _text(default: object) -> str:
     if isinstance(default, tuple):
         return ",".join(default)
-    return str(default).lower() if isinstance(default, bool) else f"{default:g}" if _fraction(default) else str(default)
-
-
-def _fraction(default: object) -> bool:
-    return isinstance(default, float)
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 if __name__ == "__main__":

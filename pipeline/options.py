@@ -195,7 +195,7 @@ class Settings(BaseModel):
     )
     claimx_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
     form_wait_seconds: Seconds = Field(
-        default=1.0, description="A completed task without a form is looked up once more after this."
+        default=1.0, description="A completed task without a form is looked up once more, this long after its event."
     )
 
     itel_url: str | None = Field(

@@ -43,7 +43,7 @@ class Parts:
             topic_epoch=settings.topic_epoch,
         )
         self.clock: Callable[[], float] = time.time
-        self.form_wait: Callable[[], None] = functools.partial(time.sleep, settings.form_wait_seconds)
+        self.form_wait: Callable[[float], None] = functools.partial(_wait_after, settings.form_wait_seconds)
         self.claimx: Callable[[], TaskLookup] = functools.partial(
             task_lookup,
             ClaimXSettings(settings.claimx_connection(), settings.claimx_task_path, settings.claimx_cache_seconds),
@@ -94,3 +94,8 @@ class Parts:
 
     def publish(self) -> PublishMessages:
         return PublishMessages(self.kafka, self.clock)
+
+
+def _wait_after(seconds: float, announced_at: float) -> None:
+    """Return ``seconds`` after ``announced_at`` (epoch seconds), and within ``seconds`` whatever the clocks say."""
+    time.sleep(min(seconds, max(0.0, announced_at + seconds - time.time())))

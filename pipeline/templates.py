@@ -221,8 +221,9 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
     nothing else.
     """
     overridden = {name for name, _ in _named(given)}
-    problems = [problem for name, problem in _misplaced_or_mistyped(template) if name not in overridden]
-    reported = {name for name, _ in _misplaced_or_mistyped(template)}
+    wrong = dict(_misplaced_or_mistyped(template))
+    problems = [problem for name, problem in wrong.items() if name not in overridden]
+    reported = {*wrong}
     named = [(name, argument) for name, argument in template.named_arguments() if name not in overridden | reported]
     open_ = _open(template, overridden)
     stand_ins = {name: _STAND_INS[name] for name in open_}
@@ -276,9 +277,7 @@ def _open(template: Template, overridden: Iterable[str] = ()) -> list[str]:
 def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
     for name, value in template.parameters.items():
         if name not in Settings.model_fields or name == "job":
-            close = difflib.get_close_matches(name, Settings.model_fields, n=1)
-            mend = f"did you mean {close[0]}?" if close else "Beam's own options belong under beam"
-            yield name, f"parameters.{name}: no such parameter: {mend}"
+            yield name, f"parameters.{name}: no such parameter: {_mend(name)}"
         elif value is not None and not (kind := _kind(name)).takes(value):
             yield name, f"parameters.{name}: must be {kind.wanted}, not {_kind_of(value)}"
     for name, value in template.beam.items():
@@ -288,6 +287,13 @@ def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
             yield name, "beam.runner: stands beside job: move it there"
         elif value is None:
             yield name, f"beam.{name}: is blank: give it a value or leave it out"
+
+
+def _mend(name: str) -> str:
+    if name in PipelineOptions([]).get_all_options():
+        return "it is Beam's, move it under beam"
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    return f"did you mean {close[0]}?" if close else "`itel-cabinet run --help` lists them"
 
 
 @dataclass(frozen=True)

@@ -56,12 +56,12 @@ def pool() -> Iterator[Executor]:
         yield executor
 
 
-def unused() -> None:
+def unused(_: float = 0.0) -> None:
     raise AssertionError("no waiting here")
 
 
 def look_up(
-    items: list[Item], lookup: Lookup, pool: Executor, form_wait: Callable[[], None] = unused
+    items: list[Item], lookup: Lookup, pool: Executor, form_wait: Callable[[float], None] = unused
 ) -> list[CabinetTask | Failure]:
     clock = itertools.count(500.0).__next__
     return enrich(items, lookup=lambda: lookup, pool=lambda: pool, form_wait=form_wait, clock=clock)
@@ -143,7 +143,7 @@ def test_other_errors_are_the_worlds_and_raised(pool: Executor) -> None:
 
 
 def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache(pool: Executor) -> None:
-    waits: list[int] = []
+    waits: list[tuple[int, float]] = []
     items = [
         item(1, 1),  # has its form
         item(2, 2),  # gets it at the second look
@@ -162,8 +162,9 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
             5: [unknown],
         }
     )
-    tasks = look_up(items, lookup, pool, form_wait=lambda: waits.append(len(lookup.calls)))
-    assert waits == [6]  # once a batch, when all had been asked
+    tasks = look_up(items, lookup, pool, form_wait=lambda since: waits.append((len(lookup.calls), since)))
+    # Once a batch, when all had been asked, and for the latest of those without a form.
+    assert waits == [(6, max(one.timestamp_ms for one, _ in (items[1], items[2], items[5])) / 1000)]
     assert sorted(call for call in lookup.calls if call[2]) == [
         (2, EVENT_SECONDS + 5, True),
         (2, EVENT_SECONDS + 5, True),
@@ -183,7 +184,7 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
 def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
     items = [item(n, 1 + n % 3) for n in range(15)]
     lookup = Lookup({n: [WITHOUT_FORM] for n in (1, 2, 3)})
-    tasks = look_up(items, lookup, pool, form_wait=lambda: None)
+    tasks = look_up(items, lookup, pool, form_wait=lambda _: None)
     assert tasks == [CabinetTask(*one, WITHOUT_FORM, None) for one in items]
     assert not lookup.overlapped
     looks: dict[bool, int] = defaultdict(int)
@@ -195,7 +196,7 @@ def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
 def test_a_second_look_that_is_refused_is_a_failure(pool: Executor) -> None:
     one = item(1, 7)
     gone = LookupFailed("unknown_assignment", "gone")
-    (failed,) = look_up([one], Lookup({7: [WITHOUT_FORM, gone]}), pool, form_wait=lambda: None)
+    (failed,) = look_up([one], Lookup({7: [WITHOUT_FORM, gone]}), pool, form_wait=lambda _: None)
     assert isinstance(failed, Failure)
     assert (failed.record, failed.error_class, failed.error) == (one[0], "unknown_assignment", "gone")
 

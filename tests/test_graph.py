@@ -9,6 +9,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, parse_arguments
+from itel_cabinet.pipeline.parts import Parts
 
 SINKS = {
     Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
@@ -35,3 +36,15 @@ def test_everything_after_the_read_is_one_fused_stage(job: Job) -> None:
     others = {t.unique_name.partition("/")[0] for s in stages if s is not read for t in s.transforms}
     # What hands the shards from stage to stage is the runner's own.
     assert {name for name in others if not name.startswith("ref_PCollection")} == {"Read"}
+
+
+def test_a_form_is_waited_for_from_its_announcement_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("itel_cabinet.pipeline.parts.time.time", lambda: 1000.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.parts.time.sleep", slept.append)
+    options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--form_wait_seconds=2"]
+    wait = Parts(parse_arguments("api", options)[0]).form_wait
+    for announced_at in (1000.0, 999.5, 900.0, 5000.0):
+        wait(announced_at)
+    # Just now; half a second ago; long ago; by a clock that is ahead.
+    assert slept == [2.0, 1.5, 0.0, 2.0]

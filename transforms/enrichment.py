@@ -57,7 +57,7 @@ def enrich(
     *,
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
-    form_wait: Callable[[], None],
+    form_wait: Callable[[float], None],
     clock: Callable[[], float],
 ) -> list[CabinetTask | Failure]:
     """Each event with its task, in input order; what ClaimX refuses for good as a Failure.
@@ -65,8 +65,9 @@ def enrich(
     ``lookup`` and ``pool`` are asked on the worker for the process-wide client and thread pool; calls for one
     assignment keep their order.
 
-    A COMPLETED event whose answer has no form yet is looked up once more, past the cache, after ``form_wait``: ClaimX
-    may announce a form a moment before it can be read.
+    A COMPLETED event whose answer has no form yet is looked up once more, past the cache: ClaimX may announce a form a
+    moment before it can be read. ``form_wait`` is told when the last of them was announced (Kafka's time, epoch
+    seconds), and waits for that moment to pass; an event from a backlog has waited enough.
     """
 
     claimx = lookup()
@@ -89,7 +90,7 @@ def enrich(
     tasks = in_order_per_key(events, by_assignment, look_up, pool())
     formless = [i for i, task in enumerate(tasks) if isinstance(task, CabinetTask) and task.completed and not task.form]
     if formless:
-        form_wait()
+        form_wait(max(events[i][0].timestamp_ms for i in formless) / 1000)
         again = in_order_per_key(
             [events[i] for i in formless], by_assignment, lambda item: look_up(item, fresh=True), pool()
         )

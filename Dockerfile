@@ -1,0 +1,27 @@
+# The image of the Python workers beside each TaskManager, and of the launcher: docker build -t itel-cabinet:0.1.0 .
+# Not built by the tests of this project, which have no Docker.
+ARG BEAM=2.77.0
+
+FROM python:3.11-slim AS wheel
+WORKDIR /project
+COPY setup.py pyproject.toml README.md LICENSE ./
+COPY pipeline pipeline
+COPY transforms transforms
+COPY io io
+COPY templates templates
+COPY local local
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
+
+FROM apache/beam_python3.11_sdk:${BEAM} AS beam
+
+FROM python:3.11-slim
+COPY constraints.txt /tmp/
+COPY --from=wheel /wheel /tmp/wheel
+RUN pip install --no-cache-dir -c /tmp/constraints.txt /tmp/wheel/*.whl && pip check && rm -r /tmp/*
+# Beam's program that starts Python workers: `-worker_pool` waits for a TaskManager's word, at port 50000.
+COPY --from=beam /opt/apache/beam /opt/apache/beam
+# The workers are this environment, with nothing installed at their start.
+ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
+RUN useradd --create-home worker
+USER worker
+ENTRYPOINT ["/opt/apache/beam/boot"]
