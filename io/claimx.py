@@ -18,6 +18,7 @@ from cachetools import TTLCache
 from pydantic import ValidationError
 
 from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
+from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.world import one_line
 
 __all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "claimx"]
@@ -189,14 +190,7 @@ def _reason(error: Exception) -> str:
     return "; ".join(first)[:300] + more
 
 
-_clients: dict[tuple[ClaimXSettings, Callable[[bytes, int], Any]], ClaimX[Any]] = {}
-_clients_lock = threading.Lock()
-
-
-def claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], T]) -> ClaimX[T]:
+@once_per_process
+def claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> ClaimX[Any]:
     """This process's one client with these settings. ``parse`` must be a module's function. Raises UnresolvedSecret."""
-    key = (settings, parse)
-    with _clients_lock:
-        if key not in _clients:
-            _clients[key] = ClaimX(settings, connection(settings.connection), parse)
-        return _clients[key]
+    return ClaimX(settings, connection(settings.connection), parse)

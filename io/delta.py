@@ -94,6 +94,7 @@ from itel_cabinet.io.delta_spec import (
     Upsert,
     WriteResult,
 )
+from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.world import WorldError, full_jitter, one_line, retry_world
 from itel_cabinet.transforms.batches import UnweighedCoder
 
@@ -393,14 +394,10 @@ def _describe(spec: TableSpec, error: Exception) -> str:
     return text
 
 
-_tables: dict[TableSpec, FencedTable] = {}
-_tables_lock = threading.Lock()
-
-
+@once_per_process
 def table_for(spec: TableSpec) -> FencedTable:
     """This process's one :class:`FencedTable` for a specification: runners make many copies of a DoFn."""
-    with _tables_lock:
-        return _tables.setdefault(spec, FencedTable(spec))
+    return FencedTable(spec)
 
 
 def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:

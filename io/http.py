@@ -21,7 +21,6 @@ import os
 import random
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -36,6 +35,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import InvalidHeader
 from urllib3.util import Retry, Timeout
 
+from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 
 __all__ = [
@@ -509,13 +509,8 @@ class _Adapter(HTTPAdapter):
 
 # ----------------------------------------------------------------------------------------------------------- registry
 
-_connections: dict[ConnectionSettings, Connection] = {}
-_connections_lock = threading.Lock()
 
-
+@once_per_process
 def connection(settings: ConnectionSettings) -> Connection:
     """This process's one connection with these settings. Thread-safe. Raises UnresolvedSecret."""
-    with _connections_lock:
-        if settings not in _connections:
-            _connections[settings] = Connection(settings)
-        return _connections[settings]
+    return Connection(settings)

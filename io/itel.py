@@ -251,10 +251,6 @@ def submit(
     return in_order_per_key(submissions, lambda submission: submission.assignment_id, hand_in, pool())
 
 
-_clients: dict[ItelSettings, HttpItel] = {}
-_clients_lock = threading.Lock()
-
-
 def itel(settings: ItelSettings | Path, *, world_seconds: float = 0.0) -> Itel:
     """This process's one client with these settings (raises UnresolvedSecret); or, for a Path, that folder.
 
@@ -263,7 +259,4 @@ def itel(settings: ItelSettings | Path, *, world_seconds: float = 0.0) -> Itel:
     """
     if isinstance(settings, Path):
         return FolderItel(settings, world_seconds)
-    with _clients_lock:
-        if settings not in _clients:
-            _clients[settings] = HttpItel(settings, connection(settings.connection))
-        return _clients[settings]
+    return HttpItel(settings, connection(settings.connection))

@@ -424,8 +424,10 @@ def test_wrong_settings_are_refused_by_their_option(settings: dict[str, Any], me
     assert str(caught.value) == message
 
 
-def test_a_process_has_one_client_for_its_settings(tmp_path: Path) -> None:
+def test_a_process_has_one_connection_for_its_settings(tmp_path: Path) -> None:
     settings = ItelSettings(ConnectionSettings("itel", "https://itel.example"))
-    assert itel(settings) is itel(ItelSettings(settings.connection))
-    assert isinstance(itel(settings), HttpItel)
+    first, second = itel(settings), itel(ItelSettings(settings.connection))
+    assert isinstance(first, HttpItel)
+    assert isinstance(second, HttpItel)
+    assert first.connection is second.connection
     assert itel(tmp_path, world_seconds=5) == FolderItel(tmp_path, 5)
