@@ -289,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - started:4.1f} s] {line}", soft_wrap=True)
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts what it puts in the background with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         with _emptied(options.folder), _running(options.folder, say) as demo:
             problems: list[str] = []
