@@ -57,8 +57,9 @@ import os
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -124,6 +125,8 @@ _DEFAULT_PROPERTIES = {
 }
 _CONFLICT_WAITS = (0.02, 1.0)  # seconds: the first and the longest, before jitter; a commit takes about 0.02
 _MOST_LITERALS = 100
+# A merge rewrites every file it meets a row in, so an upsert table's files are kept a tenth of the usual size.
+_COMPACTED_BYTES = 10 * 1024 * 1024
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
 
 
@@ -246,17 +249,19 @@ class FencedTable:
         # Nullability as in the table, where delta-rs would quietly drop a NOT NULL.
         schema = pa.schema([f.with_nullable(f.name not in required) for f in self.spec.schema])
         if isinstance(self.spec.mode, Append):
-            data = to_arrow(self.spec, rows, schema)
-            return lambda commit: write_deltalake(
-                table, data, mode="append", schema_mode="merge", commit_properties=commit
-            )
+            return functools.partial(_append, table, to_arrow(self.spec, rows, schema))
         # Through Arrow, so that both sides of a comparison have the same types; null keys mark empty sets here.
         incoming = to_arrow(self.spec, rows, pa.schema([f.with_nullable(True) for f in schema])).to_pylist()
-        decision = decide(self.spec, incoming, _rows_met(self.spec, self.spec.mode, table, incoming))
+        key = _first_key(self.spec.mode)
+        existing = _rows_met(self.spec, key, table, incoming)
+        decision = decide(self.spec, incoming, existing)
         if not decision.put and not decision.touch:
             return None
+        met = {row[key] for row in existing} & {row[key] for row in (*decision.put, *decision.touch)}
+        if not met:  # nothing to update: an append costs the same whatever the table's size
+            return functools.partial(_append, table, to_arrow(self.spec, decision.put, schema))
         source = _merge_source(self.spec, decision, schema)
-        return functools.partial(_merge, self.spec, self.spec.mode, table, source)
+        return functools.partial(_merge, self.spec, table, source, _among(key, met, "t."))
 
     def _compact(self, table: DeltaTable) -> None:
         self._commits += 1
@@ -264,28 +269,44 @@ class FencedTable:
         if isinstance(self.spec.mode, Append) or not every or self._commits % every:
             return
         try:
-            table.optimize.compact()
+            table.optimize.compact(target_size=_COMPACTED_BYTES)
         except (DeltaError, OSError) as error:  # the rows are committed; the next round compacts
             self._handle = None
             _LOGGER.info("%s: not compacted: %s", self.spec, _describe(self.spec, error))
 
 
-def _rows_met(spec: TableSpec, mode: Upsert, table: DeltaTable, incoming: Sequence[Row]) -> list[Row]:
+def _append(table: DeltaTable, data: pa.Table, commit: CommitProperties) -> None:
+    write_deltalake(table, data, mode="append", schema_mode="merge", commit_properties=commit)
+
+
+def _first_key(mode: Upsert) -> str:
+    """The key column by which rows are looked for: if its value is not in the table, the row is not."""
+    return (mode.members_of or mode.keys)[0]
+
+
+def _rows_met(spec: TableSpec, key: str, table: DeltaTable, incoming: Sequence[Row]) -> list[Row]:
     """Keys and order of the table's rows that ``incoming`` may meet, found by the first key alone."""
-    key = spec.schema.field((mode.members_of or mode.keys)[0])
-    values = sorted({row[key.name] for row in incoming} - {None})
+    assert isinstance(spec.mode, Upsert)
+    values = {row[key] for row in incoming} - {None}
     if not values:
         return []
-    # A long list costs delta-rs more, for each file of the table, than reading the range between.
-    some = f"IN ({', '.join(map(_literal, values))})" if len(values) <= _MOST_LITERALS else None
-    where = f"`{key.name}` {some or f'BETWEEN {_literal(values[0])} AND {_literal(values[-1])}'}"
-    columns = pa.schema([spec.schema.field(c) for c in dict.fromkeys((*mode.keys, *mode.order))])
+    columns = pa.schema([spec.schema.field(c) for c in dict.fromkeys((*spec.mode.keys, *spec.mode.order))])
     try:
-        met = pa.table(table.scan(columns=columns.names, predicate=where)).cast(columns)
+        met = pa.table(table.scan(columns=columns.names, predicate=_among(key, values))).cast(columns)
     except pa.ArrowInvalid as error:
         raise OSError(str(error)) from error  # how delta-rs tells that a file cannot be read
-    rows: list[Row] = met.filter(pc.is_in(met[key.name], pa.array(values, type=key.type))).to_pylist()
+    wanted = pa.array(list(values), type=spec.schema.field(key).type)
+    rows: list[Row] = met.filter(pc.is_in(met[key], wanted)).to_pylist()
     return rows
+
+
+def _among(column: str, values: Iterable[Any], alias: str = "") -> str:
+    """A condition that holds for these values, and perhaps for some between them; delta-rs skips files by it."""
+    ordered = sorted(values)
+    # A long list costs delta-rs more, for each file of the table, than reading the range between.
+    if len(ordered) <= _MOST_LITERALS:
+        return f"{alias}`{column}` IN ({', '.join(map(_literal, ordered))})"
+    return f"{alias}`{column}` BETWEEN {_literal(ordered[0])} AND {_literal(ordered[-1])}"
 
 
 def _literal(value: str | int) -> str:
@@ -300,7 +321,11 @@ def _merge_source(spec: TableSpec, decision: Decision, schema: pa.Schema) -> pa.
     return data.append_column(_TOUCH, pa.array(flags, type=pa.bool_()))
 
 
-def _merge(spec: TableSpec, mode: Upsert, table: DeltaTable, source: pa.Table, commit: CommitProperties) -> None:
+def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, commit: CommitProperties) -> None:
+    """Update and insert what ``source`` holds. ``among``: where in the table its rows are met; all others are new."""
+    mode = spec.mode
+    assert isinstance(mode, Upsert)
+
     def newer(column: str) -> str:
         if column in mode.insert_only:
             return f"coalesce(t.`{column}`, s.`{column}`)"
@@ -308,7 +333,7 @@ def _merge(spec: TableSpec, mode: Upsert, table: DeltaTable, source: pa.Table, c
 
     merger = table.merge(
         source,
-        " AND ".join(f"t.`{k}` = s.`{k}`" for k in mode.keys),
+        " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), among]),
         source_alias="s",
         target_alias="t",
         streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys

@@ -277,6 +277,10 @@ def _upserting_copy(spec: TableSpec, first: int, barrier: Any, results: Any) -> 
     results.put((0, conflicts))
 
 
+# On a busy machine one process may be through before the other has begun.
+_UNTIL_THEY_MEET = 10
+
+
 def _together(targets: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> list[tuple[int, int]]:
     barrier, results = SPAWN.Barrier(len(targets)), SPAWN.Queue()
     copies = [SPAWN.Process(target=target, args=(*args, barrier, results), daemon=True) for target, args in targets]
@@ -291,24 +295,30 @@ def _together(targets: list[tuple[Callable[..., None], tuple[Any, ...]]]) -> lis
 
 def test_two_live_copies_write_each_offset_once(tmp_path: Path) -> None:
     """Both also find the table missing and create it at the same moment."""
-    spec = readings(tmp_path, schema=pa.schema([*READINGS, ("room", pa.string())]))
-    told = _together([(_live_copy, (spec, [7, 3, 11], 2)), (_live_copy, (spec, [5, 9], 2))])
-    assert stored(spec, "kafka_partition", "kafka_offset") == sorted(
-        ((p, o) for p in range(2) for o in range(200)), key=repr
-    )
-    assert sum(written for written, _ in told) == 400
-    assert sum(conflicts for _, conflicts in told) > 0, "the copies never met, so the test proves nothing"
+    for attempt in range(_UNTIL_THEY_MEET):
+        spec = readings(tmp_path / str(attempt), schema=pa.schema([*READINGS, ("room", pa.string())]))
+        told = _together([(_live_copy, (spec, [7, 3, 11], 2)), (_live_copy, (spec, [5, 9], 2))])
+        assert stored(spec, "kafka_partition", "kafka_offset") == sorted(
+            ((p, o) for p in range(2) for o in range(200)), key=repr
+        )
+        assert sum(written for written, _ in told) == 400
+        if sum(conflicts for _, conflicts in told):
+            return
+    pytest.fail("the copies never met, so the test proves nothing")
 
 
 def test_two_live_copies_keep_the_newest_of_each_key(tmp_path: Path) -> None:
-    spec = forms(tmp_path, compact_every=7)
-    told = _together([(_upserting_copy, (spec, 0)), (_upserting_copy, (spec, 1))])
     expected: dict[str, str] = {}
     for offset in range(30):
         for i in range(3):
             expected[f"f{(offset + i) % 60}"] = f"at {2 * offset + 1}"
-    assert stored(spec, "form", "answer") == sorted(expected.items(), key=repr)
-    assert sum(conflicts for _, conflicts in told) > 0, "the copies never met, so the test proves nothing"
+    for attempt in range(_UNTIL_THEY_MEET):
+        spec = forms(tmp_path / str(attempt), compact_every=7)
+        told = _together([(_upserting_copy, (spec, 0)), (_upserting_copy, (spec, 1))])
+        assert stored(spec, "form", "answer") == sorted(expected.items(), key=repr)
+        if sum(conflicts for _, conflicts in told):
+            return
+    pytest.fail("the copies never met, so the test proves nothing")
 
 
 def test_threads_of_one_process_write_each_offset_once(tmp_path: Path) -> None:
@@ -432,7 +442,7 @@ def test_a_failed_compaction_does_not_fail_the_bundle(tmp_path: Path, monkeypatc
     assert stored(spec, "form", "answer") == [("a", "at 2"), ("b", "at 1"), ("d", "at 1")]
 
 
-def _raise_conflict(*_: object) -> None:
+def _raise_conflict(*_: object, **__: object) -> None:
     raise CommitFailedError("a concurrent transaction deleted data")
 
 

@@ -321,3 +321,17 @@ def test_the_table_holds_what_the_decision_says(tmp_path: Path) -> None:
         (4, 0, False, "e6"),
     ]
     assert [f.name for f in DeltaTable(spec.uri).schema().fields] == PHOTOS.names, "no column of the merge stays"
+
+
+def test_rows_that_are_all_new_are_appended_and_known_ones_merged(tmp_path: Path) -> None:
+    """A merge reads and rewrites what it meets; most bundles meet nothing."""
+    spec = forms(tmp_path)
+    table = FencedTable(spec)
+    table.write([form("a", 1, 0), form("b", 1, 1)])
+    table.write([form("c", 1, 2)])
+    table.write([form("d", 1, 3), form("b", 2, 4)])
+    history = DeltaTable(spec.uri).history()
+    assert [entry["operation"] for entry in reversed(history)] == ["CREATE TABLE", "WRITE", "WRITE", "MERGE"]
+    # Of the two files only the one with "b" was rewritten.
+    assert history[0]["operationMetrics"]["num_target_files_removed"] == 1
+    assert stored(spec, "form", "answer") == [("a", "at 1"), ("b", "at 2"), ("c", "at 1"), ("d", "at 1")]
