@@ -69,7 +69,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
-from deltalake import CommitProperties, DeltaTable, Field, Transaction, write_deltalake
+from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import (
     CommitFailedError,
     DeltaError,
@@ -125,8 +125,10 @@ _DEFAULT_PROPERTIES = {
 }
 _CONFLICT_WAITS = (0.02, 1.0)  # seconds: the first and the longest, before jitter; a commit takes about 0.02
 _MOST_LITERALS = 100
-# A merge rewrites every file it meets a row in, so an upsert table's files are kept a tenth of the usual size.
-_COMPACTED_BYTES = 10 * 1024 * 1024
+# A merge holds and rewrites every file it meets a row in, so an upsert table's files are kept small.
+_COMPACTED_BYTES = 3 * 1024 * 1024
+# The writer holds a row group until it is full; of the usual million rows that is the worker's memory.
+_PARQUET = WriterProperties(max_row_group_size=32_768, compression="SNAPPY")
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
 
 
@@ -269,7 +271,7 @@ class FencedTable:
         if isinstance(self.spec.mode, Append) or not every or self._commits % every:
             return
         try:
-            table.optimize.compact(target_size=_COMPACTED_BYTES)
+            table.optimize.compact(target_size=_COMPACTED_BYTES, writer_properties=_PARQUET)
         except (DeltaError, OSError) as error:  # the rows are committed; the next round compacts
             self._handle = None
             _LOGGER.info("%s: not compacted: %s", self.spec, _describe(self.spec, error))
@@ -336,6 +338,7 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
         " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), among]),
         source_alias="s",
         target_alias="t",
+        writer_properties=_PARQUET,
         streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
         commit_properties=commit,
     ).when_matched_update(
