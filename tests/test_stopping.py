@@ -58,9 +58,10 @@ def test_stopped_while_itel_is_away(stack: Stack, fault: str) -> None:
         wait_for(lambda: stack.itel.calls.total(), "a call to iTel")
         assert job.stop() == 0, job.errors
     assert stack.committed("cabinet") == stack.ends()
-    failed = {letter.record().coordinates for letter in stack.dead_letters("itel_errors") if letter.stage == "submit"}
-    submitted = {r.partition: r.offset for r in receipts if r.produced.expect == "submitted"}
-    assert len(failed) == sum(r.produced.expect == "submitted" for r in receipts), submitted
+    failed = [letter for letter in stack.dead_letters("itel_errors") if letter.stage == "submit"]
+    submitted = {(r.partition, r.offset) for r in receipts if r.produced.expect == "submitted"}
+    assert {(letter.partition, letter.offset) for letter in failed} == submitted
+    assert len(failed) == len(submitted)
     assert stack.itel.submissions() == []
     assert_tracked_once(stack, receipts)
 
