@@ -70,7 +70,7 @@ class TableSpec:
     """A table and how it is written. Hashable and picklable; equal specifications share one handle a process.
 
     ``storage_options`` (may hold secrets: not in the repr) and ``properties`` (set on creation) may be mappings.
-    ``source`` names the columns of topic id, partition and offset. ``compact_every``: an upsert table's small files are
+    ``source`` names the columns of topic id, partition and offset. ``compact_every``: the table's small files are
     compacted after so many commits of a process, 0 for never. ``world_seconds``: how long an unreachable store, or
     losing against other writers, is borne.
     """

@@ -425,6 +425,20 @@ def test_fences_survive_the_sinks_own_compaction(tmp_path: Path) -> None:
         assert writer.write(rows).replayed == rows
 
 
+def test_an_append_table_is_compacted_too(tmp_path: Path) -> None:
+    """Each file would cost every later commit; a copy of the job beside it is not disturbed."""
+    spec = readings(tmp_path, compact_every=5)
+    table, other = FencedTable(spec), FencedTable(spec)
+    assert other.write(TEN[:1]).written == TEN[:1]
+    for row in TEN[1:6]:
+        table.write([row])
+    assert [commit["operation"] for commit in DeltaTable(spec.uri).history()].count("OPTIMIZE") == 1
+    assert len(DeltaTable(spec.uri).file_uris()) == 1
+    result = other.write(TEN)
+    assert (result.replayed, result.written) == (TEN[:6], TEN[6:])
+    assert stored(spec, "kafka_offset") == list(range(10))
+
+
 def test_a_failed_compaction_does_not_fail_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = forms(tmp_path, compact_every=2)
     table = FencedTable(spec)
