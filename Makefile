@@ -14,12 +14,13 @@ JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint types bench clean
+.PHONY: help setup demo test test-fast chaos lint types bench clean
 
 help:
 	@echo "make demo       run the whole system on this machine and show where each record ended"
 	@echo "make test       lint, then every test"
 	@echo "make test-fast  the tests that need no services"
+	@echo "make chaos      60,000 events through a Flink cluster whose parts are killed; half an hour"
 	@echo "make lint       ruff and mypy"
 	@echo "make bench      compare throughput and latency with plain loops"
 	@echo "make clean      remove what the above have made, the downloads too"
@@ -28,10 +29,13 @@ demo: setup
 	$(BIN)/python -m itel_cabinet.local.demo
 
 test: setup $(FLINK) lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not chaos"
 
 test-fast: $(PACKAGES)
 	$(BIN)/python -m pytest -m "not services and not flink"
+
+chaos: setup $(FLINK)
+	$(BIN)/python -m pytest -m chaos -s
 
 lint: $(PACKAGES)
 	$(BIN)/ruff check .

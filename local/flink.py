@@ -192,7 +192,7 @@ class FlinkCluster:
     job_port: int = field(default_factory=free_port)
     artifact_port: int = field(default_factory=free_port)
     _task_managers: dict[int, _Process] = field(default_factory=dict, repr=False)
-    _others: list[_Process] = field(default_factory=list, repr=False)
+    _masters: dict[str, _Process] = field(default_factory=dict, repr=False)
     _started: int = field(default=0, repr=False)
 
     @classmethod
@@ -218,13 +218,10 @@ class FlinkCluster:
         boot.write_text(f'#!/bin/sh\nexec "{BOOT.path}" --semi_persist_dir="$PWD" "$@"\n', encoding="utf-8")
         boot.chmod(0o755)
         config = self._configured("jobmanager", {"parallelism.default": task_managers * self.slots})
-        entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
-        self._others.append(
-            self._spawn("jobmanager", config, [_JOB_MANAGER_HEAP], entry_point, "--configDir", str(config))
-        )
+        self.start_job_manager()
         for _ in range(task_managers):
             self.start_task_manager()
-        job_server = self._spawn(
+        self._masters["jobserver"] = job_server = self._spawn(
             "jobserver",
             config,
             [_JOB_SERVER_HEAP],
@@ -237,7 +234,6 @@ class FlinkCluster:
             "--expansion-port=-1",
             f"--artifacts-dir={self.folder / 'artifacts'}",
         )
-        self._others.append(job_server)
         self.wait_for_task_managers()
         self._until(lambda: _listens(self.job_port), "the job server answers", job_server)
 
@@ -258,6 +254,22 @@ class FlinkCluster:
             "environment_config": json.dumps({"command": str(self.folder / "boot")}),
             "pipeline_resources_detector_factory_class": "NothingToStage",
         }
+
+    def start_job_manager(self) -> None:
+        """Start the JobManager, at the address it has had before; :meth:`wait_for_task_managers` waits until it can
+        take jobs.
+        """
+        config = self.folder / "jobmanager"
+        entry_point = "org.apache.flink.runtime.entrypoint.StandaloneSessionClusterEntrypoint"
+        self._masters["jobmanager"] = self._spawn(
+            "jobmanager", config, [_JOB_MANAGER_HEAP], entry_point, "--configDir", str(config)
+        )
+
+    def kill_job_manager(self) -> None:
+        """SIGKILL. Its jobs are lost with it, since this cluster keeps no record of them elsewhere; their checkpoints
+        stay. Idempotent.
+        """
+        self._masters["jobmanager"].kill()
 
     @property
     def task_managers(self) -> dict[int, int]:
@@ -308,7 +320,7 @@ class FlinkCluster:
         self._until(
             lambda: self._registered() >= wanted,
             f"{wanted} TaskManagers are registered",
-            *self._others,
+            *self._masters.values(),
             *(process for process in self._task_managers.values() if process.running),
         )
 
@@ -318,7 +330,7 @@ class FlinkCluster:
 
     def stop(self) -> None:
         """End everything; running jobs are not asked. Idempotent."""
-        for process in (*self._task_managers.values(), *self._others):
+        for process in (*self._task_managers.values(), *self._masters.values()):
             _end(process.guard)
 
     def __enter__(self) -> Self:
@@ -398,6 +410,12 @@ class FlinkCluster:
             last.get("state_size", 0),
             last.get("end_to_end_duration", 0),
         )
+
+    def kept_checkpoint(self, job_id: str) -> str | None:
+        """The URI of the newest whole checkpoint on disk, for ``--savepoint_path``; for a job whose JobManager died."""
+        whole = (self.folder / "checkpoints" / job_id).glob("chk-*/_metadata")
+        newest = max(whole, key=lambda metadata: int(metadata.parent.name.removeprefix("chk-")), default=None)
+        return newest.parent.as_uri() if newest else None
 
     def subtasks(self, job_id: str) -> list[Subtask]:
         """Every subtask of the job with its counters."""
@@ -524,7 +542,9 @@ class FlinkCluster:
         try:
             answer = requests.request(method, f"http://{HOST}:{self.rest_port}{path}", json=body, timeout=_CALL_SECONDS)
         except requests.RequestException as error:
-            raise FlinkError(f"the JobManager does not answer: {error}; {self._others[0].tail()}") from error
+            raise FlinkError(
+                f"the JobManager does not answer: {error}; {self._masters['jobmanager'].tail()}"
+            ) from error
         if answer.status_code >= 400:
             raise FlinkError(f"{method} {path}: the JobManager answers {answer.status_code}: {answer.text[:300]}")
         return answer.json()

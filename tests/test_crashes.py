@@ -5,13 +5,13 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import Self
 
 import pytest
 from accounting import assert_everything_accounted_for, repeated_calls
+from feed import Feed
 from jobs import Stack, wait_for
 
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
@@ -61,35 +61,6 @@ def test_killed_at(stack: Stack, point: str) -> None:
 KILLS = 20
 EVENTS = 20_000
 EVENTS_A_SECOND = 250.0
-
-
-class Feed:
-    """Records at most one life's worth ahead of the job, so that its last life has something to do too."""
-
-    def __init__(self, records: Iterable[Produced], a_life: int) -> None:
-        self._records = records
-        self._a_life = a_life
-        self._lives = threading.Semaphore(0)
-        self._ended = False
-
-    def next_life(self) -> None:
-        self._lives.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Let a producer that still waits for a life end."""
-        self._ended = True
-        self._lives.release()
-
-    def __iter__(self) -> Iterator[Produced]:
-        for index, record in enumerate(self._records):
-            if index % self._a_life == 0:
-                self._lives.acquire()
-            if self._ended:
-                return
-            yield record
 
 
 @pytest.mark.slow
