@@ -6,6 +6,7 @@
 | ``topic`` | test | ``topic(partitions=3, config=None)`` creates a topic that no other test uses and returns its name |
 | ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
+| ``cluster`` | session | a real Flink cluster with two TaskManagers; to kill its JobManager, start your own |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
 A test that uses the broker, itself or through another fixture, is marked ``services``. Nothing skips when the broker is
@@ -24,6 +25,7 @@ import pytest
 from jobs import TOPICS, Stack
 
 from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 
@@ -43,6 +45,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with Broker.start(tmp_path_factory.mktemp("broker")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    with FlinkCluster.start(tmp_path_factory.mktemp("flink"), task_managers=2) as running:
         yield running
 
 

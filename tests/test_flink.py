@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,12 +19,6 @@ from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.guard import session
 from itel_cabinet.pipeline.flink import FlinkOptions, NotRunning, check_job_server, tune
 from itel_cabinet.pipeline.options import OptionRefused
-
-
-@pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
-    with FlinkCluster.start(tmp_path_factory.mktemp("flink"), task_managers=2) as running:
-        yield running
 
 
 @pytest.mark.flink
