@@ -6,8 +6,8 @@ Example::
         store.create_container("tables")
         run(["itel-cabinet", "tables", "create", "--tables_root=az://tables/cabinet"], env=store.environment)
 
-delta-rs and obstore know Azurite as "the emulator" and must be told so: with its address as an ordinary endpoint, tables
-are not found, because Azurite lists a folder from its beginning where it is asked to list from a name on.
+delta-rs and obstore know Azurite as "the emulator" and must be told so: with its address as an ordinary endpoint, no
+table is found, because Azurite lists a folder from its beginning where it is asked to list from a name on.
 """
 
 from __future__ import annotations
@@ -120,10 +120,10 @@ class Azurite:
     def create_container(self, name: str) -> None:
         """Make a container; its name has 3 to 63 small letters, digits and hyphens. Raises :class:`AzuriteError`."""
         date = formatdate(usegmt=True)
-        signed = "\n".join(
-            # Azure's SharedKey: the method, eleven standard headers that are not sent, Azure's own, and the resource.
-            ["PUT", *[""] * 11, f"x-ms-date:{date}", f"x-ms-version:{_PROTOCOL}"]
-            + [f"/{_ACCOUNT}/{_ACCOUNT}/{name}", "restype:container"]
+        # Azure's SharedKey: the method, eleven standard headers that are not sent, Azure's own, and the resource.
+        signed = (
+            f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{_PROTOCOL}\n"
+            f"/{_ACCOUNT}/{_ACCOUNT}/{name}\nrestype:container"
         )
         signature = base64.b64encode(hmac.new(_KEY, signed.encode(), hashlib.sha256).digest()).decode()
         answer = requests.put(
@@ -137,7 +137,8 @@ class Azurite:
             timeout=_CALL_SECONDS,
         )
         if answer.status_code != 201:
-            raise AzuriteError(f"container {name} could not be made: {answer.status_code} {answer.text[:300]}")
+            told = " ".join(answer.text.split())[:300]
+            raise AzuriteError(f"container {name} could not be made: {answer.status_code} {told}")
 
     def _wait_until_ready(self, guarding: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + _START_SECONDS
