@@ -86,6 +86,10 @@ class Stack:
     def tables_uri(self) -> str:
         return f"{self.store or self.folder}/tables"
 
+    @property
+    def media_uri(self) -> str:
+        return f"{self.store or self.folder}/media"
+
     def topic(self, role: str) -> str:
         """The name of the topic with a role, a key of TOPICS."""
         return f"{self.prefix}.{role}"

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 from delta_rows import (
     READINGS,
+    album,
     albums,
     form,
     forms,
@@ -30,7 +31,16 @@ from hypothesis import strategies as st
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from itel_cabinet.io import crash_points
-from itel_cabinet.io.delta import FencedTable, RowRefused, TableRefused, TableSpec, WriteResult, create_table, table_for
+from itel_cabinet.io.delta import (
+    FencedTable,
+    RowRefused,
+    TableRefused,
+    TableSpec,
+    WriteResult,
+    create_table,
+    describe_table,
+    table_for,
+)
 from itel_cabinet.io.delta_decisions import split_by_fence
 from itel_cabinet.io.world import WorldError
 
@@ -253,6 +263,49 @@ def test_endless_conflicts_end_as_an_error_of_the_world(root: str, monkeypatch: 
     with pytest.raises(WorldError, match=r"lost against other writers for 5 s \(lost at .*\); run fewer of them"):
         table.write([reading(1)])
     assert 5.0 <= now[0] < 7.0
+
+
+# What is filled in later
+
+
+def path_of(photo: int, path: str) -> dict[str, Any]:
+    return {"album": 1, "question": "q", "photo": photo, "path": path}
+
+
+def test_a_fill_keeps_the_order_and_the_fences(root: str) -> None:
+    spec = albums(root)
+    table = FencedTable(spec)
+    table.write(album(1, 5, 0, [1, 2]))
+    assert table.select(["photo"], "path IS NULL AND is_active") == [{"photo": 1}, {"photo": 2}]
+    fences = describe_table(spec.uri).fences
+    assert FencedTable(spec).fill([path_of(1, "p1"), path_of(3, "p3")], "path") == 1, "no row is made"
+    assert FencedTable(spec).fill([path_of(1, "another")], "path") == 0, "what is there stays"
+    assert {k: v for k, v in describe_table(spec.uri).fences.items() if "/upsert" not in k} == {
+        k: v for k, v in fences.items() if "/upsert" not in k
+    }
+    assert FencedTable(spec).write(album(1, 4, 1, [2, 3])).version is None, "an older set is still older"
+    assert stored(spec, "photo", "path", "kafka_offset", "event") == [(1, "p1", 0, "e0"), (2, None, 0, "e0")]
+    table.write(album(1, 6, 2, [1, 3]))
+    assert stored(spec, "photo", "path", "is_active") == [(1, "p1", True), (2, None, False), (3, None, True)]
+    assert table.write(album(1, 6, 2, [1, 3])).written == [], "and a replay still a replay"
+
+
+def test_an_upsert_overtaken_by_a_fill_keeps_what_it_filled_in(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = albums(root)
+    table, other = FencedTable(spec), FencedTable(spec)
+    table.write(album(1, 5, 0, [1, 2]))
+    just_before_commit(monkeypatch, lambda: other.fill([path_of(1, "p1")], "path"))
+    assert table.write(album(1, 6, 1, [1, 2])).conflicts == 1
+    assert stored(spec, "photo", "path", "event") == [(1, "p1", "e1"), (2, None, "e1")]
+
+
+def test_a_fill_overtaken_by_an_upsert_fills_the_newer_row(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = albums(root)
+    table, other = FencedTable(spec), FencedTable(spec)
+    table.write(album(1, 5, 0, [1, 2]))
+    just_before_commit(monkeypatch, lambda: other.write(album(1, 6, 1, [1])))
+    assert table.fill([path_of(1, "p1")], "path") == 1
+    assert stored(spec, "photo", "path", "event", "is_active") == [(1, "p1", "e1", True), (2, None, "e1", False)]
 
 
 def _live_copy(spec: TableSpec, sizes: list[int], partitions: int, barrier: Any, results: Any) -> None:

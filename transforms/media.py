@@ -42,6 +42,7 @@ _LOGGER = logging.getLogger(__name__)
 MEDIA_FOLDER = "itel_cabinet_form_attachments"
 _NAME_BYTES = 120  # with the media id well below the 255 of a file system
 _WARNING_CHARACTERS = 200
+_MOST_LOGGED = 10  # of a batch: whoever can write links must not be able to flood the log
 
 
 class PhotoFailed(Exception):
@@ -197,6 +198,9 @@ def fetch_photos(
     )
     for what, count in Counter(photo.outcome for photos in found.values() for photo in photos.values()).items():
         Metrics.counter(NAMESPACE, f"media:{what}").inc(count)
+    refused = [(a, i, p) for a, photos in found.items() for i, p in photos.items() if p.outcome == "refused"]
+    for album, media_id, photo in refused[:_MOST_LOGGED]:
+        _LOGGER.warning("assignment %d: photo %d: %s", album.assignment_id, media_id, photo.warning)
     by_assignment = {key: found[album] for key, album in albums.items()}
     return [
         replace(task, photographs=by_assignment[key])
