@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -342,6 +343,7 @@ def test_no_more_than_the_pool_are_fetched_at_once() -> None:
 
 
 def test_an_error_of_the_program_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
     found = fetched(Slow(), replace(ALBUM, media_ids=(11, 666)))
     assert found == {11: Photograph("/11", None, new=True), 666: Photograph(None, "error: RuntimeError")}
     assert "assignment 5430007: an error of the program, at a photo" in caplog.text
