@@ -12,9 +12,10 @@ export ITEL_CABINET_LOCAL ?= $(CURDIR)/.local
 PACKAGES := $(VENV)/.packages-installed
 JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
+AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast chaos lint types bench clean
+.PHONY: help setup setup-tests demo test test-fast chaos lint types bench clean
 
 help:
 	@echo "make demo       run the whole system on this machine and show where each record ended"
@@ -28,7 +29,7 @@ help:
 demo: setup
 	$(BIN)/python -m itel_cabinet.local.demo
 
-test: setup $(FLINK) lint
+test: setup-tests lint
 	$(BIN)/python -m pytest -m "not chaos"
 
 test-fast: $(PACKAGES)
@@ -58,6 +59,8 @@ clean:
 
 setup: $(PACKAGES) $(JARS)
 
+setup-tests: setup $(FLINK) $(AZURITE)
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 	    || { echo "no Python 3.11: install it, or say which it is with make PYTHON=PATH" >&2; exit 1; }
@@ -76,4 +79,9 @@ $(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
 # Some 150 MB of jars, and Beam's boot built with Go: fetched for the tests, not for the demo.
 $(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts flink
+	@touch $@
+
+# Some 370 MB of Node.js modules, an object store like Azure's: for the tests too.
+$(AZURITE): local/npm/package-lock.json local/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.artifacts azurite
 	@touch $@

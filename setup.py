@@ -12,6 +12,6 @@ setup(
         "itel_cabinet.pipeline": ["py.typed"],
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
-        "itel_cabinet.local": ["*pom.xml", "*.java", "py.typed"],
+        "itel_cabinet.local": ["*pom.xml", "*.java", "npm/*.json", "py.typed"],
     },
 )

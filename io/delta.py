@@ -59,7 +59,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
@@ -117,6 +117,8 @@ __all__ = [
 
 _LOGGER = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _DEFAULT_PROPERTIES = {
     "delta.checkpointInterval": "100",
     # A streaming job makes tens of thousands of versions a day: a month of them, the usual default, slows every
@@ -172,9 +174,32 @@ class FencedTable:
         """
         if not rows:
             return WriteResult(self.spec.name, None, [], [])
+        return self._patiently(lambda conflicts: replace(self._attempt(rows), conflicts=conflicts))
+
+    def select(self, columns: Sequence[str], where: str) -> list[Row]:
+        """Some columns of the rows that meet a condition in SQL, as of now. Raises as :meth:`write` does."""
+
+        def read(_: int) -> list[Row]:
+            rows: list[Row] = pa.table(self._refreshed().scan(columns=list(columns), predicate=where)).to_pylist()
+            return rows
+
+        return self._patiently(read)
+
+    def fill(self, rows: Sequence[Row], column: str) -> int:
+        """Give rows of an upserted table what was not known when they were written; how many rows have it now.
+
+        ``rows`` hold the keys, ``column`` and what else is to be set. A row of the table takes them if it still has no
+        ``column``; it keeps its place in the order, so what is newer still wins. Rows that are not there are not made,
+        and no partition's fence moves: a fill has no source. Beside upserts it is safe: of two at once one decides
+        again. Idempotent. Raises as :meth:`write` does.
+        """
+        return self._patiently(lambda _: self._fill(rows, column)) if rows else 0
+
+    def _patiently(self, attempt: Callable[[int], T]) -> T:
+        """The outcome of an attempt that neither an outage nor another writer has ruined; it is told its conflicts."""
         with self._lock:
             return retry_world(
-                lambda: self._until_decided(rows),
+                lambda: self._until_decided(attempt),
                 what=str(self.spec),
                 seconds=self.spec.world_seconds,
                 is_world=_is_world,
@@ -184,11 +209,11 @@ class FencedTable:
                 random=self._random,
             )
 
-    def _until_decided(self, rows: Sequence[Row]) -> WriteResult:
+    def _until_decided(self, attempt: Callable[[int], T]) -> T:
         deadline = self._clock() + self.spec.world_seconds
         for conflicts, wait in enumerate(full_jitter(*_CONFLICT_WAITS, self._random)):
             try:
-                return replace(self._attempt(rows), conflicts=conflicts)
+                return attempt(conflicts)
             except CommitFailedError as error:
                 _LOGGER.debug("%s: %s; deciding again", self.spec, _describe(self.spec, error))
                 if self._clock() >= deadline:
@@ -227,6 +252,28 @@ class FencedTable:
         result = WriteResult(self.spec.name, table.version(), fresh, replayed)
         self._compact(table)
         return result
+
+    def _fill(self, rows: Sequence[Row], column: str) -> int:
+        table, mode = self._refreshed(), self.spec.mode
+        assert isinstance(mode, Upsert)
+        given = dict.fromkeys((*mode.keys, column, *(c for row in rows for c in row)))
+        source = to_arrow(self.spec, rows, pa.schema([self.spec.schema.field(c).with_nullable(True) for c in given]))
+        key = _first_key(mode)
+        merger = table.merge(
+            source,
+            " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), _among(key, {row[key] for row in rows}, "t.")]),
+            source_alias="s",
+            target_alias="t",
+            writer_properties=_PARQUET,
+            streamed_exec=False,
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(f"{self.spec.fence_prefix}/upsert", table.version() + 1)]
+            ),
+        ).when_matched_update(
+            {f"`{c}`": f"s.`{c}`" for c in given if c not in mode.keys}, predicate=f"t.`{column}` IS NULL"
+        )
+        crash_points.reached(f"before-commit:{self.spec.name}")
+        return int(merger.execute()["num_target_rows_updated"])
 
     def _refreshed(self) -> DeltaTable:
         """The handle at the newest version, checked against the specification, with all its columns."""

@@ -16,6 +16,8 @@ Made = TypeVar("Made")
 class OncePerProcess(Generic[Key, Made]):
     """``functools.cache``, but two threads that ask at once get the same object. The arguments must be hashable."""
 
+    __qualname__: str
+
     def __init__(self, make: Callable[Key, Made]) -> None:
         self._make = make
         self._lock = threading.RLock()
@@ -28,6 +30,10 @@ class OncePerProcess(Generic[Key, Made]):
             if key not in self._made:
                 self._made[key] = self._make(*args, **kwargs)
             return self._made[key]
+
+    def __reduce__(self) -> str:
+        """By its name: a copy in a DoFn that has been shipped would make everything a second time."""
+        return self.__qualname__
 
     def forget(self) -> None:
         """Make everything anew when it is next asked for; who holds an object may go on using it."""

@@ -54,8 +54,14 @@ def last_world_error() -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, as one short line: no colours, no line breaks, at most 300 characters."""
+    """What an error says, as one short line: no colours, no line breaks, at most 300 characters.
+
+    The query of a URL is left out, since it may be signed; of an object store's answer only status and code are told.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = re.sub(r"(https?://[^\s?]*)\?[^\s)\"']*", r"\1?...", text)
+    text = re.sub(r"<\?xml.*?<Code>(\w+)</Code>.*</Error>", r"\1", text, flags=re.DOTALL)
+    text = re.sub(r" in [\d.]+m?s - Server returned non-2xx status code(?=[:\s])", "", text)
     text = " ".join(re.sub(r"\s*↳\s*", ": ", text).split()) or type(error).__name__
     return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
 

@@ -1,12 +1,14 @@
 """The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
 ``python -m itel_cabinet.local.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink`` the Flink
-cluster. Each set of jars is one pom beside this module, and its versions are written there and nowhere else; Beam's Go
-program has the version of the installed ``apache-beam``.
+cluster, ``... artifacts azurite`` the object store. Each set of jars is one pom beside this module, and its versions
+are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. Beam's Go program has the version
+of the installed ``apache-beam``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -18,7 +20,22 @@ from importlib.metadata import version
 from pathlib import Path
 from xml.etree import ElementTree
 
-__all__ = ["BOOT", "FLINK", "KAFKA", "PARTS", "ArtifactError", "Component", "Program", "fetch", "home", "jars", "java"]
+__all__ = [
+    "AZURITE",
+    "BOOT",
+    "FLINK",
+    "KAFKA",
+    "PARTS",
+    "ArtifactError",
+    "Component",
+    "NodeProgram",
+    "Program",
+    "fetch",
+    "home",
+    "jars",
+    "java",
+    "node",
+]
 
 _NAMESPACE = "{http://maven.apache.org/POM/4.0.0}"
 
@@ -73,6 +90,32 @@ class Program:
         return _present(self) / self.package.rpartition("/")[2]
 
 
+@dataclass(frozen=True, slots=True)
+class NodeProgram:
+    """A program from npm, with all that it stands on as the lock beside its ``manifest`` has it."""
+
+    name: str
+    version: str
+    manifest: Path
+
+    @classmethod
+    def of(cls, manifest: Path) -> NodeProgram:
+        """The one program that a package.json depends on."""
+        [(name, version)] = json.loads(manifest.read_text(encoding="utf-8"))["dependencies"].items()
+        return cls(name, version, manifest)
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, once fetched: ``<home>/<name>-<version>``, an absolute path."""
+        return home() / f"{self.name}-{self.version}"
+
+    def script(self, command: str) -> Path:
+        """What Node.js runs for one of its commands; raises :class:`ArtifactError` if it was not fetched."""
+        return (_present(self) / "node_modules" / ".bin" / command).resolve()
+
+
+Part = Component | Program | NodeProgram
+
 _HERE = Path(__file__).parent
 
 KAFKA = Component.of(_HERE / "pom.xml")
@@ -80,7 +123,10 @@ FLINK = Component.of(_HERE / "flink-pom.xml", _HERE / "NothingToStage.java")
 BOOT = Program("beam-boot", version("apache-beam"), "github.com/apache/beam/sdks/v2/python/container")
 """What starts Beam's Python workers inside a TaskManager. It belongs to one version of the Python SDK."""
 
-PARTS: dict[str, tuple[Component | Program, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT)}
+AZURITE = NodeProgram.of(_HERE / "npm" / "package.json")
+"""An object store that speaks Azure's protocol."""
+
+PARTS: dict[str, tuple[Part, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT), "azurite": (AZURITE,)}
 
 
 def home() -> Path:
@@ -93,13 +139,18 @@ def jars(component: Component) -> Path:
     return _present(component)
 
 
-def _present(part: Component | Program) -> Path:
+def _present(part: Part) -> Path:
     if not part.folder.is_dir():
         raise ArtifactError(
             f"{part.name} {part.version} is not in {part.folder}: "
-            "run `make setup`, or point ITEL_CABINET_LOCAL at the folder that holds it"
+            f"run `{_setup(part)}`, or point ITEL_CABINET_LOCAL at the folder that holds it"
         )
     return part.folder
+
+
+def _setup(part: Part) -> str:
+    """What a person runs to fetch ``part``."""
+    return "make setup" if part in PARTS["kafka"] else "make setup-tests"
 
 
 def java() -> str:
@@ -111,7 +162,15 @@ def java() -> str:
     return found
 
 
-def fetch(part: Component | Program) -> Path:
+def node() -> str:
+    """The Node.js on the PATH; raises :class:`ArtifactError` if there is none."""
+    found = shutil.which("node")
+    if found is None:
+        raise ArtifactError("no `node` found: install Node.js 20 or later")
+    return found
+
+
+def fetch(part: Part) -> Path:
     """Fetch ``part`` unless it is there, and return its folder.
 
     The folder appears whole or not at all: a temporary one is filled, and then renamed. Raises :class:`ArtifactError`.
@@ -119,10 +178,15 @@ def fetch(part: Component | Program) -> Path:
     target = part.folder
     if target.is_dir():
         return target
-    fill = _copy_jars if isinstance(part, Component) else _build
     with tempfile.TemporaryDirectory(prefix=f"{target.name}.", dir=_made(target.parent)) as temporary:
         filled = Path(temporary, "filled")
-        fill(part, filled)  # type: ignore[arg-type]
+        match part:
+            case Component():
+                _copy_jars(part, filled)
+            case Program():
+                _build(part, filled)
+            case NodeProgram():
+                _install(part, filled)
         try:
             filled.rename(target)
         except OSError:
@@ -142,13 +206,13 @@ def _copy_jars(component: Component, into: Path) -> None:
     maven = shutil.which("mvn")
     if maven is None:
         raise ArtifactError(
-            f"cannot fetch {what}: no `mvn` found; install Maven 3.6 or later and run `make setup` again"
+            f"cannot fetch {what}: no `mvn` found; install Maven 3.6 or later and run `{_setup(component)}` again"
         )
     print(f"fetching {what} by Maven into {component.folder}", flush=True)
     _run(
         [maven, "-q", "-B", "-f", str(component.pom), "dependency:copy-dependencies", f"-DoutputDirectory={into}"],
         f"Maven could not fetch {what} ({component.pom.name})",
-        "check the network and the Maven mirror settings",
+        f"check the network and the Maven mirror settings, then run `{_setup(component)}`",
         into,
     )
     if component.sources:
@@ -159,7 +223,7 @@ def _copy_jars(component: Component, into: Path) -> None:
         _run(
             [str(compiler), "-cp", f"{into}/*", "-d", str(into), *map(str, component.sources)],
             f"javac could not compile {names} for {what}",
-            "use Java 17",
+            f"use Java 17, then run `{_setup(component)}`",
             into,
         )
 
@@ -168,14 +232,35 @@ def _build(program: Program, into: Path) -> None:
     what = f"{program.name} {program.version}"
     go = shutil.which("go")
     if go is None:
-        raise ArtifactError(f"cannot build {what}: no `go` found; install Go 1.24 or later and run `make setup` again")
+        raise ArtifactError(
+            f"cannot build {what}: no `go` found; install Go 1.24 or later and run `{_setup(program)}` again"
+        )
     print(f"building {what} by Go into {program.folder}", flush=True)
     _run(
         [go, "install", f"{program.package}@v{program.version}"],
         f"Go could not build {what}",
-        "check the network and the Go module proxy settings",
+        f"check the network and the Go module proxy settings, then run `{_setup(program)}`",
         into,
         GOBIN=str(into),
+    )
+
+
+def _install(program: NodeProgram, into: Path) -> None:
+    what = f"{program.name} {program.version}"
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ArtifactError(
+            f"cannot fetch {what}: no `npm` found; install Node.js 20 or later and run `{_setup(program)}` again"
+        )
+    print(f"fetching {what} by npm into {program.folder}", flush=True)
+    into.mkdir()
+    for name in ("package.json", "package-lock.json"):
+        shutil.copy(program.manifest.with_name(name), into)
+    _run(
+        [npm, "ci", "--prefix", str(into), "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"],
+        f"npm could not fetch {what}",
+        f"check the network and npm's registry setting, then run `{_setup(program)}`",
+        into / "node_modules",
     )
 
 
@@ -192,7 +277,7 @@ def _run(command: Sequence[str], failure: str, mend: str, made: Path, **environm
     if done.returncode != 0 or not made.is_dir():
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         told = [line for line in lines if "error" in line.lower()] or lines[-1:] or [f"exit status {done.returncode}"]
-        raise ArtifactError(f"{failure}: {told[0]}; {mend}, then run `make setup` again")
+        raise ArtifactError(f"{failure}: {told[0]}; {mend} again")
 
 
 def main(names: Sequence[str] = ()) -> int:

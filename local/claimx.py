@@ -13,11 +13,12 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from itel_cabinet.local.simulator import Request, Response, Simulator, serve
 
-__all__ = ["ClaimXSimulator", "main", "media_bytes", "media_name"]
+__all__ = ["ClaimXSimulator", "MediaFault", "main", "media_bytes", "media_name"]
 
 _ASSIGNMENT = re.compile(r"/customTasks/assignment/(\d+)")
 _PROJECT_MEDIA = re.compile(r"/export/project/(\d+)/media")
@@ -34,6 +35,27 @@ def media_bytes(media_id: int) -> bytes:
     return b"\xff\xd8\xff\xe0" + hashlib.sha256(str(media_id).encode()).digest() * 64 + b"\xff\xd9"
 
 
+@dataclass(frozen=True, slots=True)
+class MediaFault:
+    """What is odd about one photo; whatever is left alone is as it should be."""
+
+    unlisted: bool = False
+    """The metadata do not tell of it."""
+    name: str | None = None
+    """Its ``mediaName``."""
+    link: str | None = None
+    """Its ``fullDownloadLink``."""
+    expired: int = 0
+    """So many downloads find the link expired."""
+    seconds: float = 0.0
+    """A download is answered after so long."""
+    status: int = 200
+    redirect: str | None = None
+    """Where a download is sent to, with ``status`` (302 for one)."""
+    content_type: str = "image/jpeg"
+    body: bytes | None = None
+
+
 class ClaimXSimulator(Simulator):
     """ClaimX as domain.md section 3 has it.
 
@@ -42,7 +64,9 @@ class ClaimXSimulator(Simulator):
       ids of other projects are left out; 404 for a project without a task. The project knows the photos of all its
       tasks, older versions included.
     - ``GET /media/{id}?systemDate=..&expires=..&sign=..``: the photo, for ``link_seconds`` after its link was given
-      out, then 403.
+      out, then 403. No token is asked for: the link is signed.
+
+    ``media_faults``, by media id, may be changed at any time.
     """
 
     def __init__(
@@ -56,6 +80,7 @@ class ClaimXSimulator(Simulator):
     ) -> None:
         super().__init__(port=port, token=token, seed=seed, clock=clock)
         self.link_seconds = link_seconds
+        self.media_faults: dict[int, MediaFault] = {}
         self._signing_key = f"claimx-simulator-{seed}".encode()
         # As bytes: a form is ten times larger as objects, and a benchmark holds many.
         self._tasks: dict[int, bytes] = {}
@@ -133,12 +158,17 @@ class ClaimXSimulator(Simulator):
                 {
                     "mediaID": media_id,
                     "mediaType": "jpg",
-                    "mediaName": media_name(media_id),
-                    "fullDownloadLink": self.link(media_id),
+                    "mediaName": media_name(media_id) if fault.name is None else fault.name,
+                    "fullDownloadLink": self.link(media_id) if fault.link is None else fault.link,
                 }
                 for media_id in known
+                for fault in [self.media_faults.get(media_id, _NO_FAULT)]
+                if not fault.unlisted
             ],
         )
+
+    def _authorised(self, request: Request) -> bool:
+        return request.path.startswith("/media/") or super()._authorised(request)
 
     def _photo(self, media_id: int, query: Mapping[str, str]) -> Response:
         signed_at, lifetime, sign = (query.get(name, "") for name in ("systemDate", "expires", "sign"))
@@ -146,10 +176,22 @@ class ClaimXSimulator(Simulator):
             return Response.refusal(403, "the link is not signed, or not by us")
         if self.clock() * 1000 > int(signed_at) + int(lifetime):
             return Response.refusal(403, "the link has expired")
-        return Response(200, media_bytes(media_id), "image/jpeg")
+        with self._lock:
+            fault = self.media_faults.get(media_id, _NO_FAULT)
+            if fault.expired:
+                self.media_faults[media_id] = replace(fault, expired=fault.expired - 1)
+                return Response.refusal(403, "the link has expired")
+        if fault.seconds and self._server is not None:
+            self._server.closed.wait(fault.seconds)
+        headers = {} if fault.redirect is None else {"Location": fault.redirect}
+        body = media_bytes(media_id) if fault.body is None else fault.body
+        return Response(fault.status, body, fault.content_type, headers)
 
     def _sign(self, media_id: int, signed_at: str, lifetime: str) -> str:
         return hmac.new(self._signing_key, f"{media_id}/{signed_at}/{lifetime}".encode(), hashlib.sha256).hexdigest()
+
+
+_NO_FAULT = MediaFault()
 
 
 def _media_ids(details: Mapping[str, Any]) -> Iterator[int]:

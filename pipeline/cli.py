@@ -46,6 +46,8 @@ topics_app = typer.Typer(help="The Kafka topics that the jobs use.")
 tables_app = typer.Typer(help="The Delta tables that the jobs write.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(tables_app, name="tables")
+media_app = typer.Typer(help="The files of the photos on the forms.")
+app.add_typer(media_app, name="media")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
 
@@ -534,6 +536,67 @@ def _print_table(console: Console, state: TableState) -> None:
     console.print(columns)
     for application, at in state.fences.items():
         console.print(f"  fence {application}: {at}", soft_wrap=True)
+
+
+# --------------------------------------------------------------------------------------------------------------- media
+
+
+@media_app.command("backfill", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
+    """Fetch the photo files that rows of the attachments table lack, and tell the rows where they are.
+
+    Takes the options of `run tracking`, of which --tables_root, --media_root and ClaimX's are needed; no broker is. May
+    run beside the jobs, be interrupted and repeated. What fails again stays without a file, with the reason in the
+    row's media_warning.
+    """
+    from collections import Counter
+
+    from rich.progress import Progress
+
+    from itel_cabinet.io.delta import create_table, table_for
+    from itel_cabinet.io.objects import ObjectStoreError, objects
+    from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.pipeline.media import BackfillStopped, backfill, missing_photos
+    from itel_cabinet.pipeline.options import OptionRefused, parse_arguments
+    from itel_cabinet.pipeline.parts import Parts
+    from itel_cabinet.pipeline.tables import ATTACHMENTS
+    from itel_cabinet.pipeline.templates import with_template
+
+    try:
+        job, *options = with_template(["tracking", *context.args])
+        settings, _ = parse_arguments(job, ["--bootstrap_servers=unused:9092", *options])
+    except OptionRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+    if not settings.fetches_media:
+        raise Refused("--media_root is missing: give the folder or object-store URI for photos", wrong_use=True)
+    parts = Parts(settings)
+    console, progress = Console(), Console(stderr=True)
+    ended: Counter[str] = Counter()
+    try:
+        with _storing():
+            spec = parts.tables[ATTACHMENTS]
+            if create_table(spec, dry_run=True).version is None:
+                raise Refused(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
+            table = table_for(spec)
+            missing = missing_photos(table)
+        assignments = len({row["assignment_id"] for row in missing})
+        console.print(f"{len(missing)} photos of {assignments} assignments have no file", soft_wrap=True)
+        if dry_run or not missing:
+            return
+        settings.claimx_connection().credentials()
+        objects(settings.media_settings().store).check()
+        with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bar, _storing():
+            task = bar.add_task("photos", total=len(missing))
+            for counts in backfill(parts, table, missing):
+                ended += counts
+                bar.advance(task, counts.total())
+    except ObjectStoreError as error:
+        raise Refused(f"--media_root: {error}") from None
+    except (UnresolvedSecret, BackfillStopped) as error:
+        raise Refused(f"{error}; {ended.total()} of {len(missing)} photos were tried") from None
+    finally:
+        for what, count in sorted(ended.items()):
+            console.print(f"  {what}: {count}", soft_wrap=True)
 
 
 # ----------------------------------------------------------------------------------------------------------- templates

@@ -6,7 +6,7 @@ contract in docs/reliability.md rests on.
 
     Kafka ──> parse ──> look up in ClaimX ─┬─> tracking rows ───> Delta
                 │               │          ├─> form rows ───────> Delta
-                │               │          ├─> attachment rows ─> Delta
+                │               │          ├─> photo files ─> attachment rows ─> Delta
                 │               │          └─> payloads ─> iTel ─> results
                 └───────────────┴── failures ─> dead letters ┘
 """
@@ -25,6 +25,7 @@ from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.enrichment import enrich
+from itel_cabinet.transforms.media import fetch_photos
 from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
 from itel_cabinet.transforms.publishing import apply_rules, look_up_missing_tasks
 from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
@@ -61,11 +62,21 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
 
 def _track(tasks: beam.PCollection, parts: Parts) -> None:
-    """The Delta branch: the event's row, the newest form, its photos."""
+    """The Delta branch: the event's row, the newest form, its photos, whose files are waited for only so long."""
     rows = tasks | "Event rows" >> beam.Map(partial(tracking_rows, clock=parts.clock)).with_output_types(Batch)
     written = rows | "Track" >> WriteToDelta(parts.tables[TRACKING])
     forms = tasks | "Form rows" >> beam.Map(partial(forms_rows, clock=parts.clock)).with_output_types(Batch)
     forms | "Keep forms" >> WriteToDelta(parts.tables[FORMS])
+    if parts.settings.fetches_media:
+        tasks = tasks | "Fetch photos" >> beam.Map(
+            partial(
+                fetch_photos,
+                library=parts.photos,
+                pool=parts.media_pool,
+                deadline_seconds=parts.settings.media_deadline_seconds,
+                clock=parts.stopwatch,
+            )
+        ).with_output_types(Batch)
     photos = tasks | "Photo rows" >> beam.Map(partial(attachments_rows, clock=parts.clock)).with_output_types(Batch)
     photos | "Keep photos" >> WriteToDelta(parts.tables[ATTACHMENTS])
     if parts.settings.tracking_success_topic:

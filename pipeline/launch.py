@@ -19,6 +19,7 @@ from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
 from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka import has_committed_offsets, resolved
 from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.objects import ObjectStoreError, objects
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.direct_runner import direct_runner
@@ -59,6 +60,8 @@ def check(settings: Settings) -> None:
             settings.itel_connection().credentials()
         elif settings.job.calls_itel:
             _check_folder(parts)
+        if settings.fetches_media:
+            objects(settings.media_settings().store).check()
         _check_kafka(settings, parts)
         if settings.job.writes_tables:
             for spec in _tables(parts):
@@ -67,6 +70,8 @@ def check(settings: Settings) -> None:
         raise LaunchRefused(str(error)) from None
     except KafkaException as error:
         raise LaunchRefused(kafka_refusal(error, settings.bootstrap_servers)) from None
+    except ObjectStoreError as error:
+        raise LaunchRefused(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
     except (TableRefused, WorldError) as error:
         raise LaunchRefused(table_refusal(error)) from None
 
@@ -142,8 +147,6 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     standard.streaming = True
     # Batches are plain lists; checking each against a type hint would cost more than the work on it.
     beam_options.view_as(TypeOptions).runtime_type_check = False
-    if settings.media_root:
-        _LOGGER.warning("--media_root: photos are listed in the attachments table; their files are not fetched yet")
     runner = (
         direct_runner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
     )

@@ -10,14 +10,18 @@ import re
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NoReturn
+from urllib.parse import urlsplit
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from itel_cabinet.io.claimx import ClaimXSettings
+from itel_cabinet.io.downloads import AllowedHosts, DownloadSettings
 from itel_cabinet.io.http import Auth, ConnectionSettings
 from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
+from itel_cabinet.io.media import MediaSettings
+from itel_cabinet.io.objects import ObjectStoreSettings
 
 __all__ = [
     "ENVIRONMENT",
@@ -189,6 +193,9 @@ class Settings(BaseModel):
     claimx_task_path: str = Field(
         default="/customTasks/assignment/{assignment_id}?full=true", description="Where a task is looked up."
     )
+    claimx_media_path: str = Field(
+        default="/export/project/{project_id}/media?mediaIds={media_ids}", description="Where links to photos are."
+    )
     claimx_cache_seconds: Seconds = Field(default=60.0, description="How long an answer may be used again; 0 never.")
     claimx_on_outage: Literal["wait", "divert"] = Field(
         default="wait", description="ClaimX is away: wait and then fail, or divert the records to the dead letters."
@@ -227,7 +234,30 @@ class Settings(BaseModel):
     partition_by: CommaList = Field(
         default=("year", "month", "day"), description="Partition columns of the tracking table, when it is created."
     )
-    media_root: str | None = Field(default=None, description="Where photo files go (from a later version on).")
+
+    media: Literal["on", "off"] = Field(
+        default="off",
+        description="Fetch the files of photos; on by itself where --media_root is given.",
+        json_schema_extra={"group": "Media"},
+    )
+    media_root: str | None = Field(default=None, description="Folder or object-store URI where photo files go.")
+    media_storage_options: StoreOptions = Field(
+        default={}, description="Options of obstore for --media_root as a JSON object; secrets in the environment."
+    )
+    media_allowed_hosts: CommaList = Field(
+        default=("*.amazonaws.com",),
+        description=(
+            "Where links to photos and their redirects may lead, beside ClaimX's own host: names, *.domain, and "
+            "addresses or networks, without which private ones are refused; separated by commas."
+        ),
+    )
+    media_deadline_seconds: Seconds = Field(
+        default=10.0, gt=0, description="A batch waits no longer for its photos; the rest is for `media backfill`."
+    )
+    media_max_bytes: int = Field(
+        default=25 * 1024 * 1024, ge=1, le=5 * 1024**3, description="Photos larger than this are not stored."
+    )
+    media_concurrency: int = Field(default=8, ge=1, le=256, description="Photos fetched at a time, in each process.")
 
     dead_letter_topic: OutputTopic = Field(
         description="Where records go that cannot be processed.", json_schema_extra={"group": "Kafka outputs"}
@@ -251,8 +281,9 @@ class Settings(BaseModel):
         """Fill in what the job and the environment decide."""
         if not isinstance(given, dict) or given.get("job") not in set(Job):
             return given
+        media = {"media": "on"} if given.get("media_root") else {}
         environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
-        return {**environment, **JOB_DEFAULTS[Job(given["job"])], **given}
+        return {**environment, **JOB_DEFAULTS[Job(given["job"])], **media, **given}
 
     @model_validator(mode="after")
     def _complete(self) -> Settings:
@@ -266,9 +297,15 @@ class Settings(BaseModel):
             )
         if self.job.writes_tables and not self.tables_root:
             raise OptionRefused("--tables_root is missing: give the folder or object-store URI that holds the tables")
+        if self.media == "on" and not self.media_root:
+            raise OptionRefused(
+                "--media_root is missing: give the folder or object-store URI for photos, or --media=off"
+            )
         try:
             client_config(self.bootstrap_servers, self.kafka_config)
             ClaimXSettings(self.claimx_connection(), self.claimx_task_path, self.claimx_cache_seconds)
+            if self.fetches_media:
+                self.media_settings()
             if self.job.calls_itel and folder_of(self.itel_url or "") is None:
                 ItelSettings(self.itel_connection(), self.itel_path, self.itel_method, self.itel_idempotency_header)
         except ValueError as error:
@@ -283,6 +320,30 @@ class Settings(BaseModel):
             deadline_seconds=self.claimx_deadline_seconds,
             max_retries=self.max_retries,
             concurrency=self.http_concurrency,
+        )
+
+    @property
+    def fetches_media(self) -> bool:
+        return self.media == "on" and self.job.writes_tables
+
+    def media_settings(self) -> MediaSettings:
+        """Raises ValueError, which names the option."""
+        host = urlsplit(self.claimx_url or "").hostname or ""
+        # ClaimX's name, but not its address: that would open the way to a private network without anyone's say.
+        own = () if re.fullmatch(r"[\d.]*|.*:.*", host) else (host,)
+        try:
+            allowed = AllowedHosts((*self.media_allowed_hosts, *own))
+        except ValueError as error:
+            raise ValueError(f"--media_allowed_hosts: {error}") from None
+        try:
+            store = ObjectStoreSettings(self.media_root or "", self.media_storage_options)
+        except ValueError as error:
+            raise ValueError(f"--media_root: {error}") from None
+        return MediaSettings(
+            self.claimx_connection(),
+            store,
+            DownloadSettings(allowed, self.media_deadline_seconds, self.media_max_bytes, self.media_concurrency),
+            self.claimx_media_path,
         )
 
     def itel_connection(self) -> ConnectionSettings:

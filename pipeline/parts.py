@@ -12,12 +12,14 @@ from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.itel import Itel, ItelSettings, folder_of, itel
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
+from itel_cabinet.io.media import photos
 from itel_cabinet.io.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.transforms.enrichment import TaskLookup
+from itel_cabinet.transforms.media import PhotoLibrary
 from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
 
 __all__ = ["Parts"]
@@ -43,6 +45,7 @@ class Parts:
             topic_epoch=settings.topic_epoch,
         )
         self.clock: Callable[[], float] = time.time
+        self.stopwatch: Callable[[], float] = time.monotonic
         self.form_wait: Callable[[float], None] = functools.partial(_wait_after, settings.form_wait_seconds)
         self.claimx: Callable[[], TaskLookup] = functools.partial(
             task_lookup,
@@ -51,6 +54,7 @@ class Parts:
             world_seconds=settings.world_retry_seconds,
         )
         self.claimx_pool: Callable[[], Executor] = functools.partial(pool, "claimx", settings.http_concurrency)
+        self.media_pool: Callable[[], Executor] = functools.partial(pool, "media", settings.media_concurrency)
         self.itel_pool: Callable[[], Executor] = functools.partial(pool, "itel", settings.http_concurrency)
 
     @functools.cached_property
@@ -63,6 +67,10 @@ class Parts:
         return folder_of(settings.itel_url or "") or ItelSettings(
             settings.itel_connection(), settings.itel_path, settings.itel_method, settings.itel_idempotency_header
         )
+
+    @functools.cached_property
+    def photos(self) -> Callable[[], PhotoLibrary]:
+        return functools.partial(photos, self.settings.media_settings())
 
     @functools.cached_property
     def rules(self) -> Rules:

@@ -7,10 +7,12 @@
 | ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
 | ``cluster`` | session | a real Flink cluster with two TaskManagers; to kill its JobManager, start your own |
+| ``azurite`` | session | a real object store (``itel_cabinet.local.azurite.Azurite``) with the container ``tables`` |
+| ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
-A test that uses the broker, itself or through another fixture, is marked ``services``. Nothing skips when the broker is
-missing: it fails and says `make setup`.
+A test that uses the broker or Azurite, itself or through another fixture, is marked ``services``. Nothing skips when
+one is missing: it fails and says `make setup`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Protocol
 import pytest
 from jobs import TOPICS, Stack
 
+from itel_cabinet.local.azurite import Azurite
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
@@ -38,7 +41,7 @@ class TopicFactory(Protocol):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "broker" in getattr(item, "fixturenames", ()):
+        if {"broker", "azurite"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.services)
 
 
@@ -52,6 +55,20 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
     with FlinkCluster.start(tmp_path_factory.mktemp("flink"), task_managers=2) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    with Azurite.start(tmp_path_factory.mktemp("azurite")) as running:
+        running.create_container("tables")
+        yield running
+
+
+@pytest.fixture
+def azure(azurite: Azurite, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in azurite.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"az://tables/{next(_serial)}"
 
 
 @pytest.fixture

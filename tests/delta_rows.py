@@ -43,16 +43,16 @@ ORDER = ("at", "kafka_partition", "kafka_offset")
 EPOCH = datetime(2026, 1, 10, tzinfo=UTC)
 
 
-def readings(folder: Path, **changes: Any) -> TableSpec:
-    return TableSpec(**{"uri": str(folder / "readings"), "schema": READINGS, "mode": Append(), **changes})
+def readings(folder: Path | str, **changes: Any) -> TableSpec:
+    return TableSpec(**{"uri": f"{folder}/readings", "schema": READINGS, "mode": Append(), **changes})
 
 
-def forms(folder: Path, **changes: Any) -> TableSpec:
+def forms(folder: Path | str, **changes: Any) -> TableSpec:
     mode = Upsert(keys=("form",), order=ORDER, insert_only=("created_at",), keep_if_null=("path",))
-    return TableSpec(**{"uri": str(folder / "forms"), "schema": FORMS, "mode": mode, **changes})
+    return TableSpec(**{"uri": f"{folder}/forms", "schema": FORMS, "mode": mode, **changes})
 
 
-def albums(folder: Path, **changes: Any) -> TableSpec:
+def albums(folder: Path | str, **changes: Any) -> TableSpec:
     mode = Upsert(
         keys=("album", "question", "photo"),
         order=ORDER,
@@ -62,7 +62,7 @@ def albums(folder: Path, **changes: Any) -> TableSpec:
         active="is_active",
         touch=("event",),
     )
-    return TableSpec(**{"uri": str(folder / "albums"), "schema": PHOTOS, "mode": mode, **changes})
+    return TableSpec(**{"uri": f"{folder}/albums", "schema": PHOTOS, "mode": mode, **changes})
 
 
 def source(offset: int, partition: int = 0, topic_id: str = "Zx3kQ") -> dict[str, Any]:

@@ -65,7 +65,10 @@ class RunningJob:
 
 @dataclass
 class Stack:
-    """What one test's job works with. Topics are the test's own; their names begin with ``prefix``."""
+    """What one test's job works with. Topics are the test's own; their names begin with ``prefix``.
+
+    Tables and media are in ``folder``, or in ``store``, an object-store URI, if that is set.
+    """
 
     broker: Broker
     claimx: ClaimXSimulator
@@ -73,10 +76,19 @@ class Stack:
     folder: Path
     prefix: str
     options: dict[str, str] = field(default_factory=dict)
+    store: str | None = None
 
     @property
     def tables_root(self) -> Path:
         return self.folder / "tables"
+
+    @property
+    def tables_uri(self) -> str:
+        return f"{self.store or self.folder}/tables"
+
+    @property
+    def media_uri(self) -> str:
+        return f"{self.store or self.folder}/media"
 
     def topic(self, role: str) -> str:
         """The name of the topic with a role, a key of TOPICS."""
@@ -101,7 +113,7 @@ class Stack:
                 "itel_success_topic": self.topic("success"),
             }
         if job in ("tracking", "cabinet"):
-            settings |= {"tables_root": str(self.tables_root)}
+            settings |= {"tables_root": self.tables_uri}
         if job == "trigger":
             settings |= {"output_topic": self.topic("tracking")}
         settings |= self.options | options
@@ -129,7 +141,7 @@ class Stack:
             return running
 
     def table(self, name: str) -> pa.Table:
-        return DeltaTable(str(self.tables_root / name)).to_pyarrow_table()
+        return DeltaTable(f"{self.tables_uri}/{name}").to_pyarrow_table()
 
     def tracking(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.table(TRACKING).to_pylist()
@@ -194,7 +206,7 @@ class Stack:
 
     def tracked(self, event_id: str) -> bool:
         """Whether an event's row is in the tracking table; false while there is no table."""
-        return DeltaTable.is_deltatable(str(self.tables_root / TRACKING)) and any(
+        return DeltaTable.is_deltatable(f"{self.tables_uri}/{TRACKING}") and any(
             row["event_id"] == event_id for row in self.tracking()
         )
 

@@ -304,7 +304,7 @@ def test_tables_create_dry_run(printed: Printed, tmp_path: Path, dry_run: str) -
     assert lines == [
         f"{root}/{TRACKING}: would be created (25 columns, partitioned by year, month, day)",
         f"{root}/{FORMS}: would be created (62 columns)",
-        f"{root}/{ATTACHMENTS}: would be created (19 columns)",
+        f"{root}/{ATTACHMENTS}: would be created (20 columns)",
     ]
     assert not root.exists()
 

@@ -406,6 +406,7 @@ def test_every_column_of_one_event(stack: Stack, claimx: ClaimXSimulator) -> Non
             "display_order": order,
             "is_active": True,
             "media_type": "image/jpeg",
+            "media_warning": None,
         }
         for order, media_id in ((1, 97000012), (2, 97000011))
     ]

@@ -245,6 +245,7 @@ def test_the_attachments_columns() -> None:
         "is_active": "bool",
         "media_type": "string",
         "updated_at": US,
+        "media_warning": "string",
         "event_timestamp": f"{US} not null",
         "kafka_topic": "string not null",
         "kafka_topic_id": "string not null",
@@ -273,6 +274,7 @@ def test_a_row_for_each_photo() -> None:
             "is_active": True,
             "media_type": "image/jpeg",
             "updated_at": NOW,
+            "media_warning": None,
         }
         for order, media_id in ((1, 11), (2, 12))
     ]

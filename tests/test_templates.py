@@ -812,6 +812,7 @@ def test_a_few_parameters_in_full() -> None:
         "ClaimX",
         "iTel",
         "Tables",
+        "Media",
         "Kafka outputs",
     ]
 

@@ -126,6 +126,14 @@ def test_waits_are_drawn_from_the_whole_span() -> None:
         ),
         (ValueError(), "ValueError"),
         (ValueError("x" * 400), "x" * 297 + "..."),
+        (
+            OSError(
+                "Generic error\n \u21b3 Error performing GET https://a.example/c?sig=s3cr3t in 13.2ms - Server "
+                'returned non-2xx status code\n \u21b3 404 Not Found\n \u21b3 <?xml version="1.0"?>\n<Error>\n'
+                "<Code>ContainerNotFound</Code>\n<Message>The container is gone.\nRequestId:1</Message>\n</Error>\n"
+            ),
+            "Generic error: Error performing GET https://a.example/c?...: 404 Not Found: ContainerNotFound",
+        ),
     ],
 )
 def test_an_error_in_one_line(error: Exception, line: str) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from itel_cabinet.transforms.events import TaskEvent
@@ -12,7 +12,7 @@ from itel_cabinet.transforms.forms import Form, TaskDetails, parse_form
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure, Record
 
-__all__ = ["CLOCK_SKEW_SECONDS", "CabinetTask", "LookupFailed", "TaskLookup", "enrich"]
+__all__ = ["CLOCK_SKEW_SECONDS", "CabinetTask", "LookupFailed", "Photograph", "TaskLookup", "enrich"]
 
 # An answer tells of an event only if it was fetched later than the event by more than two clocks may differ.
 CLOCK_SKEW_SECONDS = 5.0
@@ -39,13 +39,36 @@ class TaskLookup(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Photograph:
+    """What became of a photo's file: the ``path`` where it is stored, ``new`` or known from before; or a ``warning``,
+    ``REASON: text``.
+    """
+
+    path: str | None
+    warning: str | None
+    new: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """``stored``, ``known`` or the reason why it is not there."""
+        if self.warning is not None:
+            return self.warning.partition(":")[0]
+        return "stored" if self.new else "known"
+
+
+@dataclass(frozen=True, slots=True)
 class CabinetTask:
-    """One event with what ClaimX knows of its task. ``form`` is there for a COMPLETED event whose answer holds one."""
+    """One event with what ClaimX knows of its task.
+
+    ``form`` is there for a COMPLETED event whose answer holds one; ``photographs``, by media id, where photos are
+    fetched.
+    """
 
     record: Record
     event: TaskEvent
     details: TaskDetails
     form: Form | None
+    photographs: Mapping[int, Photograph] = field(default_factory=dict)
 
     @property
     def completed(self) -> bool:

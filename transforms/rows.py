@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import TaskEvent, json_text
 from itel_cabinet.transforms.forms import (
     QUESTIONS,
@@ -39,6 +39,7 @@ __all__ = [
 _TRACKING_VERSION = "1.0"
 _SOURCE = "claimx_itel_plugin"
 _MEDIA_TYPE = "image/jpeg"
+_NOT_FETCHED = Photograph(None, None)
 
 _INSTANT = pa.timestamp("us", tz="UTC")
 _ANSWER_TYPES = {"yes_no": pa.bool_(), "linear_feet": pa.float64(), "count": pa.int32(), "text": pa.string()}
@@ -135,6 +136,7 @@ ATTACHMENTS_SCHEMA = pa.schema(
         pa.field("is_active", pa.bool_()),
         pa.field("media_type", pa.string()),
         pa.field("updated_at", _INSTANT),
+        pa.field("media_warning", pa.string()),
         *_ORIGIN,
     ]
 )
@@ -155,7 +157,12 @@ def forms_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> l
 def attachments_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """The photo rows of each form in a batch, in order."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return [row for task in tasks if task.form for row in attachment_rows(task.record, task.event, task.form, now)]
+    return [
+        row
+        for task in tasks
+        if task.form
+        for row in attachment_rows(task.record, task.event, task.form, now, task.photographs)
+    ]
 
 
 def tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
@@ -216,8 +223,14 @@ def form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form,
     }
 
 
-def attachment_rows(record: Record, event: TaskEvent, form: Form, now: datetime) -> list[dict[str, Any]]:
-    """The rows of a form's photos, in the form's order.
+def attachment_rows(
+    record: Record,
+    event: TaskEvent,
+    form: Form,
+    now: datetime,
+    photographs: Mapping[int, Photograph] | None = None,
+) -> list[dict[str, Any]]:
+    """The rows of a form's photos, in the form's order; ``photographs`` tell what became of the files, by media id.
 
     A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: it
     tells the sink that the assignment's set is empty now, and is not to be stored.
@@ -226,14 +239,16 @@ def attachment_rows(record: Record, event: TaskEvent, form: Form, now: datetime)
         "assignment_id": event.assignment_id,
         "project_id": event.project_id,
         "event_id": event.event_id,
-        "blob_path": None,
         "created_at": now,
         "updated_at": now,
         **_origin(record, event),
     }
+    files = {} if photographs is None else photographs
     rows: list[dict[str, Any]] = [
         {
             **shared,
+            "blob_path": file.path,
+            "media_warning": file.warning,
             "control_id": photo.control_id,
             "question_key": photo.question_key,
             "question_text": photo.question_text,
@@ -244,6 +259,7 @@ def attachment_rows(record: Record, event: TaskEvent, form: Form, now: datetime)
             "media_type": _MEDIA_TYPE,
         }
         for photo in form.photos
+        for file in [files.get(photo.claim_media_id, _NOT_FETCHED)]
     ]
     return rows or [{**dict.fromkeys(ATTACHMENTS_SCHEMA.names), **shared, "is_active": False}]
 

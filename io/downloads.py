@@ -1,0 +1,341 @@
+"""Downloads from addresses that somebody else has written down: guarded against where they may lead.
+
+A link comes with an answer of an API, and so from people who fill in forms there. Whoever controls one must not be able
+to have this process fetch from networks that only it can reach. So every link and every redirect is held against
+:class:`AllowedHosts`: its scheme and host's name before anything is done, and the address that the name leads to when
+the connection is made: what was checked is what is connected to, however often the name changes its address.
+
+No credentials are sent, no cookies kept, no proxy used: through one, the address could not be checked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import random as _random
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, Literal
+from urllib.parse import urljoin
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, NewConnectionError
+from urllib3.util import Timeout, Url, parse_url
+
+from itel_cabinet.io.http import _TimedResponse, is_transient
+from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.world import full_jitter
+
+__all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "downloads"]
+
+FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "download"]
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_REDIRECTS = (301, 302, 303, 307, 308)
+_MOST_REDIRECTS = 5
+_MOST_TRIES = 4
+_WAITS = (0.2, 2.0)  # seconds: the first and the longest, before jitter
+_MEMORY_BYTES = 1024 * 1024  # more of a download lies in a temporary file
+_CHUNK = 65_536
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What stores give where nobody has told them a type; the content then has to show it.
+_UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
+_IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|BM|II\*\x00|MM\x00\*|RIFF....WEBP|....ftyp", re.DOTALL)
+
+
+class DownloadFailed(Exception):
+    """A file cannot be had. ``reason`` is ``refused`` (the link leads where it may not), ``expired`` (401, 403, 404 or
+    410: a fresh link may help), ``wrong_type`` (no image), ``too_large`` or ``download``. The text is one line, which
+    names a host at most.
+    """
+
+    def __init__(self, reason: FailureReason, text: str) -> None:
+        super().__init__(text)
+        self.reason: FailureReason = reason
+
+
+class _Broken(Exception):
+    """One try failed in a way that another may not."""
+
+
+# ----------------------------------------------------------------------------------------------------------- the guard
+
+
+@dataclass(frozen=True)
+class AllowedHosts:
+    """Where links may lead. Each entry is a host's name, ``*.domain`` for every name below a domain, an IP address or a
+    network (``10.1.0.0/16``). Checked when made (ValueError); hashable.
+
+    - A link leads to a host that an entry names.
+    - What the name leads to must be a public address, by https; or, by https or http, an address that an entry lists as
+      an address or network. A name alone never opens the way to a private address.
+    """
+
+    entries: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for entry in self.entries:
+            if _network(entry) is None and not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", entry.lower()):
+                raise ValueError(f"{entry!r} is no host name, *.domain, IP address or network")
+
+    def check(self, link: str) -> Url:
+        """The parts of a link that may be followed. Raises DownloadFailed (``refused``), without its path and query."""
+        try:
+            if re.search(r"[\\\x00-\x1f\x7f]", link):  # read one way by one parser, another by the next
+                raise ValueError
+            url = parse_url(link)
+        except (LocationParseError, UnicodeError, ValueError):
+            raise DownloadFailed("refused", "the link is no URL") from None
+        host = _bare(url.host)
+        if url.scheme not in ("https", "http") or not host:
+            raise DownloadFailed("refused", "the link is not http(s)://HOST/...")
+        if url.auth is not None:
+            raise DownloadFailed("refused", "the link holds a user name")
+        if re.search(r"[^a-z0-9._:%-]", host) or len(host) > 253:
+            raise DownloadFailed("refused", "the link's host is no host name")
+        if not self._names(host):
+            raise DownloadFailed("refused", f"{host} is not among --media_allowed_hosts")
+        return url
+
+    def permits(self, address: IPAddress, scheme: str = "https") -> bool:
+        """Whether a connection to this address may be made."""
+        inner = _embedded(address)
+        if inner is not None:
+            return self.permits(inner, scheme)
+        public = address.is_global and not address.is_multicast
+        return self._listed(address) or (public and scheme == "https")
+
+    def _names(self, host: str) -> bool:
+        address = _address(host)
+        if address is not None:
+            return self._listed(address)
+        name = host.rstrip(".")
+        names = (entry.lower() for entry in self.entries)
+        return any(name.endswith(entry[1:]) if entry.startswith("*.") else name == entry for entry in names)
+
+    def _listed(self, address: IPAddress) -> bool:
+        networks = (_network(entry) for entry in self.entries)
+        return any(network is not None and address in network for network in networks)
+
+    def connect(self, scheme: str, host: str, port: int, timeout: float | None) -> socket.socket:
+        """A socket to the first permitted address of ``host`` that answers. Raises DownloadFailed and OSError."""
+        failure: Exception | None = None
+        for family, kind, protocol, _, where in socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM):
+            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+            if not self.permits(address, scheme):
+                why = "which is public, by http" if self.permits(address) else "which is not public"
+                failure = failure or DownloadFailed("refused", f"{_bare(host)} leads to {address}, {why}")
+                continue
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(timeout)
+                sock.connect(where)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                return sock
+            except OSError as error:
+                sock.close()
+                failure = error
+        raise failure or OSError("the name has no address")
+
+
+def _bare(host: str | None) -> str:
+    """A host without the brackets of an IPv6 address, in small letters."""
+    return (host or "").removeprefix("[").removesuffix("]").lower()
+
+
+def _address(host: str) -> IPAddress | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        return None
+
+
+def _embedded(address: IPAddress) -> IPAddress | None:
+    """The IPv4 address that an IPv6 one stands for, if it does."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
+
+
+def _pools(allowed: AllowedHosts) -> dict[str, Any]:
+    """urllib3's pools, whose connections are made by ``allowed``."""
+
+    def connected(self: Plain | Tls) -> socket.socket:
+        timeout = self.timeout if isinstance(self.timeout, int | float) else None
+        try:
+            return allowed.connect("https" if self.is_tls else "http", self._dns_host, self.port, timeout)
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except OSError as error:
+            raise NewConnectionError(self, error.strerror or type(error).__name__) from error
+
+    class Plain(HTTPConnection):
+        response_class = _TimedResponse
+        is_tls = False
+        _new_conn = connected
+
+    class Tls(HTTPSConnection):
+        response_class = _TimedResponse
+        is_tls = True
+        _new_conn = connected
+
+    class PlainPool(HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class TlsPool(HTTPSConnectionPool):
+        ConnectionCls = Tls
+
+    return {"http": PlainPool, "https": TlsPool}
+
+
+# ------------------------------------------------------------------------------------------------------------ downloads
+
+
+@dataclass(frozen=True, slots=True)
+class DownloadSettings:
+    """``deadline_seconds`` bounds a download with all its redirects and tries; ``max_bytes`` its size."""
+
+    allowed: AllowedHosts
+    deadline_seconds: float = 10.0
+    max_bytes: int = 25 * 1024 * 1024
+    concurrency: int = 8
+
+
+class Downloads:
+    """Fetches images. Thread-safe; made once for its settings by :func:`downloads`.
+
+    ``clock`` (monotonic seconds), ``sleep`` and ``random`` steer the pauses between tries; sockets keep real time.
+    """
+
+    def __init__(
+        self,
+        settings: DownloadSettings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        random: Callable[[], float] = _random.random,
+    ) -> None:
+        self.settings = settings
+        self._clock, self._sleep, self._random = clock, sleep, random
+        self._manager = urllib3.PoolManager(num_pools=16, maxsize=settings.concurrency, retries=False)
+        self._manager.pool_classes_by_scheme = _pools(settings.allowed)
+
+    @contextlib.contextmanager
+    def image(self, link: str) -> Iterator[IO[bytes]]:
+        """The whole image behind a link, to be read while the context lasts. Raises DownloadFailed.
+
+        Tried again: no connection, a broken one, 408, 425, 429 and 5xx.
+        """
+        deadline = self._clock() + self.settings.deadline_seconds
+        with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as content:
+            for tries, pause in enumerate(full_jitter(*_WAITS, self._random), 1):
+                try:
+                    self._follow(link, deadline, content)
+                    break
+                except _Broken as broken:
+                    if tries == _MOST_TRIES or self._clock() + pause >= deadline:
+                        raise DownloadFailed("download", f"{broken} ({tries} tries)") from None
+                    self._sleep(pause)
+                    content.seek(0)
+                    content.truncate()
+            content.seek(0)
+            yield content
+
+    def _follow(self, link: str, deadline: float, content: IO[bytes]) -> None:
+        """Write what ``link`` leads to into ``content``."""
+        for _ in range(_MOST_REDIRECTS + 1):
+            url = self.settings.allowed.check(link)
+            left = deadline - self._clock()
+            if left <= 0:
+                raise _Broken("no complete answer in time")
+            try:
+                response = self._open(url, left)
+                try:
+                    if response.status not in _REDIRECTS:
+                        self._read(response, content)
+                        return
+                    link = urljoin(url.url, response.headers.get("Location", ""))
+                finally:
+                    response.close()
+            except (HTTPError, OSError) as error:
+                raise _Broken(_describe(error)) from None
+            except ValueError:
+                raise DownloadFailed("refused", "a redirect leads to what is no URL") from None
+        raise DownloadFailed("refused", f"more than {_MOST_REDIRECTS} redirects")
+
+    def _open(self, url: Url, left: float) -> urllib3.BaseHTTPResponse:
+        pool = self._manager.connection_from_host(url.host, url.port, url.scheme)
+        return pool.urlopen(
+            "GET",
+            url.request_uri,
+            # A compressed answer could be a thousand times what was sent; an image is compressed already.
+            headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "itel-cabinet"},
+            redirect=False,
+            retries=False,
+            preload_content=False,
+            decode_content=False,
+            timeout=Timeout(total=left),
+        )
+
+    def _read(self, response: urllib3.BaseHTTPResponse, content: IO[bytes]) -> None:
+        if response.status in (401, 403, 404, 410):
+            raise DownloadFailed("expired", f"status {response.status}")
+        if is_transient(response.status):
+            raise _Broken(f"status {response.status}")
+        if response.status != 200:
+            raise DownloadFailed("download", f"status {response.status}")
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise DownloadFailed("wrong_type", "the answer is compressed, although that was not asked for")
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        is_image = kind.startswith("image/") and "svg" not in kind  # a drawing in SVG is a program
+        if not is_image and kind not in _UNTYPED:
+            raise DownloadFailed("wrong_type", "the answer is no image")
+        most, size = self.settings.max_bytes, 0
+        too_large = DownloadFailed("too_large", f"more than {most} bytes")
+        if int(_digits(response.headers.get("Content-Length"))) > most:
+            raise too_large
+        for chunk in response.stream(_CHUNK, decode_content=False):
+            if size == 0 and not is_image and not _IMAGE.match(chunk):
+                raise DownloadFailed("wrong_type", "the answer has no type, and its content is no image")
+            size += len(chunk)
+            if size > most:
+                raise too_large
+            content.write(chunk)
+        if size == 0:
+            raise DownloadFailed("wrong_type", "the answer is empty")
+
+
+def _digits(text: str | None) -> str:
+    return text if text and re.fullmatch(r"\d{1,18}", text, re.ASCII) else "0"
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong, without the URL that the library's own text holds."""
+    if isinstance(error, NewConnectionError | NameResolutionError):
+        return "no connection"
+    if isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError):
+        return "no complete answer in time"
+    if isinstance(error, urllib3.exceptions.SSLError):
+        return "no connection: TLS"
+    return "the connection broke"
+
+
+@once_per_process
+def downloads(settings: DownloadSettings) -> Downloads:
+    """This process's one downloader with these settings."""
+    return Downloads(settings)

@@ -1,0 +1,111 @@
+"""The photos of a form, from ClaimX into an object store: a PhotoLibrary of transforms.media."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from itel_cabinet.io import crash_points
+from itel_cabinet.io.downloads import DownloadFailed, Downloads, DownloadSettings, downloads
+from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, connection
+from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, objects
+from itel_cabinet.transforms.media import (
+    Album,
+    Link,
+    PhotoFailed,
+    album_folder,
+    media_id_of,
+    object_name,
+    parse_links,
+)
+
+__all__ = ["MediaSettings", "Photos", "photos"]
+
+_IDS_A_CALL = 50  # a URL is at most some 2,000 characters on its way
+
+
+@dataclass(frozen=True, slots=True)
+class MediaSettings:
+    """``path`` holds ``{project_id}`` and ``{media_ids}``. Checked when made (ValueError names the option)."""
+
+    connection: ConnectionSettings
+    store: ObjectStoreSettings
+    downloads: DownloadSettings
+    path: str = "/export/project/{project_id}/media?mediaIds={media_ids}"
+
+    def __post_init__(self) -> None:
+        rest = self.path.replace("{project_id}", "").replace("{media_ids}", "")
+        holds_both = "{project_id}" in self.path and "{media_ids}" in self.path
+        if not holds_both or "{" in rest or "}" in rest or not self.path.startswith("/"):
+            raise ValueError(
+                f"--claimx_media_path: must begin with / and hold {{project_id}} and {{media_ids}}, got {self.path!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Photos:
+    """See transforms.media.PhotoLibrary. Thread-safe.
+
+    A photo is known by its media id: once an object of that id is in its album's folder, it is not fetched again.
+    """
+
+    path: str
+    claimx: Connection
+    store: Objects
+    downloads: Downloads
+
+    def stored(self, album: Album) -> Mapping[int, str]:
+        folder = album_folder(album)
+        try:
+            names = sorted(self.store.names(folder))
+        except ObjectStoreError as error:
+            raise PhotoFailed("store", str(error)) from None
+        ids = {media_id_of(name): name for name in reversed(names)}
+        return {i: self.store.uri(f"{folder}/{ids[i]}") for i in album.media_ids if i in ids}
+
+    def links(self, album: Album, media_ids: Sequence[int]) -> Mapping[int, Link]:
+        found: dict[int, Link] = {}
+        for start in range(0, len(media_ids), _IDS_A_CALL):
+            some = media_ids[start : start + _IDS_A_CALL]
+            path = self.path.replace("{project_id}", quote(album.project_id, safe=""))
+            try:
+                reply = self.claimx.call("GET", path.replace("{media_ids}", ",".join(map(str, some))))
+            except CallFailed as error:
+                raise PhotoFailed("metadata", f"ClaimX: {error.kind}") from None
+            if not reply.ok:
+                raise PhotoFailed("metadata", f"ClaimX answers with status {reply.status}")
+            found |= parse_links(reply.body, some)
+        return found
+
+    def fetch(self, album: Album, link: Link) -> str:
+        try:
+            return self._fetch(album, link)
+        except DownloadFailed as error:
+            if error.reason != "expired":
+                raise PhotoFailed(error.reason, str(error)) from None
+        # A link lives for minutes, and in a long queue it may grow old.
+        fresh = self.links(album, [link.media_id]).get(link.media_id)
+        if fresh is None:
+            raise PhotoFailed("not_listed", "ClaimX tells no link for it any more")
+        try:
+            return self._fetch(album, fresh)
+        except DownloadFailed as error:
+            raise PhotoFailed(error.reason, str(error)) from None
+
+    def _fetch(self, album: Album, link: Link) -> str:
+        key = f"{album_folder(album)}/{object_name(link)}"
+        with self.downloads.image(link.url) as content:
+            try:
+                self.store.put(key, content)
+            except ObjectStoreError as error:
+                raise PhotoFailed("store", str(error)) from None
+        crash_points.reached("after-photo")
+        return self.store.uri(key)
+
+
+def photos(settings: MediaSettings) -> Photos:
+    """The process's photos with these settings. Raises UnresolvedSecret."""
+    return Photos(
+        settings.path, connection(settings.connection), objects(settings.store), downloads(settings.downloads)
+    )

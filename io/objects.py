@@ -1,0 +1,152 @@
+"""A folder of objects: on this machine, in Azure (``az://``, ``abfss://``, OneLake too), S3 or GCS.
+
+Thin over obstore, which reads the same environment variables as delta-rs. Knows nothing of what the objects are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore, from_url
+
+from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.world import one_line
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+__all__ = ["ObjectStoreError", "ObjectStoreSettings", "Objects", "objects"]
+
+_SCHEMES = ("az", "azure", "adl", "abfs", "abfss", "s3", "s3a", "gs")
+# What obstore takes apart from the store's own options; in delta-rs they are one.
+_CLIENT_OPTIONS = frozenset(
+    {
+        "allow_http",
+        "allow_invalid_certificates",
+        "connect_timeout",
+        "http1_only",
+        "http2_only",
+        "pool_idle_timeout",
+        "pool_max_idle_per_host",
+        "proxy_ca_certificate",
+        "proxy_excludes",
+        "proxy_url",
+        "timeout",
+        "user_agent",
+    }
+)
+_TRIES = 3
+_CALL_SECONDS = "30s"  # a longer upload is given up and tried again
+
+
+class ObjectStoreError(Exception):
+    """The store does not take or tell what was asked. One line, without secrets."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStoreSettings:
+    """``root`` is a folder, a ``file://`` URI or an object store's URI. Checked when made (ValueError).
+
+    ``options`` are obstore's and may be a mapping; secrets belong in the environment. Hashable.
+    """
+
+    root: str
+    options: Any = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
+        scheme, separator, rest = self.root.partition("://")
+        if separator and scheme not in ("file", *_SCHEMES):
+            raise ValueError(f"must be a folder or a URI of {', '.join(_SCHEMES)}, got a URI of {scheme!r}")
+        if not (rest if separator else self.root).strip("/") and self.root != "/":
+            raise ValueError("must name a folder, or a container or bucket")
+        if self.folder is None and {"?", "#"} & {*self.root}:
+            raise ValueError("must have no query and no fragment; options and secrets are given otherwise")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that it is, or None for an object store."""
+        if "://" not in self.root:
+            return Path(self.root).absolute()
+        url = urlsplit(self.root)
+        return Path(unquote(url.path)) if url.scheme == "file" else None
+
+
+class Objects:
+    """The objects below a root. Thread-safe; made once for its settings by :func:`objects`. Methods raise
+    ObjectStoreError.
+
+    A key is segments between single slashes, none of them empty, ``.`` or ``..``: others are refused, so that nothing
+    is ever outside the root. An object is there as a whole or not at all.
+    """
+
+    def __init__(self, settings: ObjectStoreSettings) -> None:
+        self._settings = settings
+        self._base = str(settings.folder or settings.root.rstrip("/"))
+        self._store: ObjectStore | None = None
+
+    def uri(self, key: str) -> str:
+        """Where an object is: an absolute path, or the URI of an object store."""
+        return f"{self._base.rstrip('/')}/{key}"
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the objects in ``folder``, those in folders below left out; none if there is no such folder."""
+        _check_key(folder)
+        found = self._do(lambda store: obstore.list_with_delimiter(store, folder))
+        return [entry["path"].rpartition("/")[2] for entry in found["objects"]]
+
+    def put(self, key: str, content: IO[bytes]) -> None:
+        """Store what is left to read of ``content``, over what may be there."""
+        _check_key(key)
+        self._do(lambda store: obstore.put(store, key, content))
+
+    def check(self) -> None:
+        """Raise unless the root can be listed, and where it is a folder also written."""
+        if self._settings.folder is not None:
+            try:
+                self._settings.folder.mkdir(parents=True, exist_ok=True)
+                probe = self._settings.folder / ".writable"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise ObjectStoreError(f"{self._base} cannot be written: {error.strerror}") from None
+        self._do(lambda store: obstore.list_with_delimiter(store, "no-such-folder"))
+
+    def _do(self, work: Any) -> Any:
+        try:
+            if self._store is None:
+                self._store = _opened(self._settings)
+            return work(self._store)
+        except (BaseError, OSError, ValueError) as error:
+            text = one_line(error)
+            for _, value in self._settings.options:
+                if len(value) > 3:
+                    text = text.replace(value, "***")
+            raise ObjectStoreError(f"{self._base}: {text}") from None
+
+
+def _check_key(key: str) -> None:
+    if any(part in ("", ".", "..") for part in key.split("/")):
+        raise ObjectStoreError("a key must be segments between single slashes, none of them . or ..")
+
+
+def _opened(settings: ObjectStoreSettings) -> ObjectStore:
+    if settings.folder is not None:
+        return LocalStore(settings.folder, mkdir=True)
+    options = dict(settings.options)
+    client = {"timeout": _CALL_SECONDS} | {name: options.pop(name) for name in _CLIENT_OPTIONS & options.keys()}
+    return cast(
+        "ObjectStore",
+        from_url(settings.root, config=options, client_options=client, retry_config={"max_retries": _TRIES}),  # type: ignore[call-overload]
+    )
+
+
+@once_per_process
+def objects(settings: ObjectStoreSettings) -> Objects:
+    """This process's one store with these settings; nothing is opened before the first call."""
+    return Objects(settings)

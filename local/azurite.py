@@ -1,0 +1,165 @@
+"""A real object store on this machine that speaks Azure's protocol: Azurite, in a folder of its own.
+
+Example::
+
+    with Azurite.start(Path("azurite")) as store:
+        store.create_container("tables")
+        run(["itel-cabinet", "tables", "create", "--tables_root=az://tables/cabinet"], env=store.environment)
+
+delta-rs and obstore know Azurite as "the emulator" and must be told so: with its address as an ordinary endpoint, no
+table is found, because Azurite lists a folder from its beginning where it is asked to list from a name on.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import requests
+
+from itel_cabinet.local import guard
+from itel_cabinet.local.artifacts import AZURITE, node
+from itel_cabinet.local.ports import HOST, free_port
+
+__all__ = ["Azurite", "AzuriteError"]
+
+_START_SECONDS = 90.0
+_STOP_SECONDS = 20.0
+_CALL_SECONDS = 30.0
+_LOG_LINES = 15
+
+# Of every Azurite, published by its makers: no secret.
+_ACCOUNT = "devstoreaccount1"
+_KEY = base64.b64decode("Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==")
+_PROTOCOL = "2021-08-06"
+
+
+class AzuriteError(RuntimeError):
+    """Azurite did not start, or refuses what was asked; the text ends with its answer or its log."""
+
+
+@dataclass(eq=False)
+class Azurite:
+    """One Azurite whose data and log (``azurite.log``) lie in ``folder``.
+
+    Use :meth:`start`, then ``with`` or :meth:`stop`. It never outlives this process, even if that is killed. Not
+    thread-safe, but for the properties.
+    """
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    _guard: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+
+    @classmethod
+    def start(cls, folder: Path) -> Azurite:
+        """Start on a free port and wait until it serves; raises :class:`AzuriteError`, and ``ArtifactError`` if Azurite
+        or Node.js is missing.
+        """
+        store = cls(folder.absolute())
+        store.folder.mkdir(parents=True, exist_ok=True)
+        store.start_again()
+        return store
+
+    @property
+    def environment(self) -> Mapping[str, str]:
+        """What a process needs in its environment to reach this store by ``az://`` and ``abfss://`` URIs."""
+        return {"AZURE_STORAGE_USE_EMULATOR": "true", "AZURITE_BLOB_STORAGE_URL": f"http://{HOST}:{self.port}"}
+
+    @property
+    def log(self) -> Path:
+        """What Azurite printed, over all its starts."""
+        return self.folder / "azurite.log"
+
+    def start_again(self) -> None:
+        """Start on the same folder and port, after :meth:`stop`; waits until it serves. Idempotent."""
+        if self._guard is not None and self._guard.poll() is None:
+            return
+        command = [node(), str(AZURITE.script("azurite-blob")), "--blobHost", HOST, "--blobPort", str(self.port)]
+        options = ["--location", str(self.folder), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+        with self.log.open("ab") as log:
+            self._guard = subprocess.Popen(
+                [sys.executable, "-I", "-S", guard.__file__, "0", *command, *options],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        weakref.finalize(self, _end, self._guard)
+        self._wait_until_ready(self._guard)
+
+    def stop(self) -> None:
+        """End in order (SIGTERM), upon which it writes down what it has in memory. Idempotent."""
+        if self._guard is not None:
+            self._guard.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._guard.wait(_STOP_SECONDS)
+            _end(self._guard)
+            self._guard = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def create_container(self, name: str) -> None:
+        """Make a container; its name has 3 to 63 small letters, digits and hyphens. Raises :class:`AzuriteError`."""
+        date = formatdate(usegmt=True)
+        # Azure's SharedKey: the method, eleven standard headers that are not sent, Azure's own, and the resource.
+        signed = (
+            f"PUT{chr(10) * 12}x-ms-date:{date}\nx-ms-version:{_PROTOCOL}\n"
+            f"/{_ACCOUNT}/{_ACCOUNT}/{name}\nrestype:container"
+        )
+        signature = base64.b64encode(hmac.new(_KEY, signed.encode(), hashlib.sha256).digest()).decode()
+        answer = requests.put(
+            f"http://{HOST}:{self.port}/{_ACCOUNT}/{name}",
+            params={"restype": "container"},
+            headers={
+                "x-ms-date": date,
+                "x-ms-version": _PROTOCOL,
+                "Authorization": f"SharedKey {_ACCOUNT}:{signature}",
+            },
+            timeout=_CALL_SECONDS,
+        )
+        if answer.status_code != 201:
+            told = " ".join(answer.text.split())[:300]
+            raise AzuriteError(f"container {name} could not be made: {answer.status_code} {told}")
+
+    def _wait_until_ready(self, guarding: subprocess.Popen[bytes]) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            if guarding.poll() is not None:
+                raise AzuriteError(f"Azurite ended with status {guarding.returncode} while starting; {self._tail()}")
+            try:
+                requests.get(f"http://{HOST}:{self.port}/{_ACCOUNT}", timeout=1.0)
+                return
+            except requests.RequestException:
+                time.sleep(0.05)
+            if time.monotonic() > deadline:
+                self.stop()
+                raise AzuriteError(f"Azurite did not serve within {_START_SECONDS:.0f} s; {self._tail()}")
+
+    def _tail(self) -> str:
+        return f"from {self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+
+def _end(guarding: subprocess.Popen[bytes]) -> None:
+    """Let go of a guard's stdin, upon which it kills everything at once."""
+    if guarding.stdin is not None:
+        guarding.stdin.close()
+    guarding.wait(_STOP_SECONDS)

@@ -1,0 +1,80 @@
+"""Fetch the photos that rows of the attachments table still lack: `itel-cabinet media backfill`."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from itel_cabinet.io.delta import FencedTable, Row
+from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.transforms.enrichment import Photograph
+from itel_cabinet.transforms.events import CABINET_TASK_ID
+from itel_cabinet.transforms.media import Album, fetch_album_photos
+
+__all__ = ["BackfillStopped", "backfill", "missing_photos"]
+
+_ALBUMS_A_COMMIT = 100
+_NEVER = 86_400.0  # seconds: each photo has a deadline of its own
+_OF_THE_WORLD = frozenset({"metadata", "store"})
+
+
+class BackfillStopped(RuntimeError):
+    """Nothing can be fetched at present; one line."""
+
+
+def missing_photos(table: FencedTable) -> list[Row]:
+    """The rows of photos that are on their forms but have no file: their keys, project and warning."""
+    columns = ("assignment_id", "question_key", "claim_media_id", "project_id", "media_warning")
+    return table.select(columns, "blob_path IS NULL AND is_active")
+
+
+def backfill(
+    parts: Parts,
+    table: FencedTable,
+    missing: Sequence[Row],
+    *,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Counter[str]]:
+    """Fetch the files of ``missing`` rows, a commit for some assignments at a time.
+
+    Yields after each how many rows ended how: ``stored``, ``known`` (in the store already), or the reason why there is
+    still no file, which the row is told too. Safe beside running jobs and beside itself; may be interrupted and
+    repeated. Raises BackfillStopped when ClaimX or the store fails for all of them, and as FencedTable.fill does.
+    """
+    groups: dict[tuple[str, int, int], list[Row]] = {}
+    for row in missing:
+        groups.setdefault((row["project_id"], CABINET_TASK_ID, row["assignment_id"]), []).append(row)
+    todo = iter(groups.items())
+    while some := dict(itertools.islice(todo, _ALBUMS_A_COMMIT)):
+        albums = {
+            Album(*album, tuple(dict.fromkeys(row["claim_media_id"] for row in rows))): rows
+            for album, rows in some.items()
+        }
+        found = fetch_album_photos(
+            albums, library=parts.photos(), pool=parts.media_pool(), deadline_seconds=_NEVER, clock=parts.stopwatch
+        )
+        ended = [(row, found[album][row["claim_media_id"]]) for album, rows in albums.items() for row in rows]
+        counts = Counter(photograph.outcome for _, photograph in ended)
+        if counts.keys() <= _OF_THE_WORLD:
+            raise BackfillStopped(next(str(photograph.warning) for _, photograph in ended))
+        now = datetime.fromtimestamp(clock(), UTC)
+        news = [(row, photograph) for row, photograph in ended if _is_news(row, photograph)]
+        table.fill([_filled(row, photograph, now) for row, photograph in news], "blob_path")
+        yield counts
+
+
+def _is_news(row: Row, photograph: Photograph) -> bool:
+    return photograph.path is not None or photograph.warning != row["media_warning"]
+
+
+def _filled(row: Row, photograph: Photograph, now: datetime) -> dict[str, Any]:
+    return {
+        **{key: row[key] for key in ("assignment_id", "question_key", "claim_media_id")},
+        "blob_path": photograph.path,
+        "media_warning": photograph.warning,
+        "updated_at": now,
+    }
