@@ -33,11 +33,9 @@ from faulty_server import (
     reset,
     unused_port,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
-from itel_cabinet.io import http
-from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, connection, is_transient
+from itel_cabinet.io import transport
+from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, TlsFiles, connection
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 
 SECRET = "s3cr3t-t0ken/with+signs="
@@ -247,21 +245,6 @@ def test_retry_after_beyond_the_deadline_ends_the_call(serve: Any, pauses: Pause
     assert (reply.status, reply.attempts, pauses.taken) == (429, 1, [])
 
 
-@given(attempts=st.integers(1, 10_000), chance=st.floats(0, 1), asked=st.none() | st.text(max_size=40))
-def test_a_pause_is_never_negative_and_backoff_is_capped(attempts: int, chance: float, asked: str | None) -> None:
-    link = Connection(ConnectionSettings("claimx", "http://127.0.0.1:9"), random=lambda: chance)
-    headers = {} if asked is None else {"Retry-After": asked}
-    pause = link._pause(attempts, http.Reply(503, headers, b""))
-    assert pause >= 0
-    if asked is None:
-        assert pause <= http.BACKOFF_CAP_SECONDS
-
-
-@given(st.integers(100, 599))
-def test_transient_statuses(status: int) -> None:
-    assert is_transient(status) == (status in {408, 425, 429} or (status >= 500 and status != 501))
-
-
 # -- time and size
 
 
@@ -291,7 +274,7 @@ def test_endless_retries_end_at_the_deadline(serve: Any) -> None:
 def test_a_body_without_end_is_refused_and_not_tried_again(
     serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 3_000_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 3_000_000)
     server = serve(endless_body(200))
     with pytest.raises(CallFailed) as caught:
         quick(server.url, pauses).call("GET", "/x")
@@ -299,7 +282,7 @@ def test_a_body_without_end_is_refused_and_not_tried_again(
 
 
 def test_a_compressed_bomb_is_refused(serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 1_000_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 1_000_000)
     server = serve(answer(200, gzip.compress(b"0" * 20_000_000), content_encoding="gzip"))
     with pytest.raises(CallFailed) as caught:
         quick(server.url, pauses).call("GET", "/x")
@@ -315,7 +298,7 @@ def test_a_compressed_answer_is_unpacked(serve: Any, pauses: Pauses) -> None:
 def test_a_write_whose_2xx_answer_is_lost_has_been_done(
     fault: Act, serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 1_500_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 1_500_000)
     server = serve(fault)
     reply = quick(server.url, pauses).call("POST", "/x", body=b"{}")
     assert (reply.status, reply.attempts, len(server.requests)) == (201, 1, 1)
@@ -522,7 +505,17 @@ def test_secrets_are_never_seen(serve: Any, pauses: Pauses, monkeypatch: pytest.
         ({"auth": "none:env:A"}, "--claimx_auth: must be none"),
         ({"auth": ""}, "--claimx_auth: must be none"),
         ({"auth": "api_key:X Key:env:A"}, "--claimx_auth: a header's name may hold"),
-        ({"auth": "oauth2:https://host/token:env:ID:env:KEY"}, "--claimx_auth: oauth2 is not available"),
+        ({"auth": "oauth2:https://host/token:env:ID"}, "--claimx_auth: must be none"),
+        ({"auth": f"oauth2:{SECRET}:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2 must be http(s)://"),
+        ({"auth": f"oauth2:https://a:{SECRET}@host/t:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2"),
+        ({"auth": f"oauth2:https://host/token:env:ID:{SECRET}"}, "--claimx_auth: must be none"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:read"}, "--claimx_auth: a secret must be referred to"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope="}, "--claimx_auth: the scope of oauth2"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope=a\nb"}, "--claimx_auth: the scope of oauth2"),
+        ({"tls": TlsFiles(client_key="/k.pem")}, "--claimx_client_key: has no use without --claimx_client_cert"),
+        ({"base_url": "http://host", "tls": TlsFiles(ca="/ca.pem")}, "--claimx_ca: has no use for http://host"),
+        ({"base_url": "http://host", "tls": TlsFiles(client_cert="/c.pem")}, "--claimx_client_cert: has no use for"),
+        ({"calls_per_second": -1}, "--claimx_calls_per_second: must be 0 or more"),
         ({"deadline_seconds": 0}, "--claimx_deadline_seconds: must be more than 0"),
         ({"deadline_seconds": float("nan")}, "--claimx_deadline_seconds: must be more than 0"),
         ({"max_retries": -1}, "--max_retries: must be 0 or more"),
