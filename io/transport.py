@@ -172,7 +172,7 @@ def _pem(name: str, path: str) -> str:
         raise UnresolvedSecret(f"{name}: {path!r} cannot be read: {reason}") from None
     if len(content) > _MAX_PEM_BYTES:
         raise UnresolvedSecret(f"{name}: {path} is larger than {_MAX_PEM_BYTES} bytes: this is no certificate's file")
-    return content.decode("ascii", errors="replace")
+    return content.decode("ascii", errors="ignore")  # comments in other alphabets
 
 
 @dataclass(frozen=True, slots=True)

@@ -251,7 +251,7 @@ def test_a_call_under_way_ends_when_the_breaker_opens(serve: Any, clock: Time) -
 def test_who_refuses_or_asks_for_patience_is_up(status: int, serve: Any, clock: Time) -> None:
     server = serve(answer(status))
     link = connect(server.url, clock)
-    for _ in range(60):
+    for _ in range(LEAST_TRIES + 5):
         assert link.call("GET", "/x").status == status
         clock.seconds += 0.5
     assert link.breaker_open_until() is None

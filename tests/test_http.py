@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -257,6 +259,96 @@ def test_no_server_holds_a_call_longer_than_its_deadline(fault: Act, serve: Any)
         link.call("GET", "/x")
     assert 0.9 < time.monotonic() - began < 5
     assert (caught.value.kind, caught.value.attempts) == ("timeout", 1)
+
+
+@contextlib.contextmanager
+def deaf(*hosts: str) -> Iterator[int]:
+    """A port that takes no connections at these addresses: attempts are neither accepted nor refused."""
+    with contextlib.ExitStack() as open_:
+        port = unused_port()
+        for host in hosts:
+            listener = open_.enter_context(socket.socket())
+            listener.bind((host, port))
+            listener.listen(0)
+            filler = open_.enter_context(socket.socket())  # all the room that its queue has
+            filler.connect((host, port))
+        yield port
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``resolve(addresses)`` makes them those of claimx.example; ``resolve(until=event)`` is a resolver that hangs."""
+    real = socket.getaddrinfo
+
+    def make(*addresses: str, until: threading.Event | None = None) -> None:
+        def look_up(host: Any, port: Any, *more: Any) -> Any:
+            if host != "claimx.example":
+                return real(host, port, *more)
+            if until is not None:
+                until.wait()
+            return [found for address in addresses for found in real(address, port, *more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    return make
+
+
+def time_out(link: Connection) -> float:
+    """How long a call takes that must end as a timeout."""
+    began = time.monotonic()
+    with pytest.raises(CallFailed) as caught:
+        link.call("GET", "/x")
+    assert caught.value.kind == "timeout"
+    return time.monotonic() - began
+
+
+def test_a_host_whose_addresses_all_hang_gets_one_connect_timeout(resolve: Any) -> None:
+    hosts = [f"127.0.0.{number}" for number in range(2, 8)]
+    resolve(*hosts)
+    with deaf(*hosts) as port:
+        settings = ConnectionSettings(
+            "claimx", f"http://claimx.example:{port}", connect_timeout_seconds=1.0, max_retries=0
+        )
+        assert 0.9 < time_out(Connection(settings)) < 4
+
+
+def test_an_address_that_hangs_leaves_time_for_the_next(resolve: Any, serve: Any) -> None:
+    server = serve(answer(200, b"[5]"))
+    port = server.server_address[1]
+    resolve("127.0.0.2", "127.0.0.1")
+    with socket.socket() as listener, socket.socket() as filler:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        filler.connect(("127.0.0.2", port))
+        settings = ConnectionSettings("claimx", f"http://claimx.example:{port}", connect_timeout_seconds=2.0)
+        reply = Connection(settings).call("GET", "/x")
+    assert (reply.body, reply.attempts) == (b"[5]", 1)
+    assert server.requests[0].headers["host"] == f"claimx.example:{port}"
+
+
+def test_a_resolver_that_hangs_holds_no_call_beyond_its_deadline(resolve: Any) -> None:
+    answered = threading.Event()
+    resolve(until=answered)
+    try:
+        assert time_out(Connection(ConnectionSettings("claimx", "http://claimx.example", deadline_seconds=1.0))) < 5
+    finally:
+        answered.set()
+
+
+def test_a_server_silent_in_the_middle_of_tls_holds_no_call_beyond_its_deadline() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(10)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        assert time_out(Connection(ConnectionSettings("claimx", url, deadline_seconds=1.0))) < 5
+
+
+def test_a_read_timeout_is_that_of_each_try(serve: Any) -> None:
+    server = serve(hang, drip_body, answer(200, b"[6]"))
+    link = Connection(ConnectionSettings("claimx", server.url, read_timeout_seconds=0.3), random=lambda: 0.0)
+    reply = link.call("GET", "/x")
+    assert (reply.body, reply.attempts) == (b"[6]", 3)
+    assert reply.elapsed < 5
 
 
 def test_endless_retries_end_at_the_deadline(serve: Any) -> None:
