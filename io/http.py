@@ -1,4 +1,4 @@
-"""One named HTTP API: its address, credentials, time limits and retries.
+"""One named HTTP API: its address, credentials, time limits, retries, rate limit and circuit breaker.
 
 :class:`Connection` is what the clients of ClaimX and iTel stand on. Take one from :func:`connection`, which keeps one
 for each settings and process::
@@ -6,134 +6,45 @@ for each settings and process::
     claimx = connection(ConnectionSettings("claimx", "https://claimx.example", "bearer:env:CLAIMX_API_TOKEN"))
     reply = claimx.call("GET", "/customTasks/assignment/5430007", params={"full": "true"})
 
-Redirects are not followed (a 3xx is returned as it is), cookies are not kept, TLS certificates are always checked. A
-proxy and a CA bundle of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``) are honoured, because
-many networks cannot do without; ``.netrc`` is not, because it would replace the credentials the job was given.
+Its parts are modules of their own: a single bounded try (``transport``), whether and when to try again (``retries``),
+who is calling (``auth``, ``oauth2``), when to leave the API in peace (``breaker``) and how often to call it
+(``rate_limit``).
 """
 
 from __future__ import annotations
 
-import base64
-import http.client
-import io
 import logging
-import os
 import random
-import re
-import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
 from urllib.parse import urlsplit
 
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import InvalidHeader
-from urllib3.util import Retry, Timeout
-
+from itel_cabinet.io.auth import Auth, Credentials, check_header_name
+from itel_cabinet.io.breaker import Admission, Breaker, BreakerSettings
+from itel_cabinet.io.oauth2 import Tokens, tokens
 from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.io.rate_limit import RateLimit
+from itel_cabinet.io.retries import is_transient, pause_before_retry
+from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.transport import CallFailed, FailureKind, Reply, TlsFiles, Transport, TransportSettings, check_url
 
 __all__ = [
-    "EXCERPT_CHARACTERS",
-    "MAX_BODY_BYTES",
     "Auth",
+    "BreakerSettings",
     "CallFailed",
     "Connection",
     "ConnectionSettings",
     "Credentials",
     "FailureKind",
     "Reply",
+    "TlsFiles",
     "check_header_name",
     "connection",
     "is_transient",
 ]
 
-MAX_BODY_BYTES = 16 * 1024 * 1024  # far above any task or media list, and as many threads may each hold one
-EXCERPT_CHARACTERS = 500
-BACKOFF_BASE_SECONDS = 0.5
-BACKOFF_CAP_SECONDS = 10.0
-
-FailureKind = Literal["timeout", "unreachable", "reset", "too_large"]
-
 _log = logging.getLogger(__name__)
-
-
-# -------------------------------------------------------------------------------------------------------- credentials
-
-
-@dataclass(frozen=True, slots=True)
-class Credentials:
-    """Resolved secrets: the headers to send, and every text that must not be seen. Neither is in its repr."""
-
-    headers: Mapping[str, str] = field(repr=False)
-    secrets: tuple[str, ...] = field(repr=False)
-
-    def redact(self, text: str) -> str:
-        """``text`` with each secret replaced by ``[secret]``: some servers echo the request in their errors."""
-        for secret in self.secrets:
-            text = text.replace(secret, "[secret]")
-        return text
-
-
-@dataclass(frozen=True, slots=True)
-class Auth:
-    """How to authenticate, by reference. Written ``none``, ``bearer:REF``, ``basic:REF:REF`` or
-    ``api_key:HEADER:REF``."""
-
-    scheme: Literal["none", "bearer", "basic", "api_key"]
-    header: str = "Authorization"
-    refs: tuple[SecretRef, ...] = ()
-
-    @classmethod
-    def parse(cls, text: str) -> Auth:
-        """Read the written form. Raises ValueError, which says what is expected but never quotes what may be a
-        secret."""
-        scheme, _, rest = text.partition(":")
-        # A reference holds a colon itself, so the parts are told apart by what each begins with.
-        parts = re.split(r":(?=(?:env|file):)", rest) if rest else []
-        if scheme == "none" and not parts:
-            return cls("none")
-        if scheme == "bearer" and len(parts) == 1:
-            return cls("bearer", refs=(SecretRef.parse(parts[0]),))
-        if scheme == "basic" and len(parts) == 2:
-            return cls("basic", refs=(SecretRef.parse(parts[0]), SecretRef.parse(parts[1])))
-        if scheme == "api_key" and len(parts) == 2:
-            return cls("api_key", check_header_name(parts[0]), (SecretRef.parse(parts[1]),))
-        if scheme == "oauth2":
-            raise ValueError("oauth2 is not available in this version: use bearer, basic or api_key")
-        raise ValueError(
-            "must be none, bearer:REF, basic:REF:REF or api_key:HEADER:REF, where REF is env:NAME or file:PATH "
-            "(what was given is not shown: it may hold a secret)"
-        )
-
-    def resolve(self) -> Credentials:
-        """Read the secrets now. Raises UnresolvedSecret."""
-        values = tuple(ref.resolve() for ref in self.refs)
-        if self.scheme == "none":
-            return Credentials({}, ())
-        if self.scheme == "api_key":
-            return Credentials({self.header: values[0]}, values)
-        if self.scheme == "bearer":
-            return Credentials({self.header: f"Bearer {values[0]}"}, values)
-        if ":" in values[0]:
-            raise UnresolvedSecret(f"{self.refs[0]} holds a colon: no user name of basic authentication can")
-        token = base64.b64encode(":".join(values).encode()).decode()
-        return Credentials({self.header: f"Basic {token}"}, (token, values[1]))
-
-
-def check_header_name(name: str) -> str:
-    """``name``, if it can be an HTTP header's; else ValueError."""
-    if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name):
-        raise ValueError("a header's name may hold letters, digits and -")
-    return name
-
-
-# ----------------------------------------------------------------------------------------------------------- settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +54,11 @@ class ConnectionSettings:
     ``name`` is ``claimx`` or ``itel``: the options in the error texts are ``--{name}_url``, ``--{name}_auth`` and so
     on.
 
-    ``deadline_seconds`` bounds one call with all its tries and pauses; ``connect_timeout_seconds`` bounds connecting to
-    one address; ``read_timeout_seconds`` bounds one try's whole answer, from the request's last byte to the answer's.
+    ``deadline_seconds`` bounds one call with all its tries and pauses; ``connect_timeout_seconds`` bounds looking the
+    host up and connecting; ``read_timeout_seconds`` bounds one try's whole answer, from the request's last byte to the
+    answer's.
     ``max_retries`` counts the tries after the first. ``concurrency`` is how many idle connections are kept for reuse;
-    it should be the number of threads that call.
+    it should be the number of threads that call. ``calls_per_second`` limits the tries of this process; 0 is no limit.
     """
 
     name: str
@@ -158,90 +70,68 @@ class ConnectionSettings:
     max_retries: int = 9
     concurrency: int = 32
     user_agent: str = "itel-cabinet"
+    tls: TlsFiles = field(default_factory=TlsFiles)
+    calls_per_second: float = 0.0
+    breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
     def __post_init__(self) -> None:
-        self._check_url()
+        try:
+            check_url(self.base_url)
+        except ValueError as error:
+            mend = f"; give them by --{self.name}_auth" if "@" in self.base_url else ""
+            raise ValueError(f"--{self.name}_url: {error}{mend}") from None
         try:
             Auth.parse(self.auth)
         except ValueError as error:
             raise ValueError(f"--{self.name}_auth: {error}") from None
         for option, value in (
-            (f"--{self.name}_deadline_seconds", self.deadline_seconds),
+            ("deadline_seconds", self.deadline_seconds),
             ("connect_timeout_seconds", self.connect_timeout_seconds),
             ("read_timeout_seconds", self.read_timeout_seconds),
         ):
             if not 0 < value < float("inf"):
-                raise ValueError(f"{option}: must be more than 0 seconds, got {value}")
+                raise ValueError(f"--{self.name}_{option}: must be more than 0 seconds, got {value}")
         if self.max_retries < 0:
             raise ValueError(f"--max_retries: must be 0 or more, got {self.max_retries}")
         if self.concurrency < 1:
             raise ValueError(f"--http_concurrency: must be 1 or more, got {self.concurrency}")
+        if not 0 <= self.calls_per_second < float("inf"):
+            raise ValueError(f"--{self.name}_calls_per_second: must be 0 or more, got {self.calls_per_second}")
+        self._check_tls()
 
-    def _check_url(self) -> None:
-        option = f"--{self.name}_url"
-        if "@" in self.base_url:  # first of all: the other texts quote the URL
-            raise ValueError(f"{option}: must not hold a user or password; give them by --{self.name}_auth")
-        try:
-            url = urlsplit(self.base_url)
-            host, _ = url.hostname, url.port  # the port is checked when it is asked for
-        except ValueError as error:
-            raise ValueError(f"{option}: not a URL: {error}") from None
-        if url.scheme not in ("http", "https") or not host or re.search(r"[\s\x00-\x1f\x7f]", self.base_url):
-            raise ValueError(f"{option}: must be http(s)://HOST[:PORT][/PATH], got {self.base_url!r}")
-        if url.query or url.fragment:
-            raise ValueError(f"{option}: must have no query and no fragment, got {self.base_url!r}")
+    def _check_tls(self) -> None:
+        if self.tls.client_key and not self.tls.client_cert:
+            raise ValueError(f"--{self.name}_client_key: has no use without --{self.name}_client_cert")
+        for option, file in (("ca", self.tls.ca), ("client_cert", self.tls.client_cert)):
+            if file and not self.base_url.startswith("https:"):
+                raise ValueError(f"--{self.name}_{option}: has no use for {self.base_url}, which is not https")
 
     def credentials(self) -> Credentials:
-        """Resolve the secrets now; ``run`` calls this to refuse early. Raises UnresolvedSecret, naming option and
-        reference."""
+        """Resolve the secrets now. Raises UnresolvedSecret, naming option and reference."""
         try:
             return Auth.parse(self.auth).resolve()
         except UnresolvedSecret as error:
             raise UnresolvedSecret(f"--{self.name}_auth: {error}") from None
 
+    def check(self) -> None:
+        """Read what the settings refer to, secrets and TLS files; ``run`` calls this to refuse early. Raises
+        UnresolvedSecret, naming the option."""
+        self.credentials()
+        try:
+            self.tls.check()
+        except UnresolvedSecret as error:
+            raise UnresolvedSecret(f"--{self.name}_{error}") from None
 
-# -------------------------------------------------------------------------------------------------------------- calls
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """An answer, whatever its status.
-
-    ``headers`` ignore case. ``excerpt`` is the body's beginning as one line of at most 500 characters, secrets taken
-    out. ``attempts`` and ``elapsed`` (seconds) tell of the whole call.
-    """
-
-    status: int
-    headers: Mapping[str, str] = field(repr=False)
-    body: bytes = field(repr=False)
-    excerpt: str = field(default="", repr=False)
-    attempts: int = 1
-    elapsed: float = 0.0
-
-    @property
-    def ok(self) -> bool:
-        """A 2xx."""
-        return 200 <= self.status < 300
-
-
-class CallFailed(Exception):
-    """The last try brought no usable answer.
-
-    ``kind`` is a stable name: ``timeout``, ``unreachable`` (no connection: refused, unknown host, TLS), ``reset`` (the
-    connection broke, or what came is not HTTP) or ``too_large``. ``last`` is the answer of an earlier try, if there was
-    one.
-    """
-
-    def __init__(self, kind: FailureKind, detail: str, *, attempts: int = 1, last: Reply | None = None) -> None:
-        super().__init__(detail)
-        self.kind: FailureKind = kind
-        self.attempts = attempts
-        self.last = last
-
-
-def is_transient(status: int) -> bool:
-    """Whether a status is worth another try: 408, 425, 429, and 5xx except 501."""
-    return status in (408, 425, 429) or (500 <= status < 600 and status != 501)
+    def transport(self, base_url: str) -> TransportSettings:
+        """The bounds of a single try, at this API or at the token endpoint that belongs to it."""
+        return TransportSettings(
+            base_url=base_url,
+            connect_timeout_seconds=self.connect_timeout_seconds,
+            read_timeout_seconds=self.read_timeout_seconds,
+            concurrency=self.concurrency,
+            user_agent=self.user_agent,
+            tls=self.tls,
+        )
 
 
 @dataclass
@@ -249,25 +139,55 @@ class Connection:
     """Calls to one API. Thread-safe; made once for its settings by :func:`connection`.
 
     Secrets are resolved when it is made (UnresolvedSecret) and again after a 401. ``clock`` is monotonic, in seconds;
-    it, ``sleep`` and ``random`` (0 to 1) steer the pauses between tries only: sockets keep real time.
+    it, ``sleep`` and ``random`` (0 to 1) steer pauses, rate limit and breaker only: sockets keep real time. ``now`` (in
+    epoch seconds) is what the date in a Retry-After is compared with. ``tokens`` are the process's, unless given.
     """
 
     settings: ConnectionSettings
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     random: Callable[[], float] = random.random
+    now: Callable[[], float] = time.time
+    tokens: Tokens | None = field(default=None, repr=False)
     _credentials: Credentials = field(init=False, repr=False)
-    _adapter: HTTPAdapter = field(init=False, repr=False)
+    _transport: Transport = field(init=False, repr=False)
+    _breaker: Breaker = field(init=False, repr=False)
+    _limit: RateLimit | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
-        self._credentials = self.settings.credentials()
-        self._adapter = _Adapter(pool_connections=4, pool_maxsize=self.settings.concurrency)
-        self._proxies = requests.utils.get_environ_proxies(self.settings.base_url)
-        self._verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        settings = self.settings
+        settings.check()
+        self._credentials = settings.credentials()
+        self._transport = Transport(settings.transport(settings.base_url))
+        self._breaker = Breaker(settings.name, settings.breaker, self.clock)
+        if settings.calls_per_second:
+            self._limit = RateLimit(settings.calls_per_second, self.clock)
+        auth = Auth.parse(settings.auth)
+        if auth.scheme == "oauth2" and self.tokens is None:
+            url = urlsplit(auth.token_url)
+            self.tokens = tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
 
     def close(self) -> None:
         """Close the idle connections. A later call opens new ones."""
-        self._adapter.close()
+        self._transport.close()
+
+    def breaker_open_until(self) -> float | None:
+        """When, by ``clock``, a try will be let through again; None while the breaker is closed."""
+        return self._breaker.open_until()
+
+    def wait_until_closed(self, seconds: float) -> bool:
+        """Wait for ``seconds`` at most until the breaker lets a try through; whether it does.
+
+        The next call may be the probe that finds out whether the API is back; another thread may be the first to make
+        it, so ``breaker_open`` can come again.
+        """
+        end = self.clock() + seconds
+        while (wait := self._breaker.wait()) > 0:
+            left = end - self.clock()
+            if left <= 0:
+                return False
+            self.sleep(min(wait, left))
+        return True
 
     def call(
         self,
@@ -282,73 +202,102 @@ class Connection:
         """Send a request until it is answered for good, within ``deadline_seconds``.
 
         Tried again, with full jitter or as ``Retry-After`` says: no connection, a broken one, a timeout, 408, 425, 429,
-        5xx except 501, and a 2xx that ``unusable`` refuses. A 401 is tried once more if the secret has changed
-        meanwhile. So a request may arrive more than once: a write needs an idempotency key among its ``headers``.
+        5xx except 501, a 2xx that ``unusable`` refuses, and a token endpoint for which the same holds. A 401 is tried
+        once more with a new token, or if the secret has changed meanwhile. So a request may arrive more than once: a
+        write needs an idempotency key among its ``headers``.
 
         Returns the last try's reply, whatever its status, for the caller to judge; raises CallFailed if the last try
-        had none.
+        had none, and with the kind ``breaker_open`` as soon as the breaker is open: at once, or instead of a further
+        try. A write that was answered by a 2xx has been done, even if the answer's body is lost.
 
-        A lost answer is not a failure: a write (any method but GET and HEAD) that was answered by a 2xx status line has
-        been done, even if the body then never comes; it is returned as far as it came. So is the body of any status but
-        2xx. A body over MAX_BODY_BYTES is too large, and cut off likewise.
-
-        The time bound holds against servers that hang or drip. Looking up the host's name, and a host of several
-        addresses which all hang, can take a call beyond it: by the resolver's own timeout, and by
-        ``connect_timeout_seconds`` for each further address.
+        The deadline begins when the rate limit lets the first try pass, and holds against servers that hang or drip,
+        and against a resolver that hangs.
         """
+        if self._breaker.wait() > 0:
+            raise self._breaker_open(0, None)
+        self._take_turn(float("inf"))
         started = self.clock()
         deadline = started + self.settings.deadline_seconds
         attempts = 0
         renewed = False
         last: Reply | None = None
         while True:
+            admission = self._breaker.admit()
+            if admission is None:
+                raise self._breaker_open(attempts, last)
             attempts += 1
-            credentials = self._credentials
-            request = self._prepare(method, path, params, body, headers, credentials)
-            outcome = self._attempt(request, credentials, deadline - self.clock())
+            credentials, outcome = self._try(admission, method, path, params, body, headers or {}, deadline)
             if isinstance(outcome, Reply):
                 last = outcome = replace(outcome, attempts=attempts, elapsed=self.clock() - started)
                 if outcome.status == 401 and not renewed and self.clock() < deadline and self._renew(credentials):
                     renewed = True
-                    continue
-                again = is_transient(outcome.status) or (outcome.ok and unusable(outcome))
-            else:
-                again = outcome.kind != "too_large"
-            pause = self._pause(attempts, outcome)
-            if not again or attempts > self.settings.max_retries or self.clock() + pause >= deadline:
+                    if self._take_turn(deadline):
+                        continue
+            pause = pause_before_retry(
+                outcome,
+                usable=not (isinstance(outcome, Reply) and outcome.ok and unusable(outcome)),
+                attempts=attempts,
+                max_retries=self.settings.max_retries,
+                left=deadline - self.clock(),
+                chance=self.random(),
+                now=self.now(),
+            )
+            if pause is None:
                 break
+            if self._breaker.wait() > pause:
+                raise self._breaker_open(attempts, last)
             _log.debug("%s: try %d: %s; again in %.2f s", self.settings.name, attempts, outcome, pause)
             self.sleep(pause)
+            if not self._take_turn(deadline):
+                break
         if isinstance(outcome, Reply):
             return outcome
+        mend = f": check --{self.settings.name}_auth" if outcome.kind == "unauthorized" else ""
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'} in {self.clock() - started:.1f} s"
-        raise CallFailed(outcome.kind, f"{self.settings.base_url}: {outcome} ({tries})", attempts=attempts, last=last)
+        detail = f"{self.settings.base_url}: {outcome}{mend} ({tries})"
+        raise CallFailed(outcome.kind, detail, attempts=attempts, last=last)
 
-    def _prepare(
+    def _try(
         self,
+        admission: Admission,
         method: str,
         path: str,
         params: Mapping[str, str] | None,
         body: bytes | None,
-        headers: Mapping[str, str] | None,
-        credentials: Credentials,
-    ) -> requests.PreparedRequest:
-        return requests.Request(
-            method,
-            self.settings.base_url.rstrip("/") + path,
-            params=params,
-            data=body,
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                "User-Agent": self.settings.user_agent,
-                **(headers or {}),
-                **credentials.headers,
-            },
-        ).prepare()
+        headers: Mapping[str, str],
+        deadline: float,
+    ) -> tuple[Credentials, Reply | CallFailed]:
+        """One try, told to the breaker however it ends; and the credentials it was made with."""
+        alive: bool | None = None
+        why = ""
+        try:
+            credentials = self._authorize(deadline - self.clock())
+            if isinstance(credentials, CallFailed):
+                outcome: Reply | CallFailed = credentials
+                credentials = self._credentials
+            else:
+                outcome = self._transport.send(
+                    method,
+                    path,
+                    params=params,
+                    body=body,
+                    headers={**headers, **credentials.headers},
+                    redact=credentials.redact,
+                    seconds=deadline - self.clock(),
+                )
+            alive, why = _is_alive(outcome), _in_short(outcome)
+        finally:
+            self._breaker.record(admission, alive, why)
+        return credentials, outcome
+
+    def _authorize(self, seconds: float) -> Credentials | CallFailed:
+        return self._credentials if self.tokens is None else self.tokens.credentials(seconds)
 
     def _renew(self, used: Credentials) -> bool:
-        """Resolve the secrets anew; whether they now differ from those that were refused."""
+        """Get rid of credentials that were refused; whether there are, or will be, other ones."""
+        if self.tokens is not None:
+            self.tokens.refused(used)
+            return True
         try:
             self._credentials = self.settings.credentials()
         except UnresolvedSecret as error:
@@ -356,158 +305,32 @@ class Connection:
             return False
         return self._credentials != used
 
-    def _pause(self, attempts: int, outcome: Reply | CallFailed) -> float:
-        """Seconds to wait after the given number of tries: what the server asks for, and jitter so that callers
-        spread."""
-        backoff = self.random() * min(BACKOFF_CAP_SECONDS, BACKOFF_BASE_SECONDS * 2.0 ** min(attempts - 1, 16))
-        asked = outcome.headers.get("Retry-After") if isinstance(outcome, Reply) else None
-        if asked is None:
-            return backoff
-        try:
-            return Retry().parse_retry_after(asked) + self.random() * BACKOFF_BASE_SECONDS
-        except (InvalidHeader, ValueError, OverflowError):
-            return backoff
+    def _take_turn(self, deadline: float) -> bool:
+        """Wait as the rate limit wants it; False at once if that would be beyond the deadline."""
+        if self._limit is None:
+            return True
+        wait = self._limit.reserve(deadline - self.clock())
+        if wait:
+            self.sleep(wait)
+        return wait is not None
 
-    def _attempt(self, request: requests.PreparedRequest, credentials: Credentials, left: float) -> Reply | CallFailed:
-        """One try within ``left`` seconds."""
-        limits = Timeout(
-            total=max(left, 0.001),
-            connect=self.settings.connect_timeout_seconds,
-            read=self.settings.read_timeout_seconds,
+    def _breaker_open(self, attempts: int, last: Reply | None) -> CallFailed:
+        detail = (
+            f"{self.settings.base_url}: not called, as most of the last tries failed ({self._breaker.why}); "
+            f"the next try is in {self._breaker.wait():.0f} s"
         )
-        try:
-            # The adapter, not a Session: a Session reads a redirect's body whole, and keeps cookies.
-            response = self._adapter.send(
-                request,
-                stream=True,
-                timeout=limits,  # type: ignore[arg-type]  # requests takes it, its stubs do not
-                verify=self._verify,
-                proxies=self._proxies,
-            )
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-            return _failure(error)
-        body, cut = _read(response)
-        if cut is not None and 200 <= response.status_code < 300 and request.method in ("GET", "HEAD"):
-            return cut
-        excerpt = " ".join(credentials.redact(body[:65_536].decode("utf-8", errors="replace")).split())
-        return Reply(response.status_code, response.headers, body, excerpt[:EXCERPT_CHARACTERS])
+        return CallFailed("breaker_open", detail, attempts=attempts, last=last)
 
 
-def _read(response: requests.Response) -> tuple[bytes, CallFailed | None]:
-    """The body as far as it came, and why it ended early if it did."""
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        for chunk in response.raw.stream(65_536, decode_content=True):
-            size += len(chunk)
-            if size > MAX_BODY_BYTES:
-                return b"".join(chunks), CallFailed("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes")
-            chunks.append(chunk)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        return b"".join(chunks), _failure(error)
-    finally:
-        response.close()
-    return b"".join(chunks), None
+def _is_alive(outcome: Reply | CallFailed) -> bool | None:
+    """Whether a try speaks for the API being up. Who asks for patience is up; of a token refused nothing is known."""
+    if isinstance(outcome, Reply):
+        return not is_transient(outcome.status) or outcome.status in (425, 429)
+    return {"too_large": True, "unauthorized": None}.get(outcome.kind, False)
 
 
-def _failure(error: Exception) -> CallFailed:
-    """What a library's exception means. Its own text is left out: it holds the whole URL, with its query."""
-    causes = list(_causes(error))
-    # NewConnectionError (refused, unknown host) is a TimeoutError to urllib3, for history's sake.
-    unconnected = any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
-    if not unconnected and any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes):
-        return CallFailed("timeout", "no complete answer in time")
-    reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
-    detail = reasons[-1] if reasons else type(causes[-1]).__name__
-    if any(isinstance(cause, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError) for cause in causes):
-        return CallFailed("reset", f"the connection broke: {detail}")
-    return CallFailed("unreachable", f"no connection: {detail}")
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    """An exception and what led to it, outermost first."""
-    found: list[BaseException] = []
-    pending = [error]
-    while pending:
-        cause = pending.pop(0)
-        if cause is None or cause in found:
-            continue
-        found.append(cause)
-        reason = getattr(cause, "reason", None)
-        pending += [item for item in (*cause.args, reason) if isinstance(item, BaseException)]
-        pending += [cause.__cause__, cause.__context__]
-    return found
-
-
-# ------------------------------------------------------------------------------------------ a bound on a whole answer
-
-
-class _TimedReads(io.RawIOBase):
-    """A socket's bytes until a moment. A socket's own timeout begins anew with each byte, so a server that drips
-    outlives it."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._end = time.monotonic() + (sock.gettimeout() or 0.0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _TimedResponse(http.client.HTTPResponse):
-    """An answer whose headers and body together must come within the read timeout that urllib3 has set on the
-    socket."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp: io.BufferedReader = io.BufferedReader(_TimedReads(self.fp.detach(), sock))
-
-
-class _PlainConnection(HTTPConnection):
-    response_class = _TimedResponse
-
-
-class _TlsConnection(HTTPSConnection):
-    response_class = _TimedResponse
-
-
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _PlainConnection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-_POOLS = {"http": _PlainPool, "https": _TlsPool}
-
-
-class _Adapter(HTTPAdapter):
-    """requests' adapter over those connections, with and without a proxy."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = _POOLS
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = _POOLS
-        return manager
-
-
-# ----------------------------------------------------------------------------------------------------------- registry
+def _in_short(outcome: Reply | CallFailed) -> str:
+    return f"status {outcome.status}" if isinstance(outcome, Reply) else str(outcome)
 
 
 @once_per_process

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from itel_cabinet.local.simulator import Request, Response, Simulator, serve
+from itel_cabinet.local.oauth2 import add_client_option, serve_with_clients
+from itel_cabinet.local.simulator import Request, Response, Simulator
 
 __all__ = ["ClaimXSimulator", "MediaFault", "main", "media_bytes", "media_name"]
 
@@ -208,9 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--token", help="the bearer token, or user:password, to demand; default: none")
     parser.add_argument("--link-seconds", type=float, default=600.0, help="how long a signed link lives (default: 600)")
+    add_client_option(parser)
     options = parser.parse_args(argv)
     simulator = ClaimXSimulator(port=options.port, token=options.token, link_seconds=options.link_seconds)
-    serve([simulator], lambda: print(f"ClaimX simulator at {simulator.url}", flush=True))
+    serve_with_clients("ClaimX", simulator, options.client)
     return 0
 
 

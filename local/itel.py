@@ -24,7 +24,8 @@ from urllib.parse import quote, unquote
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import validator_for
 
-from itel_cabinet.local.simulator import Request, Response, Simulator, serve
+from itel_cabinet.local.oauth2 import add_client_option, serve_with_clients
+from itel_cabinet.local.simulator import Request, Response, Simulator
 
 __all__ = ["ItelSimulator", "Submission", "main", "submission_schema"]
 
@@ -206,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--journal", type=Path, metavar="FOLDER", help="write what is accepted there")
     parser.add_argument("--remember", action="store_true", help="take what the journal holds already for received")
+    add_client_option(parser)
     options = parser.parse_args(argv)
     simulator = ItelSimulator(
         port=options.port,
@@ -215,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         journal=options.journal,
         remember=options.remember,
     )
-    serve([simulator], lambda: print(f"iTel simulator at {simulator.url}", flush=True))
+    serve_with_clients("iTel", simulator, options.client)
     return 0
 
 

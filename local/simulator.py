@@ -105,8 +105,9 @@ class Simulator:
     its memory kept.
 
     ``token``, if set, is demanded as ``Authorization: Bearer <token>`` or, for a ``user:password``, as Basic.
-    ``faults`` may be changed or replaced at any time, from any thread; so may ``token``. ``seed`` decides which
-    requests meet a fault whose rate is below 1.
+    ``authority``, if set, says in its place which Authorization headers are good. ``faults`` may be changed or replaced
+    at any time, from any thread; so may ``token`` and ``authority``. ``seed`` decides which requests meet a fault whose
+    rate is below 1.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Simulator:
     ) -> None:
         self.port = port or free_port()
         self.token = token
+        self.authority: Callable[[str | None], bool] | None = None
         self.faults = Faults()
         self.clock = clock
         self._random = random.Random(seed)
@@ -197,6 +199,8 @@ class Simulator:
         return found or Response.refusal(404, f"the simulator knows no {request.method} {request.path}")
 
     def _authorised(self, request: Request) -> bool:
+        if self.authority is not None:
+            return self.authority(request.headers.get("Authorization"))
         token = self.token
         if token is None:
             return True

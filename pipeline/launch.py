@@ -55,9 +55,9 @@ def check(settings: Settings) -> None:
     """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchRefused."""
     parts = Parts(settings)
     try:
-        settings.claimx_connection().credentials()
+        settings.claimx_connection().check()
         if settings.job.calls_itel and isinstance(parts.itel_settings, ItelSettings):
-            settings.itel_connection().credentials()
+            settings.itel_connection().check()
         elif settings.job.calls_itel:
             _check_folder(parts)
         if settings.fetches_media:

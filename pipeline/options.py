@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.downloads import AllowedHosts, DownloadSettings
-from itel_cabinet.io.http import Auth, ConnectionSettings
+from itel_cabinet.io.http import Auth, BreakerSettings, ConnectionSettings, TlsFiles
 from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.media import MediaSettings
@@ -135,6 +135,7 @@ StoreOptions = Annotated[JsonObject, AfterValidator(_without_secrets)]
 Reference = Annotated[str, AfterValidator(_by_reference)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+CallsPerSecond = Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)]
 # In json_schema_extra stands what templates/metadata.json says beyond the type: its paramType where that is more than
 # the type tells, and its group, which lasts until a field names the next.
 _WRITTEN = {"paramType": "KAFKA_WRITE_TOPIC"}
@@ -188,7 +189,17 @@ class Settings(BaseModel):
     )
     claimx_auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
-        description="none, bearer:REF, basic:REF:REF or api_key:HEADER:REF; REF is env:NAME or file:PATH.",
+        description="none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] "
+        "(the client's id and secret); REF is env:NAME or file:PATH.",
+    )
+    claimx_ca: str | None = Field(
+        default=None, description="PEM file of certificates to trust beside the usual authorities."
+    )
+    claimx_client_cert: str | None = Field(
+        default=None, description="PEM file of the certificate to show the server (mTLS), with its chain."
+    )
+    claimx_client_key: str | None = Field(
+        default=None, description="PEM file of that certificate's key, if it is not in the same file."
     )
     claimx_task_path: str = Field(
         default="/customTasks/assignment/{assignment_id}?full=true", description="Where a task is looked up."
@@ -201,6 +212,13 @@ class Settings(BaseModel):
         default="wait", description="ClaimX is away: wait and then fail, or divert the records to the dead letters."
     )
     claimx_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
+    claimx_connect_timeout_seconds: Seconds = Field(
+        default=5.0, gt=0, description="Bounds finding the host and connecting, at each try."
+    )
+    claimx_read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="Bounds the answer of each try.")
+    claimx_calls_per_second: CallsPerSecond = Field(
+        default=0.0, description="How often each worker process may call, tries after the first included; 0: no limit."
+    )
     form_wait_seconds: Seconds = Field(
         default=1.0, description="A completed task without a form is looked up once more, this long after its event."
     )
@@ -213,6 +231,9 @@ class Settings(BaseModel):
     itel_path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
     itel_method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
     itel_auth: Reference = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
+    itel_ca: str | None = Field(default=None, description="As --claimx_ca.")
+    itel_client_cert: str | None = Field(default=None, description="As --claimx_client_cert.")
+    itel_client_key: str | None = Field(default=None, description="As --claimx_client_key.")
     itel_idempotency_header: str = Field(
         default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$", description="The header that carries the event id."
     )
@@ -220,8 +241,21 @@ class Settings(BaseModel):
         default=("COMPLETED",), min_length=1, description="Task statuses that are submitted, separated by commas."
     )
     itel_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
+    itel_connect_timeout_seconds: Seconds = Field(default=5.0, gt=0, description="As --claimx_connect_timeout_seconds.")
+    itel_read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="As --claimx_read_timeout_seconds.")
+    itel_calls_per_second: CallsPerSecond = Field(default=0.0, description="As --claimx_calls_per_second.")
     max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
     http_concurrency: int = Field(default=32, ge=1, le=256, description="Calls at a time, for each API and process.")
+    breaker_failure_share: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="An API is not called for a while when this share of the last tries (20 at least) failed ...",
+    )
+    breaker_window_seconds: Seconds = Field(default=20.0, gt=0, description="... which are those of so many seconds.")
+    breaker_open_seconds: Seconds = Field(
+        default=15.0, description="How long it is left in peace before one call looks whether it is back; 0: never."
+    )
 
     tables_root: str | None = Field(
         default=None,
@@ -313,14 +347,7 @@ class Settings(BaseModel):
         return self
 
     def claimx_connection(self) -> ConnectionSettings:
-        return ConnectionSettings(
-            name="claimx",
-            base_url=self.claimx_url or "",
-            auth=self.claimx_auth,
-            deadline_seconds=self.claimx_deadline_seconds,
-            max_retries=self.max_retries,
-            concurrency=self.http_concurrency,
-        )
+        return self._connection("claimx")
 
     @property
     def fetches_media(self) -> bool:
@@ -347,13 +374,24 @@ class Settings(BaseModel):
         )
 
     def itel_connection(self) -> ConnectionSettings:
+        return self._connection("itel")
+
+    def _connection(self, api: Literal["claimx", "itel"]) -> ConnectionSettings:
+        def of(option: str) -> Any:
+            return getattr(self, f"{api}_{option}")
+
         return ConnectionSettings(
-            name="itel",
-            base_url=self.itel_url or "",
-            auth=self.itel_auth,
-            deadline_seconds=self.itel_deadline_seconds,
+            name=api,
+            base_url=of("url") or "",
+            auth=of("auth"),
+            deadline_seconds=of("deadline_seconds"),
+            connect_timeout_seconds=of("connect_timeout_seconds"),
+            read_timeout_seconds=of("read_timeout_seconds"),
             max_retries=self.max_retries,
             concurrency=self.http_concurrency,
+            tls=TlsFiles(of("ca") or "", of("client_cert") or "", of("client_key") or ""),
+            calls_per_second=of("calls_per_second"),
+            breaker=BreakerSettings(self.breaker_failure_share, self.breaker_window_seconds, self.breaker_open_seconds),
         )
 
     @property

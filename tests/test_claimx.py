@@ -13,7 +13,7 @@ from faulty_server import Act, FaultyServer, answer, cut_body, endless_body, gar
 from pydantic import BaseModel
 
 from itel_cabinet.io import claimx as module
-from itel_cabinet.io import http
+from itel_cabinet.io import transport
 from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
 from itel_cabinet.io.http import Connection, ConnectionSettings
 
@@ -179,7 +179,7 @@ def test_json_that_is_no_task(body: bytes, client: Any) -> None:
 
 
 def test_an_answer_without_end_is_the_records(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 2_000_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 2_000_000)
     claims, _ = client(endless_body(200))
     refused = claims.task_details(ASSIGNMENT, not_before=0)
     assert (refused.error_class, refused.status) == ("wrong_shape", None)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import logging
+import socket
 import ssl
 import threading
 import time
@@ -33,11 +35,9 @@ from faulty_server import (
     reset,
     unused_port,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
-from itel_cabinet.io import http
-from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, connection, is_transient
+from itel_cabinet.io import transport
+from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, TlsFiles, connection
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 
 SECRET = "s3cr3t-t0ken/with+signs="
@@ -247,21 +247,6 @@ def test_retry_after_beyond_the_deadline_ends_the_call(serve: Any, pauses: Pause
     assert (reply.status, reply.attempts, pauses.taken) == (429, 1, [])
 
 
-@given(attempts=st.integers(1, 10_000), chance=st.floats(0, 1), asked=st.none() | st.text(max_size=40))
-def test_a_pause_is_never_negative_and_backoff_is_capped(attempts: int, chance: float, asked: str | None) -> None:
-    link = Connection(ConnectionSettings("claimx", "http://127.0.0.1:9"), random=lambda: chance)
-    headers = {} if asked is None else {"Retry-After": asked}
-    pause = link._pause(attempts, http.Reply(503, headers, b""))
-    assert pause >= 0
-    if asked is None:
-        assert pause <= http.BACKOFF_CAP_SECONDS
-
-
-@given(st.integers(100, 599))
-def test_transient_statuses(status: int) -> None:
-    assert is_transient(status) == (status in {408, 425, 429} or (status >= 500 and status != 501))
-
-
 # -- time and size
 
 
@@ -274,6 +259,96 @@ def test_no_server_holds_a_call_longer_than_its_deadline(fault: Act, serve: Any)
         link.call("GET", "/x")
     assert 0.9 < time.monotonic() - began < 5
     assert (caught.value.kind, caught.value.attempts) == ("timeout", 1)
+
+
+@contextlib.contextmanager
+def deaf(*hosts: str) -> Iterator[int]:
+    """A port that takes no connections at these addresses: attempts are neither accepted nor refused."""
+    with contextlib.ExitStack() as open_:
+        port = unused_port()
+        for host in hosts:
+            listener = open_.enter_context(socket.socket())
+            listener.bind((host, port))
+            listener.listen(0)
+            filler = open_.enter_context(socket.socket())  # all the room that its queue has
+            filler.connect((host, port))
+        yield port
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``resolve(addresses)`` makes them those of claimx.example; ``resolve(until=event)`` is a resolver that hangs."""
+    real = socket.getaddrinfo
+
+    def make(*addresses: str, until: threading.Event | None = None) -> None:
+        def look_up(host: Any, port: Any, *more: Any) -> Any:
+            if host != "claimx.example":
+                return real(host, port, *more)
+            if until is not None:
+                until.wait()
+            return [found for address in addresses for found in real(address, port, *more)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    return make
+
+
+def time_out(link: Connection) -> float:
+    """How long a call takes that must end as a timeout."""
+    began = time.monotonic()
+    with pytest.raises(CallFailed) as caught:
+        link.call("GET", "/x")
+    assert caught.value.kind == "timeout"
+    return time.monotonic() - began
+
+
+def test_a_host_whose_addresses_all_hang_gets_one_connect_timeout(resolve: Any) -> None:
+    hosts = [f"127.0.0.{number}" for number in range(2, 8)]
+    resolve(*hosts)
+    with deaf(*hosts) as port:
+        settings = ConnectionSettings(
+            "claimx", f"http://claimx.example:{port}", connect_timeout_seconds=1.0, max_retries=0
+        )
+        assert 0.9 < time_out(Connection(settings)) < 4
+
+
+def test_an_address_that_hangs_leaves_time_for_the_next(resolve: Any, serve: Any) -> None:
+    server = serve(answer(200, b"[5]"))
+    port = server.server_address[1]
+    resolve("127.0.0.2", "127.0.0.1")
+    with socket.socket() as listener, socket.socket() as filler:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        filler.connect(("127.0.0.2", port))
+        settings = ConnectionSettings("claimx", f"http://claimx.example:{port}", connect_timeout_seconds=2.0)
+        reply = Connection(settings).call("GET", "/x")
+    assert (reply.body, reply.attempts) == (b"[5]", 1)
+    assert server.requests[0].headers["host"] == f"claimx.example:{port}"
+
+
+def test_a_resolver_that_hangs_holds_no_call_beyond_its_deadline(resolve: Any) -> None:
+    answered = threading.Event()
+    resolve(until=answered)
+    try:
+        assert time_out(Connection(ConnectionSettings("claimx", "http://claimx.example", deadline_seconds=1.0))) < 5
+    finally:
+        answered.set()
+
+
+def test_a_server_silent_in_the_middle_of_tls_holds_no_call_beyond_its_deadline() -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(10)
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        assert time_out(Connection(ConnectionSettings("claimx", url, deadline_seconds=1.0))) < 5
+
+
+def test_a_read_timeout_is_that_of_each_try(serve: Any) -> None:
+    server = serve(hang, drip_body, answer(200, b"[6]"))
+    link = Connection(ConnectionSettings("claimx", server.url, read_timeout_seconds=0.3), random=lambda: 0.0)
+    reply = link.call("GET", "/x")
+    assert (reply.body, reply.attempts) == (b"[6]", 3)
+    assert reply.elapsed < 5
 
 
 def test_endless_retries_end_at_the_deadline(serve: Any) -> None:
@@ -291,7 +366,7 @@ def test_endless_retries_end_at_the_deadline(serve: Any) -> None:
 def test_a_body_without_end_is_refused_and_not_tried_again(
     serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 3_000_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 3_000_000)
     server = serve(endless_body(200))
     with pytest.raises(CallFailed) as caught:
         quick(server.url, pauses).call("GET", "/x")
@@ -299,7 +374,7 @@ def test_a_body_without_end_is_refused_and_not_tried_again(
 
 
 def test_a_compressed_bomb_is_refused(serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 1_000_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 1_000_000)
     server = serve(answer(200, gzip.compress(b"0" * 20_000_000), content_encoding="gzip"))
     with pytest.raises(CallFailed) as caught:
         quick(server.url, pauses).call("GET", "/x")
@@ -315,7 +390,7 @@ def test_a_compressed_answer_is_unpacked(serve: Any, pauses: Pauses) -> None:
 def test_a_write_whose_2xx_answer_is_lost_has_been_done(
     fault: Act, serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "MAX_BODY_BYTES", 1_500_000)
+    monkeypatch.setattr(transport, "MAX_BODY_BYTES", 1_500_000)
     server = serve(fault)
     reply = quick(server.url, pauses).call("POST", "/x", body=b"{}")
     assert (reply.status, reply.attempts, len(server.requests)) == (201, 1, 1)
@@ -522,7 +597,17 @@ def test_secrets_are_never_seen(serve: Any, pauses: Pauses, monkeypatch: pytest.
         ({"auth": "none:env:A"}, "--claimx_auth: must be none"),
         ({"auth": ""}, "--claimx_auth: must be none"),
         ({"auth": "api_key:X Key:env:A"}, "--claimx_auth: a header's name may hold"),
-        ({"auth": "oauth2:https://host/token:env:ID:env:KEY"}, "--claimx_auth: oauth2 is not available"),
+        ({"auth": "oauth2:https://host/token:env:ID"}, "--claimx_auth: must be none"),
+        ({"auth": f"oauth2:{SECRET}:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2 must be http(s)://"),
+        ({"auth": f"oauth2:https://a:{SECRET}@host/t:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2"),
+        ({"auth": f"oauth2:https://host/token:env:ID:{SECRET}"}, "--claimx_auth: must be none"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:read"}, "--claimx_auth: a secret must be referred to"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope="}, "--claimx_auth: the scope of oauth2"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope=a\nb"}, "--claimx_auth: the scope of oauth2"),
+        ({"tls": TlsFiles(client_key="/k.pem")}, "--claimx_client_key: has no use without --claimx_client_cert"),
+        ({"base_url": "http://host", "tls": TlsFiles(ca="/ca.pem")}, "--claimx_ca: has no use for http://host"),
+        ({"base_url": "http://host", "tls": TlsFiles(client_cert="/c.pem")}, "--claimx_client_cert: has no use for"),
+        ({"calls_per_second": -1}, "--claimx_calls_per_second: must be 0 or more"),
         ({"deadline_seconds": 0}, "--claimx_deadline_seconds: must be more than 0"),
         ({"deadline_seconds": float("nan")}, "--claimx_deadline_seconds: must be more than 0"),
         ({"max_retries": -1}, "--max_retries: must be 0 or more"),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
 
+from itel_cabinet.io.http import BreakerSettings, TlsFiles
 from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings, parse_arguments
 
 SECRET = "hunter2-very-secret"
@@ -285,6 +286,14 @@ def test_a_job_asks_only_for_what_it_uses(job: str, unneeded: list[str]) -> None
         (["--shards=0"], "--shards: Input should be greater than or equal to 1"),
         (["--max_retries=-1"], "--max_retries: Input should be greater than or equal to 0"),
         (["--claimx_deadline_seconds=0"], "--claimx_deadline_seconds: Input should be greater than 0"),
+        (["--itel_read_timeout_seconds=0"], "--itel_read_timeout_seconds: Input should be greater than 0"),
+        (["--itel_calls_per_second=-1"], "--itel_calls_per_second: Input should be greater than or equal to 0"),
+        (["--itel_client_key=/k"], "--itel_client_key: has no use without --itel_client_cert"),
+        (["--breaker_failure_share=2"], "--breaker_failure_share: Input should be less than or equal to 1"),
+        (
+            ["--claimx_auth=oauth2:id.example/token:env:A:env:B"],
+            "--claimx_auth: the token URL of oauth2 must be http(s)://HOST[:PORT][/PATH], without a user",
+        ),
         (["--max_batch_seconds=inf"], "--max_batch_seconds: Input should be a finite number"),
         (["--max_batch_seconds=nan"], "--max_batch_seconds: Input should be a finite number"),
         (
@@ -403,6 +412,29 @@ def test_the_connections_take_their_options() -> None:
     assert (itel.name, itel.base_url, itel.auth) == ("itel", "https://itel.example", "none")
     assert (claimx.deadline_seconds, itel.deadline_seconds) == (5.0, 6.0)
     assert (claimx.max_retries, itel.max_retries, claimx.concurrency, itel.concurrency) == (2, 2, 3, 3)
+
+
+@pytest.mark.parametrize("api", ["claimx", "itel"])
+def test_each_connection_has_its_own_bounds_and_files(api: str) -> None:
+    settings = parse(
+        f"--{api}_connect_timeout_seconds=1",
+        f"--{api}_read_timeout_seconds=2",
+        f"--{api}_calls_per_second=3.5",
+        f"--{api}_ca=/tls/ca.pem",
+        f"--{api}_client_cert=/tls/job.crt",
+        f"--{api}_client_key=/tls/job.key",
+        "--breaker_failure_share=0.5",
+        "--breaker_window_seconds=30",
+        "--breaker_open_seconds=0",
+    )
+    links = {"claimx": settings.claimx_connection(), "itel": settings.itel_connection()}
+    link = links.pop(api)
+    assert (link.connect_timeout_seconds, link.read_timeout_seconds, link.calls_per_second) == (1.0, 2.0, 3.5)
+    assert link.tls == TlsFiles("/tls/ca.pem", "/tls/job.crt", "/tls/job.key")
+    [other] = links.values()
+    assert (other.connect_timeout_seconds, other.read_timeout_seconds, other.calls_per_second) == (5.0, 10.0, 0.0)
+    assert other.tls == TlsFiles()
+    assert link.breaker == other.breaker == BreakerSettings(0.5, 30.0, 0.0)
 
 
 def test_beams_own_options_pass_through() -> None:
