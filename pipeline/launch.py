@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
@@ -22,7 +23,7 @@ from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.direct_runner import direct_runner
-from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, tune, wait_until_running, waits
+from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
@@ -176,6 +177,8 @@ def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]
         result.wait_until_finish()
     except NotRunning as error:
         raise JobFailed(str(error)) from None
+    except grpc.RpcError as error:
+        raise JobFailed(refused(error, options)) from None
     except Exception as error:
         raise JobFailed(_cause(error)) from error
     return _counters(result)

@@ -6,11 +6,12 @@
 | ``topic`` | test | ``topic(partitions=3, config=None)`` creates a topic that no other test uses and returns its name |
 | ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
-| ``cluster`` | session | a real Flink cluster with two TaskManagers; to kill its JobManager, start your own |
+| ``cluster`` | session | a real Flink cluster with two TaskManagers, a slot each; to kill its JobManager, start your own |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
-A test that uses the broker, itself or through another fixture, is marked ``services``. Nothing skips when the broker is
-missing: it fails and says `make setup`.
+A test that uses the broker, itself or through another fixture, is marked ``services``, and one that uses the cluster
+``flink``. A test leaves the cluster without a job of its own, and with two TaskManagers. Nothing skips when the broker
+or the cluster is missing: it fails and says `make setup`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "broker" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.services)
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flink)
 
 
 @pytest.fixture(scope="session")
