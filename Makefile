@@ -77,7 +77,7 @@ $(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts
 	@touch $@
 
-# Some 150 MB of jars, and Beam's boot built with Go: fetched for what runs on Flink, not for the demo.
+# Some 150 MB of jars, and Beam's boot and Prism built with Go: fetched for what runs on Flink, not for the demo.
 $(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts flink
 	@touch $@

@@ -37,6 +37,8 @@ __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
+# Counters of what Beam does itself, which Prism hands out beside the others.
+_BEAMS_OWN = "beam"
 # An exception's line in a traceback, with its module in front.
 # Errors with a line of their own to act on; of any other the traceback is worth keeping.
 _EXPECTED = re.compile(r"\b(WorldError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
@@ -189,8 +191,12 @@ def _counters(result: PipelineResult) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         name = counter.key.metric.name
+        if counter.key.metric.namespace == _BEAMS_OWN:
+            continue
         if counter.key.metric.namespace != NAMESPACE:
-            name = f"{counter.key.step.partition('/')[0]}: {name}"
+            # Prism does not tell the step of most.
+            step = (counter.key.step or "").partition("/")[0]
+            name = f"{step}: {name}" if step else name
         counts[name] += counter.attempted if counter.committed is None else counter.committed
     return dict(counts)
 
