@@ -15,10 +15,11 @@ FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo test test-fast chaos lint types bench clean
+.PHONY: help setup setup-tests demo demo-flink test test-fast chaos lint types bench clean
 
 help:
 	@echo "make demo       run the whole system on this machine and show where each record ended"
+	@echo "make demo-flink the same on a Flink cluster, and how long each part takes"
 	@echo "make test       lint, then every test"
 	@echo "make test-fast  the tests that need no services"
 	@echo "make chaos      60,000 events through a Flink cluster whose parts are killed; half an hour"
@@ -28,6 +29,9 @@ help:
 
 demo: setup
 	$(BIN)/python -m itel_cabinet.local.demo
+
+demo-flink: setup $(FLINK)
+	$(BIN)/python -m itel_cabinet.local.demo --flink
 
 test: setup-tests lint
 	$(BIN)/python -m pytest -m "not chaos"
@@ -76,7 +80,7 @@ $(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts
 	@touch $@
 
-# Some 150 MB of jars, and Beam's boot built with Go: fetched for the tests, not for the demo.
+# Some 150 MB of jars, and Beam's boot and Prism built with Go: fetched for what runs on Flink, not for the demo.
 $(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts flink
 	@touch $@

@@ -1,13 +1,14 @@
 """The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
 ``python -m itel_cabinet.local.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink`` the Flink
-cluster, ``... artifacts azurite`` the object store. Each set of jars is one pom beside this module, and its versions
-are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. Beam's Go program has the version
-of the installed ``apache-beam``.
+cluster and Beam's Go programs, ``... artifacts azurite`` the object store. Each set of jars is one pom beside this
+module, and its versions are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. The Go
+programs have the version of the installed ``apache-beam``.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree.ElementTree import canonicalize, parse
 
 __all__ = [
     "AZURITE",
@@ -26,6 +27,7 @@ __all__ = [
     "FLINK",
     "KAFKA",
     "PARTS",
+    "PRISM",
     "ArtifactError",
     "Component",
     "NodeProgram",
@@ -48,27 +50,35 @@ class ArtifactError(RuntimeError):
 class Component:
     """A set of jars that belong together; ``name`` and ``version`` are the artifact id and version of its ``pom``.
 
-    ``sources`` are Java files that are compiled against the jars, and whose classes lie beside them.
+    ``sources`` are Java files that are compiled against the jars, and whose classes lie beside them. ``digest`` is of
+    both, so that a changed one is a component of its own.
     """
 
     name: str
     version: str
+    digest: str
     pom: Path
     sources: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, pom: Path, *sources: Path) -> Component:
         """The component that ``pom`` describes."""
-        project = ElementTree.parse(pom).getroot()
+        project = parse(pom).getroot()
         name, version = (project.findtext(f"{_NAMESPACE}{tag}") for tag in ("artifactId", "version"))
         if not name or not version:
             raise ArtifactError(f"{pom.name} names no artifactId or version: restore it from the repository")
-        return cls(name, version, pom, sources)
+        # Without comments and white space, a change of which would fetch the same jars again.
+        made_from = [
+            canonicalize(from_file=pom, strip_text=True).encode(),
+            *(source.read_bytes() for source in sources),
+        ]
+        digest = hashlib.sha256(b"\0".join(made_from)).hexdigest()[:8]
+        return cls(name, version, digest, pom, sources)
 
     @property
     def folder(self) -> Path:
-        """Where its jars are, once fetched: ``<home>/<name>-<version>``, an absolute path."""
-        return home() / f"{self.name}-{self.version}"
+        """Where its jars are, once fetched: ``<home>/<name>-<version>-<digest>``, an absolute path."""
+        return home() / f"{self.name}-{self.version}-{self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +133,13 @@ FLINK = Component.of(_HERE / "flink-pom.xml", _HERE / "NothingToStage.java")
 BOOT = Program("beam-boot", version("apache-beam"), "github.com/apache/beam/sdks/v2/python/container")
 """What starts Beam's Python workers inside a TaskManager. It belongs to one version of the Python SDK."""
 
+PRISM = Program("prism", version("apache-beam"), "github.com/apache/beam/sdks/v2/go/cmd/prism")
+"""Beam's own runner in Go."""
+
 AZURITE = NodeProgram.of(_HERE / "npm" / "package.json")
 """An object store that speaks Azure's protocol."""
 
-PARTS: dict[str, tuple[Part, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT), "azurite": (AZURITE,)}
+PARTS: dict[str, tuple[Part, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT, PRISM), "azurite": (AZURITE,)}
 
 
 def home() -> Path:

@@ -1,6 +1,8 @@
 """The whole system on this machine, once: ``python -m itel_cabinet.local.demo`` (or ``make demo``).
 
 A real Kafka broker, the `trigger` and the `cabinet` job as processes of their own, and simulators of ClaimX and iTel.
+With ``--flink`` (``make demo-flink``) the jobs are launched from their templates on a Flink cluster.
+
 Seeded records go in, bad ones among them; then every record is looked for in the places where one can end, and the exit
 status is 0 only if what is found adds up to what went in. Everything is left in a folder for people to read.
 """
@@ -11,12 +13,9 @@ import argparse
 import contextlib
 import fcntl
 import json
-import os
-import re
 import secrets
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,10 +32,13 @@ from rich.table import Table
 from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.local.artifacts import ArtifactError
 from itel_cabinet.local.claimx import ClaimXSimulator
+from itel_cabinet.local.demo_jobs import Clock, DemoFailed, Jobs, OnDirectRunner, OnFlink
 from itel_cabinet.local.events import Expect, Generator, Produced, produce
+from itel_cabinet.local.flink import FlinkCluster, FlinkError
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker, BrokerError
 from itel_cabinet.local.ledger import End, Entry, Ledger
+from itel_cabinet.local.ports import HOST
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
@@ -49,9 +51,7 @@ _ERROR_TOPICS = (f"{_TASKS}.errors", "itel.cabinet.api.errors")
 _SUCCESSES = "itel.cabinet.api.success"
 
 _MARKER = ".itel-cabinet-demo"
-_JOB_SECONDS = 150.0
-_STOP_SECONDS = 30.0
-_COUNTED_SKIP = re.compile(r" INFO skipped:(\S+): (\d+)$", re.MULTILINE)
+_TASK_MANAGERS = 2
 _STEP = timedelta(seconds=2)
 
 _ENDS: dict[Expect, tuple[End, ...]] = {
@@ -63,10 +63,6 @@ _ENDS: dict[Expect, tuple[End, ...]] = {
 }
 
 
-class DemoFailed(RuntimeError):
-    """The demo cannot go on; the message says what happened and where to look."""
-
-
 @dataclass(frozen=True)
 class Demo:
     """What is running, and the folder that everything is left in."""
@@ -75,6 +71,7 @@ class Demo:
     broker: Broker
     claimx: ClaimXSimulator
     itel: ItelSimulator
+    jobs: Jobs
     say: Callable[[str], None]
 
     def run(self, records: int, seed: int) -> Iterator[tuple[str, Ledger]]:
@@ -91,7 +88,7 @@ class Demo:
         yield f"{_TASKS} -> the cabinet job", self._cabinet(task_messages)
 
     def _trigger(self, produced: Mapping[str, Produced]) -> Ledger:
-        skipped = self._job("trigger")
+        skipped = self.jobs.run("trigger", first=lambda: any(self.broker.end_offsets(_TASKS).values()))
         books = Ledger({at: Entry(one.kind, _ENDS[one.expect]) for at, one in produced.items()}, skipped)
         for headers, _, _ in self._tasks():
             if source := headers.get("x-source"):
@@ -114,7 +111,12 @@ class Demo:
                 ends = _ENDS["submitted" if status == "COMPLETED" else "tracked"]
                 entries[coordinates] = Entry(f"from trigger: {status.lower()}", ends)
                 event_ids[coordinates] = task["event_id"]
-        skipped = self._job("cabinet", f"--tables_root={self.folder / 'tables'}")
+        tables = self.folder / "tables"
+        # Version 0 is the empty table that the launcher makes.
+        # Absolute: a cluster's workers live in other folders.
+        skipped = self.jobs.run(
+            "cabinet", f"--tables_root={tables.absolute()}", first=lambda: _version(tables / TRACKING) > 0
+        )
         # Skipped on the way to iTel alone: these have their rows.
         only_tracked = skipped.pop("status_not_submitted", 0)
         books = Ledger(entries, skipped)
@@ -169,47 +171,6 @@ class Demo:
     def _topic_id(self, topic: str) -> str:
         return Cluster({"bootstrap.servers": self.broker.bootstrap_servers}).topic(topic).topic_id
 
-    def _job(self, job: str, *options: str) -> dict[str, int]:
-        """Run a job until it has caught up; returns how many records it skipped, by reason. Raises DemoFailed."""
-        self.say(" ".join(["itel-cabinet run", job, "--until_caught_up", *options]))
-        environment = os.environ | {
-            "KAFKA_BOOTSTRAP_SERVERS": self.broker.bootstrap_servers,
-            "CLAIMX_API_BASE_URL": self.claimx.url,
-            "CLAIMX_API_TOKEN": self.claimx.token or "",
-            "ITEL_CABINET_API_BASE_URL": self.itel.url,
-            "ITEL_CABINET_API_TOKEN": self.itel.token or "",
-        }
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, "--until_caught_up", *options]
-        log = self.folder / "logs" / f"{job}.log"
-        with (
-            log.open("wb") as output,
-            _ended(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-            ) as process,
-        ):
-            try:
-                status = process.wait(_JOB_SECONDS)
-            except subprocess.TimeoutExpired:
-                raise DemoFailed(f"the {job} job did not catch up within {_JOB_SECONDS:.0f} s: see {log}") from None
-        text = log.read_text(encoding="utf-8", errors="replace")
-        if status != 0:
-            last = "\n".join(text.splitlines()[-5:])
-            raise DemoFailed(f"the {job} job ended with status {status}: see {log}, which ends with\n{last}")
-        return {reason: int(count) for reason, count in _COUNTED_SKIP.findall(text)}
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
@@ -235,13 +196,42 @@ def _emptied(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _running(folder: Path, say: Callable[[str], None]) -> Iterator[Demo]:
+def _running(folder: Path, flink: Clock | None, say: Callable[[str], None]) -> Iterator[Demo]:
+    """All that the demo needs, on a cluster if ``flink`` is there to take down how long its parts take."""
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(Broker.start(folder / "kafka"))
         claimx = stack.enter_context(ClaimXSimulator(token=secrets.token_hex(8)))
         itel = stack.enter_context(ItelSimulator(token=secrets.token_hex(8), journal=folder / "itel"))
         say(f"Kafka at {broker.bootstrap_servers}, ClaimX (simulated) at {claimx.url}, iTel (simulated) at {itel.url}")
-        yield Demo(folder, broker, claimx, itel, say)
+        environment = {
+            "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
+            "CLAIMX_API_BASE_URL": claimx.url,
+            "CLAIMX_API_TOKEN": claimx.token or "",
+            "ITEL_CABINET_API_BASE_URL": itel.url,
+            "ITEL_CABINET_API_TOKEN": itel.token or "",
+        }
+        jobs: Jobs = OnDirectRunner(folder, environment, say)
+        if flink is not None:
+            cluster = stack.enter_context(_cluster(folder / "flink", environment, flink))
+            say(f"Flink at http://{HOST}:{cluster.rest_port}, Beam's job server at {cluster.job_endpoint}")
+            jobs = OnFlink(folder, environment, say, cluster, broker, flink)
+        yield Demo(folder, broker, claimx, itel, jobs, say)
+
+
+@contextlib.contextmanager
+def _cluster(folder: Path, environment: Mapping[str, str], clock: Clock) -> Iterator[FlinkCluster]:
+    """A cluster whose workers have ``environment``: the secrets are resolved there."""
+    began = time.monotonic()
+    with FlinkCluster.start(folder, task_managers=_TASK_MANAGERS, environment=environment) as cluster:
+        clock.took("cluster up", began)
+        yield cluster
+        began = time.monotonic()
+    clock.took("cluster down", began)
+
+
+def _version(table: Path) -> int:
+    """A table's newest version, -1 while there is none."""
+    return DeltaTable(str(table)).version() if DeltaTable.is_deltatable(str(table)) else -1
 
 
 def _report(title: str, books: Ledger) -> Iterator[Table | str]:
@@ -270,6 +260,14 @@ def _where_to_look(demo: Demo) -> Iterator[str]:
     yield f"{demo.folder / 'logs'}: what the jobs logged"
 
 
+def _times(clock: Clock) -> Table:
+    table = Table("part", "seconds", title="how long each part took", title_justify="left")
+    table.columns[1].justify = "right"
+    for part, seconds in clock.parts:
+        table.add_row(part, f"{seconds:.1f}")
+    return table
+
+
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -280,11 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=int, default=400, help="records for each of the two jobs (default: 400)")
     parser.add_argument("--seed", type=int, default=1, help="another seed makes other records (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path("demo-output"), help="replaced; default: demo-output")
+    parser.add_argument("--flink", action="store_true", help="run the jobs on a Flink cluster of this machine")
     options = parser.parse_args(arguments)
     if not 1 <= options.records <= 20_000:
         parser.error("--records: give a number from 1 to 20000")
     console = Console(highlight=False, markup=False, emoji=False)
     started = time.monotonic()
+    clock = Clock() if options.flink else None
 
     def say(line: str) -> None:
         console.print(f"[{time.monotonic() - started:4.1f} s] {line}", soft_wrap=True)
@@ -293,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        with _emptied(options.folder), _running(options.folder, say) as demo:
+        with _emptied(options.folder), _running(options.folder, clock, say) as demo:
             problems: list[str] = []
             for title, books in demo.run(options.records, options.seed):
                 for part in _report(title, books):
@@ -305,11 +305,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("the demo was stopped", file=sys.stderr)
         return 130
-    except (ArtifactError, BrokerError, DemoFailed) as error:
+    except (ArtifactError, BrokerError, DemoFailed, FlinkError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     for problem in problems:
         print(f"demo: {problem}", file=sys.stderr)
+    if clock is not None:
+        console.print(_times(clock))
     say("all of it adds up" if not problems else f"{len(problems)} problems")
     return 1 if problems else 0
 

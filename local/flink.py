@@ -14,6 +14,7 @@ Example::
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -449,6 +451,18 @@ class FlinkCluster:
                         [metric] = self._get(f"{path}?get={quote(known['id'])}")
                         counted[index] = counted.get(index, 0) + int(float(metric["value"]))
         return counted
+
+    def totals(self, job_id: str) -> dict[str, int]:
+        """The Beam counters of all subtasks by name, as Beam itself adds them up; final once the job has ended."""
+        totals: Counter[str] = Counter()
+        for kept in self._get(f"/jobs/{job_id}/accumulators")["user-task-accumulators"]:
+            if kept["name"] == "__metricscontainers":
+                for metric in json.loads(kept["value"])["metrics"]["attempted"]:
+                    if metric["urn"] == "beam:metric:user:sum_int64:v1":
+                        # A varint: seven bits a byte, the lowest first.
+                        payload = enumerate(base64.b64decode(metric["payload"]))
+                        totals[metric["labels"]["NAME"]] += sum((byte & 0x7F) << 7 * index for index, byte in payload)
+        return dict(totals)
 
     # --------------------------------------------------------------------------------------------------------- inside
 

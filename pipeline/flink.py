@@ -4,12 +4,17 @@ source and the sinks do not work there, and an answer to "does it run?".
 
 from __future__ import annotations
 
+import contextlib
+import json
+import logging
+import re
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import grpc
 import requests
 from apache_beam.options.pipeline_options import (
     FlinkRunnerOptions,
@@ -23,13 +28,18 @@ from apache_beam.runners.runner import PipelineResult, PipelineState
 from itel_cabinet.io.key_groups import KEY_GROUPS
 from itel_cabinet.pipeline.options import FlinkOptions, OptionRefused
 
-__all__ = ["NotRunning", "check_job_server", "on_flink", "tune", "wait_until_running", "waits"]
+__all__ = ["NotRunning", "check_job_server", "on_flink", "refused", "tune", "wait_until_running", "waits"]
 
 # One element is a whole shard, and its bundle closes only when this time is up: Beam's own 1,000 would cap each shard.
 _BUNDLE_MILLISECONDS = 10
 _CONNECT_SECONDS = 10.0
 _RUNNING_SECONDS = 180.0
 _POLL_SECONDS = 0.2
+# Flink starts a job again whatever it failed of. This often in a row, and before it has ever run, is no accident.
+_MOST_FAILURES = 3
+_CAUSE = re.compile(r"^Caused by: (.*)$", re.MULTILINE)
+_CLASSES = re.compile(r"^(?:[\w.$]+(?:Exception|Error): )*")
+_NO_WORKER = re.compile(r"Cannot run program|Connection refused|Process died")
 
 
 class NotRunning(RuntimeError):
@@ -61,6 +71,7 @@ def tune(options: PipelineOptions, job: str) -> None:
         raise OptionRefused("--job_endpoint is missing: give host:port of Beam's job server for Flink")
     if flink.savepoint_path == "":
         raise OptionRefused("--savepoint_path is empty: leave it out, or give the savepoint's URI")
+    _check_environment(options.view_as(PortableOptions))
     # A checkpoint that finds a bundle open would keep its output until the next bundle, which may never come.
     flink.finish_bundle_before_checkpointing = True
     # Flink derives an operator's name in a savepoint from what it is chained to, and that changes with the parallelism.
@@ -76,6 +87,25 @@ def tune(options: PipelineOptions, job: str) -> None:
         cloud.job_name = f"itel-cabinet-{job}-{uuid.uuid4().hex[:8]}"
     # With an endpoint given, FlinkRunner is PortableRunner; by itself it would download a job server.
     options.view_as(StandardOptions).runner = "PortableRunner"
+
+
+def _check_environment(options: PortableOptions) -> None:
+    known = ("PROCESS", "EXTERNAL", "DOCKER")
+    # Beam's LOOPBACK would put the workers into the launcher, which does not stay.
+    if options.environment_type not in (None, *known):
+        raise OptionRefused(f"--environment_type: {options.environment_type}: give one of {', '.join(known)}")
+    if options.environment_type == "PROCESS":
+        try:
+            command = json.loads(options.environment_config or "")["command"]
+        except (ValueError, TypeError, KeyError):
+            command = None
+        if not command or not isinstance(command, str):
+            raise OptionRefused(
+                "--environment_config: must be a JSON object with a command for PROCESS, "
+                'such as {"command": "/opt/apache/beam/boot"}'
+            )
+    if options.environment_type == "EXTERNAL" and not options.environment_config:
+        raise OptionRefused("--environment_config is missing: EXTERNAL needs the host:port of the worker pools")
 
 
 def check_job_server(options: PipelineOptions) -> None:
@@ -113,36 +143,113 @@ def wait_until_running(
     """Return once the submitted job runs, with all its tasks where ``--flink_master`` tells whom to ask.
 
     Without it the word of the job server has to do, and that says RUNNING as soon as it begins to submit. Raises
-    NotRunning when the job has failed or does not run within three minutes; it is then left as it is.
+    NotRunning when the job has failed, has failed to start several times, or does not run within three minutes; it is
+    cancelled then, so that it cannot come up later, beside the one that is launched next.
     """
     master, name = _master(options), options.view_as(GoogleCloudOptions).job_name
     deadline = clock() + _RUNNING_SECONDS
     while True:
         state = result.state
         if PipelineState.is_terminal(state) and state != PipelineState.DONE:
-            raise NotRunning(f"job {name} ended as {state}: {_reason(result)}")
-        if state == PipelineState.DONE or (state == PipelineState.RUNNING and (not master or _all_run(master, name))):
+            raise NotRunning(_failed(name, f"ended as {state}", _reason(result), options))
+        found = _found(master, name) if master else None
+        if state == PipelineState.DONE or (state == PipelineState.RUNNING and (not master or _runs(found))):
             return
+        if master and found and len(failures := _failures(master, found["jid"])) >= _MOST_FAILURES:
+            _cancel(result, master, found)
+            raise NotRunning(_failed(name, "does not start and is cancelled", failures[0], options))
         if clock() > deadline:
-            raise NotRunning(f"job {name} does not run after {_RUNNING_SECONDS:.0f} s: see the JobManager's log")
+            _cancel(result, master, found)
+            raise NotRunning(
+                f"job {name} does not run after {_RUNNING_SECONDS:.0f} s and is cancelled: see the JobManager's log, "
+                "and whether it has enough free slots"
+            )
         sleep(_POLL_SECONDS)
 
 
+def refused(error: grpc.RpcError, options: PipelineOptions) -> str:
+    """The line for a job server that does not take a job."""
+    code, details = error.code().name, " ".join((error.details() or "no reason given").split())
+    detector = options.view_as(FlinkOptions).pipeline_resources_detector_factory_class
+    mend = f"; --pipeline_resources_detector_factory_class={detector} must be on its class path" if detector else ""
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    return (
+        f"--job_endpoint: Beam's job server at {endpoint} does not take the job ({code}: {details}): see its log{mend}"
+    )
+
+
+def _failed(name: str, state: str, reason: str, options: PipelineOptions) -> str:
+    """The line for a job that did not come up, with the option to mend where the reason gives it away."""
+    line = f"job {name} {state}: {reason.rstrip('.')}"
+    if state == "ended as FAILED" and options.view_as(FlinkOptions).savepoint_path:
+        return f"--savepoint_path: {line}; give the URI of a savepoint of this job that the JobManager can read"
+    if _NO_WORKER.search(reason):
+        return f"--environment_config: {line}; give what starts Beam's Python workers on the TaskManagers"
+    return line
+
+
 def _reason(result: PipelineResult) -> str:
-    try:
-        result.wait_until_finish()
-    except Exception as error:
-        return " ".join(str(error).split())[:300]
+    with _quiet():
+        try:
+            result.wait_until_finish()
+        except Exception as error:
+            # "Pipeline NAME failed in state FAILED: java.io.IOException: what happened"
+            reason = " ".join(str(error).split())
+            return _CLASSES.sub("", reason.partition(" failed in state FAILED: ")[2] or reason)[:500]
     return "no reason given"
 
 
-def _all_run(master: str, name: str) -> bool:
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Beam logs the reason itself when it is asked for it."""
+    logging.disable(logging.ERROR)
     try:
-        jobs: list[dict[str, Any]] = requests.get(f"{master}/jobs/overview", timeout=_CONNECT_SECONDS).json()["jobs"]
-    except requests.RequestException:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _found(master: str, name: str) -> dict[str, Any] | None:
+    """The job as the JobManager tells of it; None while it does not."""
+    jobs: list[dict[str, Any]] = _asked(f"{master}/jobs/overview").get("jobs", [])
+    return next((job for job in jobs if job["name"] == name), None)
+
+
+def _failures(master: str, job_id: str) -> list[str]:
+    """Why the job failed, the newest first, as far as the JobManager remembers."""
+    history = _asked(f"{master}/jobs/{job_id}/exceptions?maxExceptions={_MOST_FAILURES}").get("exceptionHistory", {})
+    return [_root_cause(entry["stacktrace"]) for entry in history.get("entries", [])]
+
+
+def _root_cause(stacktrace: str) -> str:
+    """The innermost cause's message, or an outer one's that has it and tells more, such as which program."""
+    causes = [stacktrace.partition("\n")[0], *_CAUSE.findall(stacktrace)]
+    *outer, told = (_CLASSES.sub("", cause) for cause in causes)
+    for message in reversed(outer):
+        told = message if told in message else told
+    return " ".join(told.split())[:500]
+
+
+def _asked(url: str) -> dict[str, Any]:
+    try:
+        answer = requests.get(url, timeout=_CONNECT_SECONDS)
+        return dict(answer.json()) if answer.ok else {}
+    except (requests.RequestException, ValueError):
+        return {}
+
+
+def _cancel(result: PipelineResult, master: str | None, found: dict[str, Any] | None) -> None:
+    """As far as it can be done."""
+    with contextlib.suppress(Exception):
+        if master and found:
+            requests.patch(f"{master}/jobs/{found['jid']}?mode=cancel", timeout=_CONNECT_SECONDS)
+        else:
+            result.cancel()
+
+
+def _runs(job: dict[str, Any] | None) -> bool:
+    """Whether a job runs with all its tasks."""
+    if job is None or job["state"] != "RUNNING":
         return False
-    return any(job["name"] == name and job["state"] == "RUNNING" and _runs(job["tasks"]) for job in jobs)
-
-
-def _runs(tasks: dict[str, int]) -> bool:
+    tasks: dict[str, int] = job["tasks"]
     return tasks["running"] + tasks["finished"] == tasks["total"] > 0

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from types import FrameType
 
 import apache_beam as beam
+import grpc
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, TypeOptions
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
@@ -23,7 +24,7 @@ from itel_cabinet.io.objects import ObjectStoreError, objects
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.direct_runner import direct_runner
-from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, tune, wait_until_running, waits
+from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
@@ -37,6 +38,8 @@ __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
+# Counters of what Beam does itself, which Prism hands out beside the others.
+_BEAMS_OWN = "beam"
 # An exception's line in a traceback, with its module in front.
 # Errors with a line of their own to act on; of any other the traceback is worth keeping.
 _EXPECTED = re.compile(r"\b(WorldError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
@@ -179,6 +182,8 @@ def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]
         result.wait_until_finish()
     except NotRunning as error:
         raise JobFailed(str(error)) from None
+    except grpc.RpcError as error:
+        raise JobFailed(refused(error, options)) from None
     except Exception as error:
         raise JobFailed(_cause(error)) from error
     return _counters(result)
@@ -189,8 +194,12 @@ def _counters(result: PipelineResult) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
         name = counter.key.metric.name
+        if counter.key.metric.namespace == _BEAMS_OWN:
+            continue
         if counter.key.metric.namespace != NAMESPACE:
-            name = f"{counter.key.step.partition('/')[0]}: {name}"
+            # Prism does not tell the step of most.
+            step = (counter.key.step or "").partition("/")[0]
+            name = f"{step}: {name}" if step else name
         counts[name] += counter.attempted if counter.committed is None else counter.committed
     return dict(counts)
 

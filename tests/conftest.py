@@ -6,13 +6,14 @@
 | ``topic`` | test | ``topic(partitions=3, config=None)`` creates a topic that no other test uses and returns its name |
 | ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
-| ``cluster`` | session | a real Flink cluster with two TaskManagers; to kill its JobManager, start your own |
+| ``cluster`` | session | a real Flink cluster: two TaskManagers, a slot each; to kill its JobManager, start your own |
 | ``azurite`` | session | a real object store (``itel_cabinet.local.azurite.Azurite``) with the container ``tables`` |
 | ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
-A test that uses the broker or Azurite, itself or through another fixture, is marked ``services``. Nothing skips when
-one is missing: it fails and says `make setup`.
+A test that uses the broker or Azurite, itself or through another fixture, is marked ``services``, and one that uses the
+cluster ``flink``. A test leaves the cluster without a job of its own, and with two TaskManagers. Nothing skips when one
+of them is missing: it fails and says `make setup-tests`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if {"broker", "azurite"} & {*getattr(item, "fixturenames", ())}:
             item.add_marker(pytest.mark.services)
+        if "cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.flink)
 
 
 @pytest.fixture(scope="session")

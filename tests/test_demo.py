@@ -34,9 +34,9 @@ def _demo(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-def _run(folder: Path, *options: str) -> tuple[int, str, str]:
+def _run(folder: Path, *options: str, seconds: float = 180) -> tuple[int, str, str]:
     with _demo(folder, *options) as process:
-        output, errors = process.communicate(timeout=180)
+        output, errors = process.communicate(timeout=seconds)
         return process.returncode, output, errors
 
 
@@ -58,37 +58,74 @@ def _processes_in(folder: Path) -> list[str]:
     return found
 
 
+def _assert_every_record_accounted_for(found: Path, output: str) -> None:
+    """``found`` is the demo's folder, ``output`` what it printed."""
+    assert output.rstrip().endswith("all of it adds up")
+
+    (events, trigger), (messages, cabinet) = _terms(output)
+    assert events == sum(trigger.values()) == _RECORDS
+    assert messages == sum(cabinet.values()) == _RECORDS + trigger["published"]
+    assert trigger["skipped (no_rule)"] == trigger["skipped (not_a_task_event)"] == 3
+    assert cabinet["row in Delta and dead letter (no_form)"] == 1
+    assert cabinet["dead letter (not_json)"] >= 1
+
+    rows = {
+        name: DeltaTable(str(found / "tables" / name)).to_pyarrow_table().num_rows
+        for name in (TRACKING, FORMS, ATTACHMENTS)
+    }
+    assert rows[TRACKING] == sum(count for what, count in cabinet.items() if what.startswith("row in Delta"))
+    assert all(f"{name}: {count} rows" in output for name, count in rows.items())
+
+    submitted = [json.loads(path.read_bytes()) for path in (found / "itel").glob("*.json")]
+    assert {one["assignmentId"] for one in submitted} == set(
+        DeltaTable(str(found / "tables" / FORMS)).to_pyarrow_table()["assignment_id"].to_pylist()
+    )
+    letters = [json.loads(line) for line in (found / "dead-letters.jsonl").read_text().splitlines()]
+    dead = sum(count for terms in (trigger, cabinet) for what, count in terms.items() if "dead letter" in what)
+    assert len(letters) == dead
+    assert {letter["job"] for letter in letters} == {"trigger", "cabinet"}
+    assert sorted(path.name for path in (found / "logs").iterdir()) == ["cabinet.log", "trigger.log"]
+
+
 @pytest.mark.services
 def test_the_demo_accounts_for_every_record_and_can_be_run_again(tmp_path: Path) -> None:
     for seed in ("1", "2"):
         status, output, errors = _run(tmp_path, f"--records={_RECORDS}", f"--seed={seed}")
         assert (status, errors) == (0, "")
-        assert output.rstrip().endswith("all of it adds up")
+        _assert_every_record_accounted_for(tmp_path / "demo-output", output)
+    assert not _processes_in(tmp_path)
 
-        (events, trigger), (messages, cabinet) = _terms(output)
-        assert events == sum(trigger.values()) == _RECORDS
-        assert messages == sum(cabinet.values()) == _RECORDS + trigger["published"]
-        assert trigger["skipped (no_rule)"] == trigger["skipped (not_a_task_event)"] == 3
-        assert cabinet["row in Delta and dead letter (no_form)"] == 1
-        assert cabinet["dead letter (not_json)"] >= 1
 
-        found = tmp_path / "demo-output"
-        rows = {
-            name: DeltaTable(str(found / "tables" / name)).to_pyarrow_table().num_rows
-            for name in (TRACKING, FORMS, ATTACHMENTS)
-        }
-        assert rows[TRACKING] == sum(count for what, count in cabinet.items() if what.startswith("row in Delta"))
-        assert all(f"{name}: {count} rows" in output for name, count in rows.items())
+@pytest.mark.flink
+@pytest.mark.timeout(900)
+def test_the_demo_on_a_flink_cluster(tmp_path: Path) -> None:
+    status, output, errors = _run(tmp_path, "--flink", f"--records={_RECORDS}", seconds=800)
+    assert (status, errors) == (0, "")
+    _assert_every_record_accounted_for(tmp_path / "demo-output", output)
+    for job in ("trigger", "cabinet"):
+        assert f"itel-cabinet run {job} --template={job}.flink" in output
+    parts = re.findall(r"^│ (\S.*?) +│ +([0-9.]+) │$", output[output.index("how long each part took") :], re.MULTILINE)
+    assert [part for part, _ in parts] == [
+        "cluster up",
+        *(
+            f"{job}: {part}"
+            for job in ("trigger", "cabinet")
+            for part in ("submit to running", "submit to first commit", "submit to all through", "cancelled")
+        ),
+        "cluster down",
+    ]
+    assert not _processes_in(tmp_path)
 
-        submitted = [json.loads(path.read_bytes()) for path in (found / "itel").glob("*.json")]
-        assert {one["assignmentId"] for one in submitted} == set(
-            DeltaTable(str(found / "tables" / FORMS)).to_pyarrow_table()["assignment_id"].to_pylist()
-        )
-        letters = [json.loads(line) for line in (found / "dead-letters.jsonl").read_text().splitlines()]
-        dead = sum(count for terms in (trigger, cabinet) for what, count in terms.items() if "dead letter" in what)
-        assert len(letters) == dead
-        assert {letter["job"] for letter in letters} == {"trigger", "cabinet"}
-        assert sorted(path.name for path in (found / "logs").iterdir()) == ["cabinet.log", "trigger.log"]
+
+@pytest.mark.flink
+@pytest.mark.timeout(600)
+def test_a_stopped_demo_leaves_no_process_of_its_cluster(tmp_path: Path) -> None:
+    with _demo(tmp_path, "--flink", f"--records={_RECORDS}") as process:
+        wait_for((tmp_path / "demo-output" / "logs" / "trigger.log").exists, "the trigger job is started", 240)
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert errors == "the demo was stopped\n"
     assert not _processes_in(tmp_path)
 
 
@@ -96,7 +133,7 @@ def test_the_demo_accounts_for_every_record_and_can_be_run_again(tmp_path: Path)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     with _demo(tmp_path, f"--records={_RECORDS}") as process:
-        wait_for((tmp_path / "demo-output" / "logs" / "trigger.log").exists, "the trigger job is started")
+        wait_for((tmp_path / "demo-output" / "logs" / "trigger.log").exists, "the trigger job is started", 150)
         process.send_signal(number)
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, output

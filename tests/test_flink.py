@@ -21,7 +21,6 @@ from itel_cabinet.pipeline.flink import FlinkOptions, NotRunning, check_job_serv
 from itel_cabinet.pipeline.options import OptionRefused
 
 
-@pytest.mark.flink
 @pytest.mark.timeout(600)
 def test_a_killed_task_manager_costs_nothing(stack: Stack, cluster: FlinkCluster) -> None:
     topic = stack.topic("tracking")
@@ -137,6 +136,17 @@ class TestTuning:
         ("options", "message"),
         [
             (GOOD[:2], "--checkpointing_interval is missing"),
+            ((*GOOD, "--environment_type=LOOPBACK"), "--environment_type: LOOPBACK: give one of PROCESS, "),
+            ((*GOOD, "--environment_type=EXTERNAL"), "--environment_config is missing: EXTERNAL needs the host:port"),
+            ((*GOOD, "--environment_type=PROCESS"), "--environment_config: must be a JSON object with a command"),
+            (
+                (*GOOD, "--environment_type=PROCESS", "--environment_config=boot"),
+                "--environment_config: must be a JSON object with a command",
+            ),
+            (
+                (*GOOD, "--environment_type=PROCESS", "--environment_config={}"),
+                "--environment_config: must be a JSON object with a command",
+            ),
             ((*GOOD[:2], "--checkpointing_interval=0"), "--checkpointing_interval is missing"),
             ((GOOD[0], GOOD[2]), "--job_endpoint is missing"),
             ((*GOOD, "--savepoint_path="), "--savepoint_path is empty"),

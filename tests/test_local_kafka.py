@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -16,7 +18,7 @@ from confluent_kafka import KafkaException
 from conftest import TopicFactory
 
 from itel_cabinet.local import artifacts
-from itel_cabinet.local.artifacts import KAFKA, ArtifactError
+from itel_cabinet.local.artifacts import FLINK, KAFKA, ArtifactError, Component
 from itel_cabinet.local.kafka import Broker, BrokerError, Message
 
 DEADLINE_SECONDS = 60.0
@@ -213,7 +215,20 @@ class TestArtifacts:
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
     def test_the_version_is_that_of_the_pom(self, home: Path) -> None:
-        assert (KAFKA.name, KAFKA.version, KAFKA.folder) == ("kafka", "4.3.1", home / "kafka-4.3.1")
+        assert (KAFKA.name, KAFKA.version, KAFKA.folder.parent) == ("kafka", "4.3.1", home)
+        assert re.fullmatch(r"kafka-4\.3\.1-[0-9a-f]{8}", KAFKA.folder.name)
+
+    def test_a_changed_pom_or_java_file_has_a_folder_of_its_own(self, tmp_path: Path) -> None:
+        pom = Path(shutil.copy(FLINK.pom, tmp_path))
+        [source] = (Path(shutil.copy(source, tmp_path)) for source in FLINK.sources)
+        assert Component.of(pom, source).folder == FLINK.folder
+
+        pom.write_text(pom.read_text().replace("<!-- ", "<!-- Told in other words: "))
+        assert Component.of(pom, source).folder == FLINK.folder
+        source.write_text(source.read_text() + "// changed")
+        changed = Component.of(pom, source).folder
+        pom.write_text(pom.read_text().replace("1.7.36", "1.7.35"))
+        assert len({FLINK.folder, changed, Component.of(pom, source).folder}) == 3
 
     def test_home_is_absolute_and_local_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("ITEL_CABINET_LOCAL")
@@ -236,9 +251,9 @@ class TestArtifacts:
         assert artifacts.main() == 0
         assert artifacts.main() == 0
 
-        assert [path.name for path in home.rglob("*")] == ["kafka-4.3.1", "a.jar"]
+        assert [path.name for path in home.rglob("*")] == [KAFKA.folder.name, "a.jar"]
         assert (tmp_path / "calls").read_text() == "\n"
-        assert capsys.readouterr().out == f"fetching kafka 4.3.1 by Maven into {home}/kafka-4.3.1\n"
+        assert capsys.readouterr().out == f"fetching kafka 4.3.1 by Maven into {KAFKA.folder}\n"
 
     def test_a_failed_fetch_says_what_and_leaves_nothing(
         self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -262,8 +277,8 @@ class TestArtifacts:
         assert artifacts.main() == 1
         assert "no `mvn` found" in capsys.readouterr().err
 
-    def test_without_java_the_error_names_it(self, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        (home / "kafka-4.3.1").mkdir(parents=True)
+    def test_without_java_the_error_names_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        KAFKA.folder.mkdir(parents=True)
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
 

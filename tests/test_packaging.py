@@ -1,15 +1,24 @@
-"""What is in the wheel and in the source distribution, and that both, and an editable install, serve imports."""
+"""What is in the wheel and in the source distribution, and that both, and an editable install, serve imports: here, and
+in the workers of a Flink cluster.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from jobs import Stack, wait_for
+
+from itel_cabinet.local.events import Generator, produce
+from itel_cabinet.local.flink import FlinkCluster
 
 _PROJECT = Path(__file__).parents[1]
 _ROOMS = ("pipeline", "transforms", "io", "templates", "local")
@@ -100,3 +109,73 @@ for room in (io, local, pipeline, templates, transforms):
     # Without this environment's own packages, where another editable install may be.
     found = _run(sys.executable, "-I", "-S", "-c", script, folder=tmp_path).split()
     assert found == [f"{project}/{room}/__init__.py" for room in ("io", "local", "pipeline", "templates", "transforms")]
+
+
+# ------------------------------------------------------------------------------------------- workers without a checkout
+
+
+@dataclass
+class Environment:
+    """A virtual environment with all that the package needs, but not the package; ``boot`` starts workers in it."""
+
+    folder: Path
+    boot: Path
+
+    @property
+    def packages(self) -> Path:
+        return Path(sysconfig.get_path("purelib", vars={"base": str(self.folder)}))
+
+
+@pytest.fixture
+def environment(cluster: FlinkCluster, tmp_path: Path) -> Environment:
+    folder = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=120)
+    command = cluster.folder / "boot"
+    made = Environment(folder, folder / "boot")
+    # This environment's packages come along. Its editable install does not: a .pth file counts only where it lies.
+    (made.packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    made.boot.write_text(f'#!/bin/sh\nPATH="{folder / "bin"}:$PATH" exec "{command}" "$@"\n')
+    made.boot.chmod(0o755)
+    script = "import apache_beam, deltalake, importlib.util; print(importlib.util.find_spec('itel_cabinet'))"
+    assert _run(str(folder / "bin" / "python"), "-c", script, folder=tmp_path) == "None\n"
+    return made
+
+
+def _run_cabinet(stack: Stack, cluster: FlinkCluster, environment: Environment, cwd: Path, *more: str) -> None:
+    """Fails unless records go through workers in ``environment``."""
+    messages = Generator(9, start=datetime.now(UTC)).tracking_messages(100)
+    receipts = produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages, stack.claimx)
+    options = cluster.beam_options() | {
+        "checkpointing_interval": "2000",
+        "environment_config": f'{{"command": "{environment.boot}"}}',
+    }
+    launched = subprocess.run(
+        [*stack.command("cabinet", **options), *more], cwd=cwd, capture_output=True, text=True, timeout=400, check=False
+    )
+    assert launched.returncode == 0, launched.stderr
+    [job] = [job for job in cluster.jobs() if job.active]
+    try:
+        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "all is through", 240)
+    finally:
+        cluster.cancel(job.id)
+    assert len(stack.tracking()) == sum(r.produced.expect in ("tracked", "submitted") for r in receipts)
+    assert (environment.packages / "itel_cabinet" / "pipeline" / "graph.py").is_file()
+
+
+@pytest.mark.timeout(900)
+def test_workers_with_the_package_in_their_environment(
+    stack: Stack, cluster: FlinkCluster, environment: Environment, project: Path, tmp_path: Path
+) -> None:
+    # As the image is made, but for the network.
+    _pip("wheel", "--wheel-dir", str(tmp_path / "dist"), ".", folder=project)
+    [wheel] = (tmp_path / "dist").glob("itel_cabinet-*.whl")
+    _pip("install", "--ignore-installed", "--prefix", str(environment.folder), str(wheel), folder=tmp_path)
+
+    _run_cabinet(stack, cluster, environment, tmp_path)
+
+
+@pytest.mark.timeout(900)
+def test_workers_that_get_the_package_with_the_job(
+    stack: Stack, cluster: FlinkCluster, environment: Environment, project: Path
+) -> None:
+    _run_cabinet(stack, cluster, environment, project, "--setup_file=./setup.py")

@@ -15,8 +15,10 @@ import pytest
 from deltalake import DeltaTable
 from jobs import Stack, wait_for
 
+from itel_cabinet.local.artifacts import BOOT, KAFKA
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, produce
+from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
@@ -36,11 +38,13 @@ _UNSET = (
 )
 
 
-def refusal(given: Sequence[str], status: int, env: Mapping[str, str] | None = None) -> str:
+def refusal(
+    given: Sequence[str], status: int, env: Mapping[str, str] | None = None, *, seconds: float = _SECONDS
+) -> str:
     """The one line that `itel-cabinet run GIVEN` refuses with."""
     environment = {name: value for name, value in os.environ.items() if name not in _UNSET} | dict(env or {})
     ended = subprocess.run(
-        [*_COMMAND, *given], capture_output=True, text=True, timeout=_SECONDS, env=environment, check=False
+        [*_COMMAND, *given], capture_output=True, text=True, timeout=seconds, env=environment, check=False
     )
     lines = ended.stderr.splitlines()
     assert len(lines) == 1, ended.stderr
@@ -292,3 +296,114 @@ def test_a_broker_that_goes_away_for_longer_than_the_patience(
         assert last.startswith(f"itel-cabinet: Kafka at {broker.bootstrap_servers}")
         assert re.search(r"; gave up after \d+ s$", last)
         assert "Traceback" not in job.errors
+
+
+# ------------------------------------------------------------------------------------------------------------ on Flink
+
+
+def on_flink(**options: str | None) -> list[str]:
+    """The `cabinet` job with all it needs, but for a broker, on a cluster that is not there."""
+    cluster = {
+        "runner": "FlinkRunner",
+        "job_endpoint": f"127.0.0.1:{free_port()}",
+        "checkpointing_interval": "2000",
+        "environment_type": "PROCESS",
+        "environment_config": '{"command": "boot"}',
+    }
+    return complete(**{**cluster, **options})
+
+
+def test_flink_without_checkpoints() -> None:
+    assert refusal(on_flink(checkpointing_interval=None), 2) == (
+        "--checkpointing_interval is missing: without checkpoints nothing flows on Flink; "
+        "give milliseconds, 2000 for example"
+    )
+
+
+def test_a_job_server_that_is_not_there() -> None:
+    line = refusal(on_flink(job_endpoint=(address := f"127.0.0.1:{free_port()}")), 1)
+    assert line.startswith(f"--job_endpoint: Beam's job server does not answer at {address}: Connection refused")
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    {
+        "an unknown parameter": ("  shard: 4\n", "parameters.shard: no such parameter: did you mean shards?"),
+        "a wrong type": ('  shards: "4"\n', "parameters.shards: must be a whole number, without quotes, not text"),
+        "no checkpoints": ("", "beam.checkpointing_interval is missing: without checkpoints nothing flows on Flink; "),
+    }.values(),
+)
+def test_a_template_with_a_mistake(lines: str, line: str, tmp_path: Path) -> None:
+    interval = "checkpointing_interval: 2000, " if lines else ""
+    template = tmp_path / "mine.yaml"
+    template.write_text(
+        f"description: Mine.\njob: trigger\nrunner: FlinkRunner\nparameters:\n  bootstrap_servers: 127.0.0.1:9\n"
+        f"  claimx_url: http://127.0.0.1:9\n{lines}beam: {{{interval}job_endpoint: 127.0.0.1:9}}\n"
+    )
+    assert refusal(["trigger", f"--template={template}"], 2).startswith(f"{template}: {line}")
+
+
+def test_a_secret_of_a_template_that_is_not_there(stack: Stack, cluster: FlinkCluster) -> None:
+    options = {**cluster.beam_options(), "checkpointing_interval": "2000", "claimx_auth": "bearer:env:NO_SUCH_TOKEN"}
+    given = arguments(stack, "trigger", **options)
+    assert refusal(["trigger", "--template=trigger.flink", *given[1:]], 1) == (
+        "--claimx_auth: env:NO_SUCH_TOKEN is not set: set this environment variable where the job's workers run"
+    )
+    assert not any(job.active for job in cluster.jobs())
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("options", "line"),
+    {
+        "no JobManager": (
+            {"flink_master": "http://127.0.0.1:9"},
+            r"--flink_master: Flink's JobManager does not answer at 127\.0\.0\.1:9: Connection refused",
+        ),
+        "no savepoint": (
+            {"savepoint_path": "file:///no/such/savepoint"},
+            r"--savepoint_path: job \S+ ended as FAILED: Cannot find checkpoint or savepoint file/directory "
+            r"'file:///no/such/savepoint' on file system 'file'; give the URI of a savepoint of this job ",
+        ),
+        "no class for the job server": (
+            {"pipeline_resources_detector_factory_class": "NoSuchClass"},
+            r"--job_endpoint: Beam's job server at \S+ does not take the job \(INTERNAL: no reason given\): "
+            r"see its log; --pipeline_resources_detector_factory_class=NoSuchClass must be on its class path$",
+        ),
+        "no boot": (
+            {"environment_config": '{"command": "/no/such/boot"}'},
+            r'--environment_config: job \S+ does not start and is cancelled: Cannot run program "/no/such/boot": '
+            r"error=2, No such file or directory; give what starts Beam's Python workers on the TaskManagers$",
+        ),
+        "no worker pool": (
+            {"environment_type": "EXTERNAL", "environment_config": "127.0.0.1:9"},
+            r"--environment_config: job \S+ does not start and is cancelled: .*Connection refused: /127\.0\.0\.1:9; ",
+        ),
+    }.values(),
+)
+def test_a_cluster_that_cannot_run_the_job(
+    options: dict[str, str], line: str, stack: Stack, cluster: FlinkCluster
+) -> None:
+    given = {**cluster.beam_options(), "checkpointing_interval": "2000", **options}
+    told = refusal(arguments(stack, "trigger", **given), 1, seconds=300)
+    assert re.search(f"^{line}", told), told
+    wait_for(lambda: not any(job.active for job in cluster.jobs()), "no job of it is left", 60)
+
+
+@pytest.mark.services
+def test_jars_that_were_not_fetched(tmp_path: Path) -> None:
+    # What the demo needs before the cluster is there.
+    (tmp_path / KAFKA.folder.name).symlink_to(KAFKA.folder)
+    ended = subprocess.run(
+        [sys.executable, "-m", "itel_cabinet.local.demo", "--flink", f"--folder={tmp_path / 'demo'}"],
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS * 4,
+        env={**os.environ, "ITEL_CABINET_LOCAL": str(tmp_path)},
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"demo: {BOOT.name} {BOOT.version} is not in {tmp_path / BOOT.folder.name}: run `make setup`, "
+        "or point ITEL_CABINET_LOCAL at the folder that holds it\n"
+    )

@@ -1,0 +1,51 @@
+"""The `cabinet` job, end to end, on Prism: the runner that Beam means to put in the place of DirectRunner."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from jobs import Stack, wait_for
+
+from itel_cabinet.local.artifacts import PRISM
+from itel_cabinet.local.events import Generator, produce
+
+
+def _prisms_in(folder: Path) -> list[str]:
+    """The process ids of the Prisms that work in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if (process / "cwd").readlink() == folder and (process / "exe").readlink() == PRISM.path.resolve():
+                found.append(process.name)
+    return found
+
+
+@pytest.mark.flink
+@pytest.mark.timeout(600)
+def test_the_cabinet_job_on_prism(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(stack.folder)
+    messages = [*Generator(8, start=datetime.now(UTC)).tracking_messages(400)]
+    receipts = produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[:200], stack.claimx)
+
+    with stack.running("cabinet", runner="PrismRunner", prism_location=PRISM.path) as job:
+        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the first half is through", 180)
+        assert len(_prisms_in(stack.folder)) == 1
+        # It streams: the second half comes while the job runs.
+        receipts += produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[200:], stack.claimx)
+        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the second half is through", 180)
+        assert job.stop(120) == 0, job.errors
+
+    assert _prisms_in(stack.folder) == []
+    assert sorted((row["kafka_partition"], row["kafka_offset"]) for row in stack.tracking()) == sorted(
+        (r.partition, r.offset) for r in receipts if r.produced.expect in ("tracked", "submitted")
+    )
+    assert {submission.idempotency_key for submission in stack.itel.submissions()} == {
+        r.produced.event_id for r in receipts if r.produced.expect == "submitted"
+    }
+    no_form = {r for r in receipts if r.produced.kind == "completed_without_form"}
+    dead = {r for r in receipts if r.produced.expect == "dead_letter"} | no_form
+    letters = stack.dead_letters() + stack.dead_letters("itel_errors")
+    assert {(letter.partition, letter.offset) for letter in letters} == {(r.partition, r.offset) for r in dead}
