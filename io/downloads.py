@@ -28,8 +28,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, NewConnectionError
 from urllib3.util import Timeout, Url, parse_url
 
-from itel_cabinet.io.http import _TimedResponse, is_transient
+from itel_cabinet.io.http import is_transient
 from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.transport import TimedResponse
 from itel_cabinet.io.world import full_jitter
 
 __all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "downloads"]
@@ -185,12 +186,12 @@ def _pools(allowed: AllowedHosts) -> dict[str, Any]:
             raise NewConnectionError(self, error.strerror or type(error).__name__) from error
 
     class Plain(HTTPConnection):
-        response_class = _TimedResponse
+        response_class = TimedResponse
         is_tls = False
         _new_conn = connected
 
     class Tls(HTTPSConnection):
-        response_class = _TimedResponse
+        response_class = TimedResponse
         is_tls = True
         _new_conn = connected
 

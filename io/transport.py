@@ -39,6 +39,7 @@ __all__ = [
     "CallFailed",
     "FailureKind",
     "Reply",
+    "TimedResponse",
     "TlsFiles",
     "Transport",
     "TransportSettings",
@@ -333,7 +334,7 @@ class _TimedReads(io.RawIOBase):
         super().close()
 
 
-class _TimedResponse(http.client.HTTPResponse):
+class TimedResponse(http.client.HTTPResponse):
     """An answer whose headers and body together must come within the read timeout that urllib3 has set on the
     socket."""
 
@@ -346,7 +347,7 @@ class _TimedConnect(HTTPConnection):
     """A connection whose connect timeout holds for the look-up of the host's name and all its addresses together;
     urllib3 leaves the look-up unbounded, and grants each address the whole time."""
 
-    response_class = _TimedResponse
+    response_class = TimedResponse
 
     def _new_conn(self) -> socket.socket:
         name, seconds = self._dns_host, self.timeout or 0.0
