@@ -112,6 +112,7 @@ __all__ = [
     "WriteToDelta",
     "create_table",
     "describe_table",
+    "records_written",
     "table_for",
 ]
 
@@ -517,7 +518,28 @@ def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
     return _now(spec, lambda: _state(spec, _open(spec), False))
 
 
-def _now(spec: TableSpec, look: Callable[[], TableState]) -> TableState:
+def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
+    """Those of ``records`` (topic id, partition, offset) that the table has a row of.
+
+    Raises WorldError at once if the table is unreadable or not there.
+    """
+    wanted = set(records)
+    found: set[tuple[str, int, int]] = set()
+
+    def look() -> set[tuple[str, int, int]]:
+        table = _open(spec)
+        topic, _, offset = spec.source
+        for topic_id in sorted({one[0] for one in wanted}):
+            offsets = sorted(one[2] for one in wanted if one[0] == topic_id)
+            within = f"`{topic}` = {_literal(topic_id)} AND `{offset}` BETWEEN {offsets[0]} AND {offsets[-1]}"
+            for batch in pa.RecordBatchReader.from_stream(table.scan(columns=list(spec.source), predicate=within)):
+                found.update(wanted.intersection(zip(*(column.to_pylist() for column in batch.columns), strict=True)))
+        return found
+
+    return _now(spec, look)
+
+
+def _now(spec: TableSpec, look: Callable[[], T]) -> T:
     return retry_world(look, what=str(spec), seconds=0, is_world=_is_world, describe=functools.partial(_describe, spec))
 
 

@@ -71,6 +71,7 @@ __all__ = [
     "client_config",
     "commit_failures",
     "has_committed_offsets",
+    "record_of",
     "resolved",
 ]
 
@@ -445,7 +446,7 @@ class _ShardReader:
                 raise WorldError(f"Kafka, topic {self._source.topic}: {error.str()}")
             else:
                 self._trouble.set()
-        return position, [_record(m, start.topic_id) for m in good]
+        return position, [record_of(m, start.topic_id) for m in good]
 
     def _back_in_range(self, position: ShardPosition, partition: int) -> ShardPosition:
         bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [partition]))
@@ -459,7 +460,8 @@ def _described(error: Exception) -> str:
     return str(error.args[0].str()) if isinstance(error, KafkaException) else one_line(error)
 
 
-def _record(message: KafkaMessage, topic_id: str) -> Record:
+def record_of(message: KafkaMessage, topic_id: str) -> Record:
+    """A message that a consumer gave as a Record of the incarnation ``topic_id``."""
     return Record(
         topic=message.topic(),
         topic_id=topic_id,

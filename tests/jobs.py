@@ -156,7 +156,9 @@ class Stack:
         return rows
 
     def dead_letters(self, role: str = "errors") -> list[DeadLetter]:
-        return [decode_dead_letter(message.value or b"") for message in self.broker.read(self.topic(role))]
+        """The dead letters on a topic, without the notes of those that were replayed."""
+        messages = self.broker.read(self.topic(role))
+        return [decode_dead_letter(m.value or b"") for m in messages if "x-replayed-for" not in dict(m.headers)]
 
     def committed(self, job: str) -> dict[int, int]:
         role = "enriched" if job == "trigger" else "tracking"

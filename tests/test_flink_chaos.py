@@ -135,7 +135,11 @@ def chaos(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
         yield Chaos(stack, cluster, trap, request.param, random.Random(60))
 
 
-@pytest.mark.parametrize("chaos", [1, 2], ids=["one copy", "two copies"], indirect=True)
+@pytest.mark.parametrize(
+    "chaos",
+    [pytest.param(1, id="one copy"), pytest.param(2, id="two copies", marks=pytest.mark.chaos)],
+    indirect=True,
+)
 @pytest.mark.parametrize(
     ("events", "rate", "kills"),
     [

@@ -8,8 +8,9 @@ import pytest
 from cabinet_samples import event, record, tracking_message
 
 from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent
-from itel_cabinet.transforms.parsing import REPLAY_FOR, parse_claimx_events, parse_task_events, with_status
+from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
 from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.replays import REPLAY_FOR
 
 GROUP = "itel_cabinet_group"
 NOW = 1_768_057_500.0

@@ -1,8 +1,8 @@
 """What is kept of a record that could not go on: the format of the error topics.
 
 A dead letter holds the original bytes and their coordinates, so that it can be replayed, and why the record failed. It
-is bounded: whatever the record, its dead letter fits into a message of the size allowed. All functions are pure and
-thread-safe.
+is bounded: whatever the record, its dead letter fits into a message of the size allowed. Beside the dead letters stand
+notes of those that were replayed. All functions are pure and thread-safe.
 """
 
 from __future__ import annotations
@@ -11,19 +11,31 @@ import base64
 import hashlib
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from itel_cabinet.transforms.records import Failure, Record
 
-__all__ = ["DEFAULT_MAX_BYTES", "DeadLetter", "NotADeadLetter", "decode_dead_letter", "encode_dead_letter", "one_line"]
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "DeadLetter",
+    "NotADeadLetter",
+    "Replayed",
+    "decode_dead_letter",
+    "decode_replayed",
+    "encode_dead_letter",
+    "encode_replayed",
+    "one_line",
+]
 
 # A broker takes messages of 1 MiB by default; this leaves room for the key, the headers and the batch around them.
 DEFAULT_MAX_BYTES = 900_000
 _ERROR_CHARACTERS = 500
 _NAME_CHARACTERS = 250
+_REPLAYED_FOR = "x-replayed-for"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -53,8 +65,8 @@ class DeadLetter(BaseModel):
     version: Literal[1] = 1
     topic: str
     topic_id: str
-    partition: int
-    offset: int
+    partition: Annotated[int, Field(ge=0, lt=2**31)]
+    offset: Annotated[int, Field(ge=0, lt=2**63)]
     timestamp: AwareDatetime | None
     key: _Base64 | None
     value: _Base64 | None
@@ -90,6 +102,31 @@ class DeadLetter(BaseModel):
             value=_decoded(self.value),
             headers=tuple((name, _decoded(value)) for name, value in self.headers),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """A note on an error topic: the dead letter of these coordinates and this group has been replayed."""
+
+    coordinates: str
+    group: str
+
+
+def encode_replayed(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
+    """Key, value and headers of the note that a letter was replayed at ``now`` (epoch seconds).
+
+    It has the letter's key and no value, which says "done with" to whoever mirrors an error topic by key.
+    """
+    at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
+    return letter.coordinates.encode(), None, ((_REPLAYED_FOR, letter.group.encode()), ("x-replayed-at", at.encode()))
+
+
+def decode_replayed(record: Record) -> Replayed | None:
+    """The note in a record of an error topic; None if it is none."""
+    if record.value is not None or record.key is None:
+        return None
+    group = dict(record.headers).get(_REPLAYED_FOR)
+    return None if group is None else Replayed(record.key.decode(errors="replace"), group.decode(errors="replace"))
 
 
 def encode_dead_letter(

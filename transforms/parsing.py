@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent, parse_enriched, parse_event
 from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.replays import is_for_another
 
-__all__ = ["REPLAY_FOR", "parse_claimx_events", "parse_task_events", "with_status"]
-
-REPLAY_FOR = "x-replay-for"
-"""The header of a replayed dead letter: the consumer group it is meant for. Jobs of other groups leave it alone."""
+__all__ = ["parse_claimx_events", "parse_task_events", "with_status"]
 
 
 def parse_task_events(
@@ -42,7 +40,4 @@ def with_status(
 
 
 def _not_for(record: Record, group: str) -> Skip | None:
-    for name, value in record.headers:
-        if name == REPLAY_FOR and value != group.encode():
-            return Skip(record, "replay_for_another_group")
-    return None
+    return Skip(record, "replay_for_another_group") if is_for_another(record, group) else None

@@ -23,6 +23,7 @@ from itel_cabinet.transforms.forms import (
     lenient_timestamp,
 )
 from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.replays import has_row
 
 __all__ = [
     "ATTACHMENTS_SCHEMA",
@@ -143,9 +144,9 @@ ATTACHMENTS_SCHEMA = pa.schema(
 
 
 def tracking_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
-    """A row for each event of a batch, in order."""
+    """A row for each event of a batch, in order; none for a replay of an event that has its row."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return [tracking_row(task.record, task.event, task.details, now) for task in tasks]
+    return [tracking_row(task.record, task.event, task.details, now) for task in tasks if not has_row(task.record)]
 
 
 def forms_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:

@@ -1,0 +1,171 @@
+"""What lies on the error topics: each dead letter once, whether it was replayed, and what is there that is none."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from itel_cabinet.io.kafka_log import LogReader
+from itel_cabinet.pipeline.options import Job
+from itel_cabinet.transforms.dead_letters import (
+    DeadLetter,
+    NotADeadLetter,
+    Replayed,
+    decode_dead_letter,
+    decode_replayed,
+)
+from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.replays import has_row, times_replayed
+
+__all__ = ["Entry", "ErrorLog", "Filter", "Stranger", "error_log", "letters", "original"]
+
+# Where the iTel branch fails, its record's row is written: by the same bundle, or by the one that repeats it.
+_ITEL_STAGES = frozenset({"payload", "submit"})
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """A message of an error topic that is no dead letter."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A dead letter without the bytes of its record, so that many fit into memory, and where it lies.
+
+    ``times`` says how often its record's event had been replayed when it failed, ``replayed`` how often this letter has
+    been since; ``tracked``, that the event has its row.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    letter: DeadLetter
+    times: int
+    tracked: bool
+    replayed: int = 0
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Coordinates and group: letters that agree on them are repeats of one, as a crash leaves them."""
+        return self.letter.coordinates, self.letter.group
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """All that may be shown without showing the record, which may hold personal data."""
+        told = self.letter.model_dump(mode="json", exclude={"version", "key", "value", "headers"})
+        return {
+            "coordinates": self.letter.coordinates,
+            **told,
+            "times_replayed": self.times + self.replayed,
+            "state": "replayed" if self.replayed else "open",
+            "error_topic": self.topic,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which dead letters are meant; what is None or empty does not matter. ``since`` and ``until`` are aware, and about
+    the last try; ``first_offset`` and ``last_offset`` are meant inclusively.
+    """
+
+    stage: str | None = None
+    error_class: str | None = None
+    job: str | None = None
+    group: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    topic: str | None = None
+    partition: int | None = None
+    first_offset: int | None = None
+    last_offset: int | None = None
+    coordinates: frozenset[str] = frozenset()
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether a letter is meant."""
+        asked = (
+            (self.stage, letter.stage),
+            (self.error_class, letter.error_class),
+            (self.job, letter.job),
+            (self.group, letter.group),
+            (self.topic, letter.topic),
+            (self.partition, letter.partition),
+        )
+        return (
+            all(wanted in (None, found) for wanted, found in asked)
+            and (self.since is None or letter.last_at >= self.since)
+            and (self.until is None or letter.last_at < self.until)
+            and (self.first_offset is None or letter.offset >= self.first_offset)
+            and (self.last_offset is None or letter.offset <= self.last_offset)
+            and (not self.coordinates or letter.coordinates in self.coordinates)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLog:
+    """The error topics as they were read: the dead letters in their order, and the strangers among them."""
+
+    entries: list[Entry] = field(default_factory=list)
+    strangers: list[Stranger] = field(default_factory=list)
+
+
+def letters(reader: LogReader, topics: Iterable[str]) -> Iterator[tuple[Record, DeadLetter | Replayed | Stranger]]:
+    """Each message of the error topics and what it is. Raises UnknownTopic."""
+    for topic in dict.fromkeys(topics):
+        for message in reader.all(topic):
+            note = decode_replayed(message)
+            try:
+                yield message, note or decode_dead_letter(message.value or b"")
+            except NotADeadLetter as error:
+                yield message, Stranger(topic, message.partition, message.offset, str(error))
+
+
+def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> ErrorLog:
+    """The ``wanted`` letters of the error topics, of repeats the latest. Raises UnknownTopic.
+
+    A letter counts as replayed if any of the topics has a note of it.
+    """
+    found: dict[tuple[str, str], Entry] = {}
+    strangers: list[Stranger] = []
+    notes: Counter[tuple[str, str]] = Counter()
+    for message, content in letters(reader, topics):
+        if isinstance(content, Stranger):
+            strangers.append(content)
+        elif isinstance(content, Replayed):
+            notes[content.coordinates, content.group] += 1
+        else:
+            entry = _entry(message, content)
+            earlier = found.pop(entry.identity, entry)
+            latest = max(earlier, entry, key=lambda one: one.letter.last_at)
+            found[entry.identity] = replace(latest, tracked=earlier.tracked or entry.tracked)
+    entries = [
+        replace(entry, replayed=notes[identity]) for identity, entry in found.items() if wanted.takes(entry.letter)
+    ]
+    return ErrorLog(entries, strangers)
+
+
+def original(reader: LogReader, letter: DeadLetter) -> Record | None:
+    """The record of a letter; parts that the letter omits are read from the record's topic, by its coordinates.
+
+    None if they are omitted and the topic no longer has them. Raises UnknownTopic.
+    """
+    if not (letter.value_omitted or letter.headers_omitted or letter.key_omitted):
+        return letter.record()
+    topic = reader.topic(letter.topic)
+    if topic.topic_id != letter.topic_id or letter.partition not in topic.partitions:
+        return None
+    return reader.at(letter.topic, letter.partition, letter.offset)
+
+
+def _entry(message: Record, letter: DeadLetter) -> Entry:
+    record = letter.record()
+    tracked = has_row(record) or (letter.job == Job.CABINET and letter.stage in _ITEL_STAGES)
+    summary = letter.model_copy(update={"key": None, "value": None, "headers": []})
+    return Entry(message.topic, message.partition, message.offset, summary, times_replayed(record), tracked)

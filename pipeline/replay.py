@@ -1,0 +1,189 @@
+"""Bringing dead letters back: the original's bytes on the original's topic once more, for the group that gave it up.
+
+A replay and the note of it on the error topic are written in one transaction, so that a letter is replayed once however
+often the command is run, cut off, or run twice at a time.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from itel_cabinet.io.kafka_admin import UnknownTopic
+from itel_cabinet.io.kafka_log import LogReader, LogWriter, Outgoing, Unwritable
+from itel_cabinet.pipeline.dead_letters import Entry, original
+from itel_cabinet.pipeline.options import Job
+from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replayed
+from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.replays import has_row, replay_headers, times_replayed
+
+__all__ = ["Outcome", "Replay", "Replayer", "may_have_row"]
+
+_TOPIC = re.compile(r"(?!__)[a-zA-Z0-9._-]{1,249}")
+_CHUNK_RECORDS = 100
+_CHUNK_BYTES = 8 * 1024 * 1024
+
+
+class Outcome(StrEnum):
+    """What became of a letter that was asked for."""
+
+    REPLAYED = "replayed"
+    ALREADY = "already_replayed"
+    TRACKED = "in_the_table"
+    """A crash has left it beside the row that its record got after all."""
+    PENDING = "read_again"
+    """Its group's offset is not yet beyond its record: the job will read that again by itself."""
+    PARKED = "parked"
+    GONE = "gone"
+    """The letter omits the record's value, and the topic no longer has it."""
+    REFUSED = "refused"
+
+    @property
+    def failed(self) -> bool:
+        """Whether something was to be replayed and could not."""
+        return self in (Outcome.GONE, Outcome.REFUSED)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """One letter and its outcome; ``reason`` is a line for a person where there is more to say."""
+
+    entry: Entry
+    outcome: Outcome
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    entry: Entry
+    record: Outgoing
+    note: Outgoing
+
+
+def may_have_row(entry: Entry) -> bool:
+    """Whether only the tracking table can tell if the letter's record has its row."""
+    return not entry.tracked and entry.letter.job in (Job.TRACKING, Job.CABINET)
+
+
+@dataclass
+class Replayer:
+    """Replays letters. Not thread-safe.
+
+    ``letters`` and ``originals`` read (two, since each keeps its place); without a ``writer`` nothing is written.
+    ``committed`` tells how far a group is in each partition of a topic, ``in_table`` the records that have their row.
+    A letter is parked once its event has been replayed ``max_replays`` times; with ``again`` those that were replayed
+    already are replayed once more, within that limit. ``rate`` is in records a second. ``clock`` gives epoch seconds.
+    """
+
+    letters: LogReader
+    originals: LogReader
+    writer: LogWriter | None
+    committed: Callable[[str, str], dict[int, int | None]]
+    in_table: Collection[tuple[str, int, int]] = ()
+    error_topics: Collection[str] = ()
+    again: bool = False
+    max_replays: int = 3
+    rate: float | None = None
+    clock: Callable[[], float] = time.time
+    sleep: Callable[[float], None] = time.sleep
+    _free_at: float = field(default=0.0, init=False)
+
+    def replay(self, entries: Sequence[Entry]) -> Iterator[Replay]:
+        """Replay letters in the order given; one outcome for each, told once it is durable.
+
+        Raises what the reader and the writer raise; what has been told by then stays done.
+        """
+        most = _CHUNK_RECORDS if self.rate is None else max(1, min(_CHUNK_RECORDS, int(self.rate / 2)))
+        if self.writer is not None and not self.writer.transactions:
+            most = 1  # what is cut off can only be repeated, so let it be one record
+        chunk: list[_Ready] = []
+        size = 0
+        for entry in entries:
+            ready = self._leave(entry) or self._prepare(entry)
+            if isinstance(ready, Replay):
+                yield ready
+                continue
+            chunk.append(ready)
+            size += len(ready.record.value or b"")
+            if len(chunk) >= most or size >= _CHUNK_BYTES:
+                yield from self._write(chunk)
+                chunk, size = [], 0
+        if chunk:
+            yield from self._write(chunk)
+
+    def _leave(self, entry: Entry) -> Replay | None:
+        """Why a letter is not replayed, as far as its summary tells."""
+        letter = entry.letter
+        if entry.replayed and not self.again:
+            return Replay(entry, Outcome.ALREADY)
+        if entry.times + entry.replayed >= self.max_replays:
+            return self._parked(entry, entry.times)
+        if not _TOPIC.fullmatch(letter.topic) or letter.topic in self.error_topics:
+            # Whoever may write to an error topic must not be able to have any topic written to.
+            return Replay(entry, Outcome.REFUSED, f"topic {letter.topic!r} is none that a job reads")
+        try:
+            topic = self.originals.topic(letter.topic)
+        except UnknownTopic as error:
+            return Replay(entry, Outcome.REFUSED, str(error))
+        if topic.topic_id == letter.topic_id:
+            committed = self.committed(letter.group, letter.topic).get(letter.partition)
+            if committed is None or committed <= letter.offset:
+                return Replay(entry, Outcome.PENDING)
+        if may_have_row(entry) and (letter.topic_id, letter.partition, letter.offset) in self.in_table:
+            return Replay(entry, Outcome.TRACKED)
+        return None
+
+    def _parked(self, entry: Entry, times: int) -> Replay:
+        return Replay(entry, Outcome.PARKED, f"replayed {times + entry.replayed} times")
+
+    def _prepare(self, entry: Entry) -> _Ready | Replay:
+        message = self.letters.at(entry.topic, entry.partition, entry.offset)
+        if message is None:
+            return Replay(entry, Outcome.GONE, "its dead letter has been deleted meanwhile")
+        letter = decode_dead_letter(message.value or b"")
+        record = original(self.originals, letter)
+        if record is None:
+            reason = f"the dead letter had no room for the record ({letter.value_size} bytes), its topic has lost it"
+            return Replay(entry, Outcome.GONE, reason)
+        times = max(entry.times, times_replayed(record))
+        if times + entry.replayed >= self.max_replays:
+            return self._parked(entry, times)
+        return _Ready(entry, self._outgoing(entry, record, times), self._note(entry))
+
+    def _outgoing(self, entry: Entry, record: Record, times: int) -> Outgoing:
+        # The same partition keeps the order of an assignment's events, whoever has produced them.
+        known = record.partition in self.originals.topic(record.topic).partitions
+        headers = replay_headers(
+            record,
+            group=entry.letter.group,
+            count=times + entry.replayed + 1,
+            tracked=entry.tracked or has_row(record),
+        )
+        return Outgoing(record.topic, record.partition if known else None, record.key, record.value, headers)
+
+    def _note(self, entry: Entry) -> Outgoing:
+        return Outgoing(entry.topic, None, *encode_replayed(entry.letter, self.clock()))
+
+    def _write(self, chunk: Sequence[_Ready]) -> Iterator[Replay]:
+        if self.writer is not None:
+            self._keep_to_rate(len(chunk))
+            try:
+                self.writer.write([one.record for one in chunk], then=[one.note for one in chunk])
+            except Unwritable as error:
+                if len(chunk) == 1:
+                    yield Replay(chunk[0].entry, Outcome.REFUSED, f"{chunk[0].record.topic} does not take it: {error}")
+                else:  # alone, each shows whether it is at fault
+                    for one in chunk:
+                        yield from self._write([one])
+                return
+        yield from (Replay(one.entry, Outcome.REPLAYED) for one in chunk)
+
+    def _keep_to_rate(self, records: int) -> None:
+        """Wait until so many more records may be written."""
+        if self.rate is not None:
+            now = self.clock()
+            self.sleep(max(0.0, self._free_at - now))
+            self._free_at = max(self._free_at, now) + records / self.rate

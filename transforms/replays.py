@@ -1,0 +1,63 @@
+"""How a replayed record is marked: for whom it is, which record it repeats, and what has been done with that already.
+
+A replay is the original's bytes on the original's topic, under new coordinates, with four headers more. All functions
+are pure and thread-safe.
+"""
+
+from __future__ import annotations
+
+import re
+
+from itel_cabinet.transforms.records import Record
+
+__all__ = [
+    "REPLAY_COUNT",
+    "REPLAY_FOR",
+    "REPLAY_OF",
+    "REPLAY_TRACKED",
+    "has_row",
+    "is_for_another",
+    "replay_headers",
+    "times_replayed",
+]
+
+REPLAY_FOR = "x-replay-for"
+"""The consumer group a replay is meant for. Jobs of other groups leave it alone."""
+REPLAY_OF = "x-replay-of"
+"""The coordinates of the record whose dead letter was replayed."""
+REPLAY_COUNT = "x-replay-count"
+"""How often the event has been replayed by now: 1 for the first time."""
+REPLAY_TRACKED = "x-replay-tracked"
+"""There if the event's row is in the tracking table: it failed on its way to iTel, and must get no second row."""
+
+_OURS = frozenset({REPLAY_FOR, REPLAY_OF, REPLAY_COUNT, REPLAY_TRACKED})
+
+
+def is_for_another(record: Record, group: str) -> bool:
+    """Whether this is a replay for another consumer group than ``group``."""
+    return any(name == REPLAY_FOR and value != group.encode() for name, value in record.headers)
+
+
+def has_row(record: Record) -> bool:
+    """Whether this is a replay of an event that the tracking table has under earlier coordinates."""
+    return any(name == REPLAY_TRACKED for name, _ in record.headers)
+
+
+def times_replayed(record: Record) -> int:
+    """How often the event had been replayed when this record was written; 0 where the header makes no sense."""
+    counts = [value or b"" for name, value in record.headers if name == REPLAY_COUNT]
+    return max((int(count) for count in counts if re.fullmatch(rb"[0-9]{1,9}", count)), default=0)
+
+
+def replay_headers(record: Record, *, group: str, count: int, tracked: bool) -> tuple[tuple[str, bytes | None], ...]:
+    """The headers of a replay of ``record``: its own, without those of an earlier replay, and ours.
+
+    ``count`` includes this replay; ``tracked`` says that the event has its row.
+    """
+    own = tuple((name, value) for name, value in record.headers if name not in _OURS)
+    marks: tuple[tuple[str, bytes | None], ...] = (
+        (REPLAY_FOR, group.encode()),
+        (REPLAY_OF, record.coordinates.encode()),
+        (REPLAY_COUNT, str(count).encode()),
+    )
+    return own + marks + (((REPLAY_TRACKED, b"yes"),) if tracked else ())
