@@ -24,7 +24,7 @@ help:
 	@echo "make test-fast  the tests that need no services"
 	@echo "make chaos      60,000 events through a Flink cluster whose parts are killed; half an hour"
 	@echo "make lint       ruff and mypy"
-	@echo "make bench      compare throughput and latency with plain loops"
+	@echo "make bench      throughput and latency, beside plain loops and on Flink"
 	@echo "make clean      remove what the above have made, the downloads too"
 
 demo: setup
@@ -55,7 +55,7 @@ types: $(PACKAGES)
 	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --python-executable $(CURDIR)/$(BIN)/python -p itel_cabinet
 
-bench: setup
+bench: setup $(FLINK)
 	$(BIN)/python -m bench
 
 clean:

@@ -1,5 +1,5 @@
-"""``make bench``: what the pipeline costs beside a plain loop, and beside one event at a time. Prints ratios,
-asserts nothing.
+"""``make bench``: what the pipeline costs beside a plain loop, and beside one event at a time; then the jobs on a Flink
+cluster beside the same on DirectRunner. Prints ratios, asserts nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import flink
 from itel_cabinet.local.events import Generator, Shares
 from itel_cabinet.local.kafka import Broker
 
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=90_000, help="events for the pipeline and the loop")
     parser.add_argument("--single-events", type=int, default=300, help="events for one at a time, which is slow")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way, in turn; the median counts")
+    parser.add_argument("--no-flink", action="store_true", help="leave out the Flink cluster (python -m bench.flink)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-") as folder, Broker.start(Path(folder) / "broker") as broker:
         broker.create_topic(TOPIC, 3)
@@ -62,6 +64,8 @@ def main() -> None:
                 runs[way].append(_run(way, broker, Path(folder) / f"{way}-{number}", count))
     figures = {way: Figure.of(of_way) for way, of_way in runs.items()}
     _print(figures, produced)
+    if not options.no_flink:
+        flink.main([])
 
 
 def _produce(broker: Broker, count: int) -> int:
