@@ -86,10 +86,9 @@ class Job:
         return (self.processor_seconds() - before) / (time.monotonic() - began)
 
 
-@contextmanager
-def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
-    """A `cabinet` job with its default batches."""
-    options = {
+def options_of(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> dict[str, str]:
+    """What a `cabinet` job has to be told."""
+    return {
         "bootstrap_servers": broker.bootstrap_servers,
         "input_topic": INPUT,
         "consumer_group": GROUP,
@@ -102,6 +101,12 @@ def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder
         "itel_auth": "none",
         "tables_root": str(folder / "tables"),
     }
+
+
+@contextmanager
+def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
+    """A `cabinet` job with its default batches."""
+    options = options_of(broker, claimx, itel, folder)
     command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with (folder / "job.log").open("wb") as log:

@@ -129,7 +129,7 @@ Part = Component | Program | NodeProgram
 _HERE = Path(__file__).parent
 
 KAFKA = Component.of(_HERE / "pom.xml")
-FLINK = Component.of(_HERE / "flink-pom.xml", _HERE / "NothingToStage.java")
+FLINK = Component.of(_HERE / "flink-pom.xml", _HERE / "NothingToStage.java", _HERE / "BundleCheckpointHandlers.java")
 BOOT = Program("beam-boot", version("apache-beam"), "github.com/apache/beam/sdks/v2/python/container")
 """What starts Beam's Python workers inside a TaskManager. It belongs to one version of the Python SDK."""
 

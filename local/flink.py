@@ -512,7 +512,8 @@ class FlinkCluster:
             *options,
             f"-Djava.io.tmpdir={config / 'tmp'}",
             "-cp",
-            f"{classes}/*{os.pathsep}{classes}",
+            # The folder's own classes first: one of them stands in for Beam's.
+            f"{classes}{os.pathsep}{classes}/*",
             main_class,
             *arguments,
         ]
