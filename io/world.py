@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random as _random
 import re
 import threading
@@ -87,10 +88,10 @@ def retry_world(
 ) -> T:
     """Return ``call()``, calling again while it raises errors of the world, for ``seconds`` since the first of them.
 
-    ``what`` names the thing that is away (``Delta table /data/forms``); ``describe`` turns an error into one line
-    without secrets. Waits grow from 0.1 s to 5 s with full jitter; the last try is made when the time is up. An outage
-    logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it is over. Once the process has
-    been asked to end, an outage is borne for 10 s at most: see :func:`patience`.
+    ``seconds`` may be ``math.inf``. ``what`` names the thing that is away (``Delta table /data/forms``); ``describe``
+    turns an error into one line without secrets. Waits grow from 0.1 s to 5 s with full jitter; the last try is made
+    when the time is up. An outage logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it
+    is over. Once the process has been asked to end, an outage is borne for 10 s at most: see :func:`patience`.
 
     Raises what ``call`` raises if ``is_world`` says no to it, and :class:`WorldError` when the time is up: with
     ``seconds=0`` upon the first error. ``call`` must be safe to repeat. Thread-safe if ``call`` is.
@@ -111,7 +112,8 @@ def retry_world(
                 waited = f"; gave up after {now - began:.0f} s" if seconds else ""
                 raise WorldError(f"{what}: {describe(error)}{waited}") from error
             if now == began or now - warned >= _QUIET_SECONDS:
-                _LOGGER.warning("%s: %s; trying again for %.0f s", what, describe(error), left)
+                until = "until it is back" if math.isinf(left) else f"for {left:.0f} s"
+                _LOGGER.warning("%s: %s; trying again %s", what, describe(error), until)
                 warned = now
             sleep(min(next(waits), left))
         else:

@@ -54,7 +54,9 @@ class ItelSimulator(Simulator):
 
     A body that is not JSON or not as ``schema`` demands is refused with 400 and reasons (which name places, not
     values). A new key is answered 201 with ``itel_task_id``; a known one, whatever its body, 200 ``duplicate``, or if
-    ``on_repeat`` is ``"exists"`` 400 ``already exists``. Checking takes about a millisecond of CPU: where the simulator
+    ``on_repeat`` is ``"exists"`` 400 ``already exists``. Posted to one of ``batch_paths``, ``{"tasks": [...],
+    "batch_size": n}`` is accepted whole, or refused if one of its tasks is not valid; its tasks are remembered under
+    the batch's key, as ``<key>/<number>`` from 0. Checking takes about a millisecond of CPU: where the simulator
     must not be what is measured, ``schema={}`` accepts any object with an ``assignmentId``.
 
     ``journal`` is a folder where each accepted body is written, for people to read, as ``<assignment id>-<key>.json``
@@ -72,6 +74,7 @@ class ItelSimulator(Simulator):
         seed: int = 0,
         clock: Callable[[], float] = time.time,
         paths: Sequence[str] = ("/api/v1/tasks",),
+        batch_paths: Sequence[str] = ("/api/v1/tasks/batch",),
         key_header: str = "Idempotency-Key",
         on_repeat: Literal["duplicate", "exists"] = "duplicate",
         schema: Mapping[str, Any] | None = None,
@@ -80,6 +83,7 @@ class ItelSimulator(Simulator):
     ) -> None:
         super().__init__(port=port, token=token, seed=seed, clock=clock)
         self.paths = tuple(paths)
+        self.batch_paths = tuple(batch_paths)
         self.key_header = key_header
         self.on_repeat = on_repeat
         self.overlaps = 0
@@ -101,7 +105,7 @@ class ItelSimulator(Simulator):
 
     def answer(self, request: Request) -> Response:
         """See the class."""
-        if request.path not in self.paths:
+        if request.path not in self.paths + self.batch_paths:
             return Response.refusal(404, f"no such path: {request.path}")
         if request.method != "POST":
             return Response.refusal(405, f"{request.method} is not supported", Allow="POST")
@@ -112,12 +116,20 @@ class ItelSimulator(Simulator):
             body = request.json()
         except ValueError:
             return Response.refusal(400, "the body is not JSON")
-        problems = [_reason(problem) for problem in self._validator.iter_errors(body)]
+        batch = request.path in self.batch_paths
+        if batch and not _is_batch(body):
+            return Response.refusal(400, "the body is not a list of tasks with its batch_size")
+        tasks = body["tasks"] if batch else [body]
+        problems = [_reason(problem, index if batch else None) for index, task in enumerate(tasks)
+                    for problem in self._validator.iter_errors(task)]  # fmt: skip
         if problems:
             return Response.of(
                 400, {"error": "the submission is not valid", "reasons": sorted(problems)[:_REASONS_SHOWN]}
             )
-        return self._accept(key, body)
+        if not batch:
+            return self._accept(key, body)
+        answers = [self._accept(f"{key}/{index}", task) for index, task in enumerate(tasks)]
+        return Response.of(max(answer.status for answer in answers), {"tasks": [json.loads(a.body) for a in answers]})
 
     def control(self, request: Request) -> Response | None:
         """``GET /_sim/submissions``: all of them, and the overlaps."""
@@ -130,20 +142,16 @@ class ItelSimulator(Simulator):
     @contextmanager
     def handling(self, request: Request) -> Iterator[None]:
         """Count the calls of one assignment that overlap."""
-        assignment_id = _assignment_id(request.body)
-        if assignment_id is None:
-            yield
-            return
+        assignments = _assignment_ids(request.body)
         with self._ledger:
-            self.overlaps += self._in_flight[assignment_id] > 0
-            self._in_flight[assignment_id] += 1
+            for assignment_id in assignments:
+                self.overlaps += self._in_flight[assignment_id] > 0
+                self._in_flight[assignment_id] += 1
         try:
             yield
         finally:
             with self._ledger:
-                self._in_flight[assignment_id] -= 1
-                if not self._in_flight[assignment_id]:
-                    del self._in_flight[assignment_id]
+                self._in_flight.subtract(assignments)
 
     def _accept(self, key: str, body: Mapping[str, Any]) -> Response:
         with self._ledger:
@@ -163,19 +171,26 @@ class ItelSimulator(Simulator):
         return Response.of(200, {"itel_task_id": task_id, "status": "duplicate"})
 
 
-def _reason(problem: ValidationError) -> str:
+def _is_batch(body: Any) -> bool:
+    tasks = body.get("tasks") if isinstance(body, dict) else None
+    return isinstance(tasks, list) and body.keys() == {"tasks", "batch_size"} and body["batch_size"] == len(tasks) > 0
+
+
+def _reason(problem: ValidationError, task: int | None) -> str:
     place = ".".join(str(part) for part in problem.absolute_path) or "the body"
-    if problem.validator == "required":
-        return f"{place}: {problem.message}"
-    return f"{place}: is not valid by '{problem.validator}'"
+    told = problem.message if problem.validator == "required" else f"is not valid by '{problem.validator}'"
+    return f"{place}: {told}" if task is None else f"tasks.{task}: {place}: {told}"
 
 
-def _assignment_id(body: bytes) -> int | None:
+def _assignment_ids(body: bytes) -> list[int]:
+    """The assignments that a submission, or a batch of them, is about."""
     try:
-        found = json.loads(body)["assignmentId"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, int) else None
+        content = json.loads(body)
+    except ValueError:
+        return []
+    tasks = content.get("tasks", [content]) if isinstance(content, dict) else []
+    found = [task.get("assignmentId") for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+    return [assignment_id for assignment_id in found if isinstance(assignment_id, int)]
 
 
 def _write(journal: Path, submission: Submission) -> None:
@@ -202,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--path", action="append", help="where submissions are posted; may be repeated (default: /api/v1/tasks)"
     )
+    parser.add_argument("--batch-path", action="append", help="where batches are (default: /api/v1/tasks/batch)")
     parser.add_argument(
         "--on-repeat", choices=("duplicate", "exists"), default="duplicate", help="the answer to a known key"
     )
@@ -213,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         port=options.port,
         token=options.token,
         paths=options.path or ("/api/v1/tasks",),
+        batch_paths=options.batch_path or ("/api/v1/tasks/batch",),
         on_repeat=options.on_repeat,
         journal=options.journal,
         remember=options.remember,

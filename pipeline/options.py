@@ -244,6 +244,12 @@ class Settings(BaseModel):
     itel_connect_timeout_seconds: Seconds = Field(default=5.0, gt=0, description="As --claimx_connect_timeout_seconds.")
     itel_read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="As --claimx_read_timeout_seconds.")
     itel_calls_per_second: CallsPerSecond = Field(default=0.0, description="As --claimx_calls_per_second.")
+    itel_on_outage: Literal["divert", "wait"] = Field(
+        default="divert",
+        description="iTel is away: divert submissions to the error topic, or wait until it is back.",
+    )
+    itel_batch_size: int = Field(default=1, ge=1, le=1_000, description="Submissions sent in one call.")
+    itel_batch_path: str = Field(default="/api/v1/tasks/batch", pattern="^/", description="Where batches are sent.")
     max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
     http_concurrency: int = Field(default=32, ge=1, le=256, description="Calls at a time, for each API and process.")
     breaker_failure_share: float = Field(
@@ -341,7 +347,7 @@ class Settings(BaseModel):
             if self.fetches_media:
                 self.media_settings()
             if self.job.calls_itel and folder_of(self.itel_url or "") is None:
-                ItelSettings(self.itel_connection(), self.itel_path, self.itel_method, self.itel_idempotency_header)
+                self.itel_settings()
         except ValueError as error:
             raise OptionRefused(str(error)) from None
         return self
@@ -392,6 +398,16 @@ class Settings(BaseModel):
             tls=TlsFiles(of("ca") or "", of("client_cert") or "", of("client_key") or ""),
             calls_per_second=of("calls_per_second"),
             breaker=BreakerSettings(self.breaker_failure_share, self.breaker_window_seconds, self.breaker_open_seconds),
+        )
+
+    def itel_settings(self) -> ItelSettings:
+        return ItelSettings(
+            self.itel_connection(),
+            self.itel_path,
+            self.itel_method,
+            self.itel_idempotency_header,
+            self.itel_batch_size,
+            self.itel_batch_path,
         )
 
     @property

@@ -59,14 +59,16 @@ class Parts:
 
     @functools.cached_property
     def itel(self) -> Callable[[], Itel]:
-        return functools.partial(itel, self.itel_settings, world_seconds=self.settings.world_retry_seconds)
+        return functools.partial(
+            itel,
+            self.itel_settings,
+            on_outage=self.settings.itel_on_outage,
+            world_seconds=self.settings.world_retry_seconds,
+        )
 
     @functools.cached_property
     def itel_settings(self) -> ItelSettings | Path:
-        settings = self.settings
-        return folder_of(settings.itel_url or "") or ItelSettings(
-            settings.itel_connection(), settings.itel_path, settings.itel_method, settings.itel_idempotency_header
-        )
+        return folder_of(self.settings.itel_url or "") or self.settings.itel_settings()
 
     @functools.cached_property
     def photos(self) -> Callable[[], PhotoLibrary]:

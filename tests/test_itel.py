@@ -9,13 +9,14 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cabinet_samples import record
 from faulty_server import Act, FaultyServer, Seen, answer, cut_body, drip_body, garbage, hang, reset, unused_port
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from itel_cabinet.io import itel as module
@@ -26,7 +27,9 @@ from itel_cabinet.io.itel import (
     HttpItel,
     Itel,
     ItelSettings,
+    PatientItel,
     Rejected,
+    batch_key,
     folder_of,
     idempotency_key,
     itel,
@@ -298,6 +301,8 @@ def hand_in(api: Itel, submissions: Sequence[Submission], threads: int = 8) -> l
 class Recorder:
     """A client that notes each call and lets others run before it ends."""
 
+    batch_size = 1
+
     def __init__(self) -> None:
         self.running: set[int] = set()
         self.order: dict[int, list[str]] = defaultdict(list)
@@ -314,6 +319,9 @@ class Recorder:
             self.running.remove(assignment_id)
             self.order[assignment_id].append(event_id)
         return Accepted(200, 1, payload.decode())
+
+    def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
+        raise AssertionError(f"a batch of {len(batch)}, where none is wanted")
 
 
 def test_an_assignment_keeps_its_order_and_results_theirs() -> None:
@@ -385,7 +393,7 @@ def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None
     all_begun = threading.Barrier(3)
     ended: list[str] = []
 
-    class Half:
+    class Half(Recorder):
         def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
             all_begun.wait(30)
             if assignment_id == 1:
@@ -404,6 +412,221 @@ def test_nothing_to_submit() -> None:
     assert hand_in(Recorder(), []) == []
 
 
+# -- batches
+
+
+def batched(size: int, make: Callable[..., tuple[HttpItel, FaultyServer]], *script: Act) -> tuple[Itel, FaultyServer]:
+    api, server = make(*script)
+    return HttpItel(replace(api.settings, batch_size=size, batch_path="/api/v1/batch"), api.connection), server
+
+
+def seen(server: FaultyServer) -> list[tuple[str, str]]:
+    """Path and idempotency key of each request."""
+    return [(request.path, request.headers["idempotency-key"]) for request in server.requests]
+
+
+def test_a_batch_is_one_call_and_the_rest_is_not_left_behind(client: Any) -> None:
+    api, server = batched(3, client, answer(201, b'{"ok": 1}'))
+    jobs = [submission(n, f"e{n}", b'{"n":%d}' % n) for n in range(7)]
+    assert hand_in(api, jobs, threads=1) == [Submitted(job, 201, 1, '{"ok": 1}', duplicate=False) for job in jobs]
+    assert [(request.method, request.path, request.body) for request in server.requests] == [
+        ("POST", "/api/v1/batch", b'{"tasks":[{"n":0},{"n":1},{"n":2}],"batch_size":3}'),
+        ("POST", "/api/v1/batch", b'{"tasks":[{"n":3},{"n":4},{"n":5}],"batch_size":3}'),
+        ("POST", "/api/v1/tasks", b'{"n":6}'),
+    ]
+    assert [key for _, key in seen(server)] == [batch_key(["e0", "e1", "e2"]), batch_key(["e3", "e4", "e5"]), "e6"]
+
+
+def test_every_try_of_a_batch_carries_the_same_key(client: Any) -> None:
+    api, server = batched(2, client, answer(503), reset, answer(200))
+    assert [outcome.attempts for outcome in hand_in(api, [submission(1, "a"), submission(2, "b")])] == [3, 3]
+    assert seen(server) == [("/api/v1/batch", batch_key(["a", "b"]))] * 3
+
+
+@given(first=st.lists(st.text()), second=st.lists(st.text()))
+@example(first=["a,b"], second=["a", "b"])
+@example(first=["a", "b"], second=["b", "a"])
+def test_a_batch_s_key_is_its_events_own(first: list[str], second: list[str]) -> None:
+    assert (batch_key(first) == batch_key(second)) == (first == second)
+    assert batch_key(first).isascii()
+    assert len(batch_key(first)) == 70
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [answer(422, b"bad"), answer(409, b"it already exists"), answer(413), answer(404), answer(500), answer(207)],
+    ids=["422", "409", "413", "404", "500", "207"],
+)
+def test_a_refused_batch_is_sent_again_one_by_one(refusal: Act, client: Any) -> None:
+    """However it was refused; so one bad task sinks none of its neighbours."""
+    api, server = client(refusal, answer(201), answer(422, b"bad"), answer(201), max_retries=0)
+    api = HttpItel(replace(api.settings, batch_size=3), api.connection)
+    jobs = [submission(n, f"e{n}") for n in range(3)]
+    good, bad, last = hand_in(api, jobs)
+    assert (good, last) == tuple(Submitted(job, 201, 1, "{}", duplicate=False) for job in (jobs[0], jobs[2]))
+    assert isinstance(bad, Failure)
+    assert (bad.record, bad.error_class, bad.error) == (
+        jobs[1].record,
+        "refused",
+        "iTel answers 422 (1 try in 0.0 s): bad",
+    )
+    assert [path for path, _ in seen(server)] == ["/api/v1/tasks/batch", *["/api/v1/tasks"] * 3]
+    assert [key for _, key in seen(server)][1:] == ["e0", "e1", "e2"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "error_class"),
+    [(answer(503), "outage"), (answer(429), "outage"), (reset, "reset"), (answer(401), "unauthorized")],
+    ids=["503", "429", "reset", "401"],
+)
+def test_an_outage_is_not_met_again_by_each_task_of_a_batch(fault: Act, error_class: str, client: Any) -> None:
+    api, server = batched(4, client, fault)
+    jobs = [submission(n, f"e{n}") for n in range(4)]
+    failures = hand_in(api, jobs)
+    assert [(f.record, f.error_class) for f in failures if isinstance(f, Failure)] == [
+        (job.record, error_class) for job in jobs
+    ]
+    assert {path for path, _ in seen(server)} == {"/api/v1/batch"}
+
+
+def test_what_an_answer_repeats_of_a_neighbour_is_not_told(client: Any) -> None:
+    api, _ = batched(2, client, answer(503, f"{PRIVATE} and Mrs Roe".encode()))
+    jobs = [submission(1, "a", PAYLOAD, PRIVATE), submission(2, "b", PAYLOAD, "Roe")]
+    for failed in hand_in(api, jobs):
+        assert isinstance(failed, Failure)
+        assert failed.error.endswith("): [redacted] and Mrs [redacted]")
+
+
+class BatchRecorder:
+    """A client that takes batches, and notes what it is given and what overlaps."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.order: dict[int, list[str]] = defaultdict(list)
+        self._running: set[int] = set()
+        self._lock = threading.Lock()
+
+    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+        return self.submit_batch([submission(assignment_id, event_id, payload)])
+
+    def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
+        ids = [one.assignment_id for one in batch]
+        with self._lock:
+            assert len(set(ids)) == len(ids) <= self.batch_size, "two of one assignment in a batch, or too many"
+            assert not self._running.intersection(ids), "two calls of one assignment overlap"
+            self._running.update(ids)
+        threading.Event().wait(0.0005)
+        with self._lock:
+            self._running.difference_update(ids)
+            for one in batch:
+                self.order[one.assignment_id].append(one.event_id)
+        return Accepted(200, 1, "")
+
+
+@settings(max_examples=50, deadline=None)
+@given(assignments=st.lists(st.integers(1, 5), max_size=30), size=st.integers(2, 7))
+def test_batches_keep_an_assignment_s_order_and_leave_nothing_out(assignments: list[int], size: int) -> None:
+    recorder = BatchRecorder(size)
+    jobs = [submission(assignment, f"e{n}") for n, assignment in enumerate(assignments)]
+    outcomes = hand_in(recorder, jobs)
+    assert outcomes == [Submitted(job, 200, 1, "", duplicate=False) for job in jobs]
+    assert recorder.order == {
+        a: [f"e{n}" for n, assignment in enumerate(assignments) if assignment == a] for a in set(assignments)
+    }
+
+
+def test_a_folder_has_no_batches(tmp_path: Path) -> None:
+    jobs = [submission(n, f"e{n}") for n in range(3)]
+    assert FolderItel(tmp_path).batch_size == 1
+    assert FolderItel(tmp_path).submit_batch(jobs[:1]) == Accepted(201, 1, "written to 0-e0.json")
+    hand_in(FolderItel(tmp_path), jobs)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-e0.json", "1-e1.json", "2-e2.json"]
+
+
+# -- waiting for iTel
+
+
+def patient(api: Itel, slept: list[float] | None = None) -> PatientItel:
+    """One whose waits take no time."""
+    waits = [] if slept is None else slept
+    return PatientItel(api, clock=lambda: 0.0, sleep=waits.append)
+
+
+@pytest.mark.parametrize("fault", [answer(503), answer(429), answer(401), answer(403), reset], ids=str)
+def test_an_outage_is_waited_for(fault: Act, client: Any) -> None:
+    api, server = client(*[fault] * 6, answer(201), max_retries=1)
+    slept: list[float] = []
+    assert isinstance(patient(api, slept).submit(1, "event-1", PAYLOAD), Accepted)
+    assert {seen.headers["idempotency-key"] for seen in server.requests} == {"event-1"}
+    assert (len(server.requests), len(slept) >= 3) == (7, True)
+
+
+class Breaker:
+    """A client whose breaker is open for a while: its calls fail without being made."""
+
+    batch_size = 2
+
+    def __init__(self, open_for: int) -> None:
+        self.left = open_for
+
+    def submit(self, *_: Any) -> Accepted | Rejected:
+        self.left -= 1
+        return Rejected("breaker_open", None, 0, "iTel: not tried") if self.left >= 0 else Accepted(201, 1, "")
+
+    def submit_batch(self, _: Any) -> Accepted | Rejected:
+        return self.submit()
+
+
+def test_an_open_breaker_is_an_outage_like_any_other() -> None:
+    job = submission(1, "a")
+    (diverted,) = hand_in(Breaker(1), [job])
+    assert diverted == Failure(job.record, "submit", "breaker_open", "iTel: not tried", 100.0, 101.0, 0)
+    assert patient(Breaker(100)).submit(1, "a", PAYLOAD) == Accepted(201, 1, "")
+    jobs = [submission(1, "a"), submission(2, "b")]
+    assert hand_in(patient(Breaker(100)), jobs) == [Submitted(job, 201, 1, "", duplicate=False) for job in jobs]
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 422, 501, 302])
+def test_a_refusal_is_not_waited_for(status: int, client: Any) -> None:
+    api, server = client(answer(status))
+    rejected = patient(api).submit(1, "e", PAYLOAD)
+    assert isinstance(rejected, Rejected)
+    assert (rejected.status, len(server.requests)) == (status, 1)
+
+
+def test_a_batch_that_breaks_the_server_is_split_rather_than_waited_for(client: Any) -> None:
+    api, server = client(answer(500), answer(201), answer(503), answer(201), max_retries=0)
+    api = HttpItel(replace(api.settings, batch_size=2), api.connection)
+    jobs = [submission(1, "a"), submission(2, "b")]
+    assert [type(outcome) for outcome in hand_in(patient(api), jobs)] == [Submitted, Submitted]
+    assert [key for _, key in seen(server)] == [batch_key(["a", "b"]), "a", "b", "b"]
+
+
+def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    api, server = client(answer(503), max_retries=0)
+    now = [0.0]
+    stop = threading.Event()
+    monkeypatch.setattr("itel_cabinet.io.world.STOP", stop)
+
+    def sleep(seconds: float) -> None:
+        now[0] += max(seconds, 0.01)
+        if now[0] > 3_600:
+            stop.set()
+
+    with pytest.raises(WorldError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 36\d\d s$"):
+        PatientItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
+    assert len(server.requests) > 100
+
+
+def test_patience_is_an_option(tmp_path: Path) -> None:
+    settings = ItelSettings(ConnectionSettings("itel", "https://itel.example"), batch_size=7)
+    assert isinstance(itel(settings), HttpItel)
+    waiting = itel(settings, on_outage="wait")
+    assert isinstance(waiting, PatientItel)
+    assert (waiting.api, waiting.batch_size) == (itel(settings), 7)
+    assert itel(tmp_path, on_outage="wait") == FolderItel(tmp_path)
+
+
 # -- settings
 
 
@@ -411,6 +634,8 @@ def test_nothing_to_submit() -> None:
     ("settings", "message"),
     [
         ({"path": "api"}, "--itel_path: must begin with /, got 'api'"),
+        ({"batch_size": 0}, "--itel_batch_size: must be 1 or more, got 0"),
+        ({"batch_path": "batch"}, "--itel_batch_path: must begin with /, got 'batch'"),
         ({"method": "GET"}, "--itel_method: must be POST, PUT or PATCH, got 'GET'"),
         (
             {"idempotency_header": "a b"},

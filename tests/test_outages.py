@@ -1,6 +1,7 @@
 """What surrounds a job goes away for a while: nothing is lost, nothing doubled, and nobody's record is blamed.
 
-iTel's outage ends each submission in the success or the error topic. Those of ClaimX, of the broker and of the table
+iTel's outage ends each submission in the success or the error topic, from where it is replayed, or is waited for if so
+wanted. Those of ClaimX, of the broker and of the table
 store are waited out, for ``--world_retry_seconds`` at most; a job that gives up says so in one line and is resumed by a
 restart.
 """
@@ -8,6 +9,7 @@ restart.
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections import Counter
@@ -24,6 +26,7 @@ from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
+from itel_cabinet.pipeline.cli import main
 from itel_cabinet.transforms.results import Submitted
 
 FORM = (group("Photos", question("Upload Overview Photo(s)", [11, 12])),)
@@ -236,3 +239,137 @@ def test_each_submission_ends_in_the_success_or_the_error_topic(stack: Stack) ->
         "iTel's outage never holds up the tables"
     )
     assert stack.dead_letters() == []
+
+
+@dataclass
+class Flow:
+    """Completed forms, one after the other, and what has become of them."""
+
+    stack: Stack
+    told: list[str] = field(default_factory=list)
+
+    def tell(self) -> str:
+        """One more form; its event's id."""
+        number = len(self.told)
+        event_id = f"event-{number}"
+        self.told.append(event_id)
+        self.stack.tell(tracking_message(event_id=event_id, assignment_id=1_000 + number), *FORM)
+        return event_id
+
+    def accepted(self) -> dict[str, int]:
+        """How often iTel got each event."""
+        return {one.idempotency_key: one.times for one in self.stack.itel.submissions()}
+
+    def check_all_arrived_once(self) -> None:
+        assert self.accepted() == dict.fromkeys(self.told, 1)
+        assert Counter(row["event_id"] for row in self.stack.tracking()) == Counter(self.told)
+        assert Counter(row["assignment_id"] for row in self.stack.forms()) == Counter(
+            1_000 + number for number in range(len(self.told))
+        )
+        assert self.stack.itel.overlaps == 0
+
+
+def replay(stack: Stack, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
+    """Replay the stack's dead letters; how many had each outcome."""
+    servers = f"--bootstrap_servers={stack.broker.bootstrap_servers}"
+    topics = [f"--dead_letter_topic={stack.topic('errors')}", f"--itel_errors_topic={stack.topic('itel_errors')}"]
+    capsys.readouterr()
+    assert main(["dead-letters", "replay", "--json", f"--tables_root={stack.tables_root}", servers, *topics]) == 0
+    return {name: number for name, number in json.loads(capsys.readouterr().out).items() if number}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_was_diverted_while_itel_was_away_is_replayed_once(
+    stack: Stack, batch_size: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And Delta does not wait for iTel."""
+    flow = Flow(stack)
+    with stack.running("cabinet", itel_deadline_seconds=1, max_retries=1) as job:
+        flow.tell()
+        stack.settle("cabinet")
+        stack.itel.stop()
+        over = time.monotonic() + OUTAGE_SECONDS
+        while time.monotonic() < over:
+            event_id = flow.tell()
+            # Generous: about a second is meant, as before the outage.
+            wait_for(lambda event_id=event_id: stack.tracked(event_id), f"the row of {event_id}", 15)
+        stack.settle("cabinet")
+        failed = len(flow.told) - 1
+        assert len(stack.dead_letters("itel_errors")) == failed > 1
+        assert flow.accepted() == {flow.told[0]: 1}
+        assert job.stop() == 0, job.errors
+
+    # Still away: each fails again, into a letter that knows of its first replay.
+    with stack.running("cabinet", itel_deadline_seconds=1, max_retries=1) as job:
+        assert replay(stack, capsys) == {"replayed": failed}
+        stack.settle("cabinet")
+        assert job.stop() == 0, job.errors
+    stack.itel.start_again()
+    with stack.running("cabinet", itel_batch_size=batch_size) as job:
+        flow.tell()
+        assert replay(stack, capsys) == {"already_replayed": failed, "replayed": failed}
+        stack.settle("cabinet")
+        assert replay(stack, capsys) == {"already_replayed": 2 * failed}
+        assert job.stop() == 0, job.errors
+    if batch_size == 1:
+        flow.check_all_arrived_once()
+    else:
+        assert Counter(one.assignment_id for one in stack.itel.submissions()) == Counter(
+            1_000 + number for number in range(len(flow.told))
+        )
+        assert Counter(row["event_id"] for row in stack.tracking()) == Counter(flow.told)
+    assert stack.dead_letters() == []
+
+
+def test_itel_s_outage_is_waited_for_where_that_is_wanted(stack: Stack) -> None:
+    flow = Flow(stack)
+    options = {"itel_on_outage": "wait", "itel_deadline_seconds": 1, "world_retry_seconds": 3}
+    with stack.running("cabinet", **options) as job:
+        flow.tell()
+        stack.settle("cabinet")
+        stack.itel.stop()
+        over = time.monotonic() + OUTAGE_SECONDS
+        for _ in range(10):
+            flow.tell()
+        wait_for(lambda: "iTel: " in job.errors, "the outage")
+        before = stack.committed("cabinet")
+        threading.Event().wait(max(0.0, over - time.monotonic()))
+        # Longer than any patience but this one; nothing is done with, nothing given up.
+        assert job.process.poll() is None, job.errors
+        assert stack.committed("cabinet") == before
+        assert sum(before.values()) < sum(stack.ends().values())
+        assert stack.dead_letters("itel_errors") == []
+        stack.itel.start_again()
+        stack.settle("cabinet")
+        flow.check_all_arrived_once()
+
+        # What iTel refuses is no outage.
+        stack.itel.faults.error_status, stack.itel.faults.times = 422, 1
+        flow.tell()
+        stack.settle("cabinet")
+        assert job.stop() == 0, job.errors
+    assert [(letter.stage, letter.error_class) for letter in stack.dead_letters("itel_errors")] == [
+        ("submit", "refused")
+    ]
+    assert stack.dead_letters() == []
+
+
+def test_batches_to_itel(stack: Stack) -> None:
+    """The first is refused, so its forms are sent one by one."""
+    flow = Flow(stack)
+    for _ in range(20):
+        flow.tell()
+    stack.itel.faults.error_status, stack.itel.faults.times = 400, 1
+    stack.run("cabinet", itel_batch_size=4, http_concurrency=1, itel_batch_path="/api/v1/tasks/batch")
+    assert stack.dead_letters("itel_errors") == []
+    assert Counter(one.assignment_id for one in stack.itel.submissions()) == Counter(
+        1_000 + number for number in range(20)
+    )
+    singles = {one.idempotency_key for one in stack.itel.submissions() if not one.idempotency_key.startswith("batch-")}
+    assert len(singles) >= 2
+    assert singles <= set(flow.told)
+    calls = stack.itel.calls
+    assert calls["/api/v1/tasks/batch"] >= 3
+    results = [Submitted.model_validate_json(m.value or b"") for m in stack.broker.read(stack.topic("success"))]
+    assert Counter(result.event_id for result in results) == Counter(flow.told)
+    assert Counter(row["event_id"] for row in stack.tracking()) == Counter(flow.told)

@@ -300,6 +300,23 @@ class TestItel:
             ]
             assert self.send(itel, key, submission()).json()["status"] == "duplicate"
 
+    def test_takes_a_batch_whole_or_not_at_all(self, itel: ItelSimulator) -> None:
+        path = "/api/v1/tasks/batch"
+        tasks = [submission(1), submission(2)]
+        first = self.send(itel, "batch-1", {"tasks": tasks, "batch_size": 2}, path)
+        again = self.send(itel, "batch-1", {"tasks": tasks, "batch_size": 2}, path)
+        assert (first.status_code, again.status_code) == (201, 200)
+        assert first.json()["tasks"][1] == {"itel_task_id": "itel-2-batch-1/1", "status": "accepted"}
+        refused = self.send(itel, "batch-2", {"tasks": [submission(3), {}], "batch_size": 2}, path)
+        assert refused.status_code == 400
+        assert refused.json()["reasons"][0].startswith("tasks.1: the body: 'additionalNotes' is a required property")
+        for body in ({"tasks": tasks, "batch_size": 1}, {"tasks": []}, {"tasks": 1, "batch_size": 1}, tasks, tasks[0]):
+            assert self.send(itel, "batch-3", body, path).status_code == 400
+        assert [(s.idempotency_key, s.assignment_id, s.times) for s in itel.submissions()] == [
+            ("batch-1/0", 1, 2),
+            ("batch-1/1", 2, 2),
+        ]
+
     def test_counts_calls_of_one_assignment_that_overlap(self, itel: ItelSimulator) -> None:
         def call(number: int, assignment_id: int) -> None:
             with suppress(requests.ConnectionError):
@@ -321,10 +338,18 @@ class TestItel:
         itel.faults.latency_seconds = DEADLINE_SECONDS
         threads = start(1, 1, 2, 1)
         wait_until(lambda: itel.overlaps == 2, "two of the calls have met another one")
+
+        def call_with_two() -> None:
+            with suppress(requests.ConnectionError):
+                self.send(itel, "b", {"tasks": [submission(2), submission(9)], "batch_size": 2}, "/api/v1/tasks/batch")
+
+        threads.append(threading.Thread(target=call_with_two))
+        threads[-1].start()
+        wait_until(lambda: itel.overlaps == 3, "a task of the batch has met a call")
         itel.stop()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
-        assert itel.overlaps == 2
+        assert itel.overlaps == 3
 
 
 class TestFaults:

@@ -83,6 +83,25 @@ def test_stopped_while_claimx_is_away(stack: Stack) -> None:
     assert_everything_accounted_for(stack, receipts)
 
 
+def test_stopped_while_itel_is_waited_for(stack: Stack) -> None:
+    """Asked to end, a job waits no longer; a restart does it all."""
+    receipts = produced(stack, 60)
+    stack.itel.faults.outage = True
+    with stack.running("cabinet", itel_on_outage="wait", itel_deadline_seconds=1, itel_batch_size=3) as job:
+        wait_for(lambda: "iTel: " in job.errors, "the outage")
+        assert job.stop() == 1, job.errors
+        last = job.errors.splitlines()[-1]
+        assert last.startswith("itel-cabinet: iTel: ")
+        assert "503" in last
+    assert sum(stack.committed("cabinet").values()) == 0
+    assert stack.tracking() == []
+    assert [stack.dead_letters(role) for role in ("errors", "itel_errors")] == [[], []]
+
+    stack.itel.faults.outage = False
+    stack.run("cabinet")
+    assert_everything_accounted_for(stack, receipts)
+
+
 @pytest.fixture
 def stack_of_its_own(
     claimx: ClaimXSimulator, itel: ItelSimulator, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

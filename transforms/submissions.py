@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.payload import CabinetRepairSubmission, PayloadIncomplete, build_payload, payload_bytes
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
-__all__ = ["Submission", "Submitted", "build_submissions"]
+__all__ = ["Submission", "Submitted", "build_submissions", "scrub"]
 
 _REDACTED = "[redacted]"
 _SHORTEST_TAIL = 4  # characters of a value cut off by the end of an excerpt; fewer tell nothing of a person
@@ -27,21 +27,6 @@ class Submission:
     payload: bytes = field(repr=False)
     personal: tuple[str, ...] = field(repr=False)
     """What in the payload is about a person; longest first."""
-
-    def scrub(self, text: str) -> str:
-        """``text``, such as an answer that repeats what was sent, without the payload's personal data.
-
-        Found in any case and with any white space between its words, as it is or as JSON spells it; at the end of
-        ``text``, which may be cut off, also its beginning.
-        """
-        if not self.personal:
-            return text
-        spellings = sorted({form for value in self.personal for form in _spellings(value)}, key=len, reverse=True)
-        # In one pass: a short value must not be sought in the mark that another has left.
-        anyone = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in spellings)
-        text = re.sub(anyone, _REDACTED, text, flags=re.IGNORECASE)
-        tail = max((_tail(text, spelling) for spelling in spellings), default=0)
-        return text[: len(text) - tail] + _REDACTED if tail else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +59,22 @@ def build_submissions(
                 yield Failure(record, "payload", "incomplete", str(incomplete), now, now)
                 continue
             yield Submission(record, event.event_id, event.assignment_id, payload_bytes(payload), _personal(payload))
+
+
+def scrub(text: str, submissions: Iterable[Submission]) -> str:
+    """``text``, such as an answer that repeats what was sent, without the personal data of these submissions.
+
+    Found in any case and with any white space between its words, as it is or as JSON spells it; at the end of ``text``,
+    which may be cut off, also its beginning.
+    """
+    spellings = sorted({form for one in submissions for value in one.personal for form in _spellings(value)}, key=len)
+    if not spellings:
+        return text
+    # In one pass, the longest first: a short value must not be sought in the mark that another has left.
+    anyone = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in reversed(spellings))
+    text = re.sub(anyone, _REDACTED, text, flags=re.IGNORECASE)
+    tail = max((_tail(text, spelling) for spelling in spellings), default=0)
+    return text[: len(text) - tail] + _REDACTED if tail else text
 
 
 def _spellings(value: str) -> set[str]:
