@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType
+from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 __all__ = [
     "QUIET",
@@ -84,11 +84,26 @@ class Cluster:
 
     def __init__(self, client_config: Mapping[str, object], *, timeout: float = _REQUEST_SECONDS) -> None:
         self._timeout = timeout
-        self._admin = AdminClient(dict(client_config) | {"logger": QUIET})
+        self._refused: KafkaError | None = None
+        self._admin = AdminClient(dict(client_config) | {"logger": QUIET, "error_cb": self._noted})
+
+    def _noted(self, error: KafkaError) -> None:
+        if error.code() in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+            self._refused = error
 
     def ping(self) -> None:
         """Raise KafkaException unless a broker answers within the timeout."""
-        self._admin.list_topics(timeout=self._timeout)
+        self._listed()
+
+    def _listed(self) -> ClusterMetadata:
+        try:
+            return self._admin.list_topics(timeout=self._timeout)
+        except KafkaException as error:
+            # All that is said of a refused password or certificate here is that no broker could be reached.
+            self._admin.poll(0)
+            if self._refused is not None:
+                raise KafkaException(self._refused) from error
+            raise
 
     def topic(self, name: str, *, epoch: int = 0) -> Topic:
         """Describe a topic; ``epoch`` names the incarnation on brokers without topic ids. Raises UnknownTopic."""
@@ -124,7 +139,7 @@ class Cluster:
 
     def names(self) -> frozenset[str]:
         """The names of all topics the credentials can see."""
-        return frozenset(self._admin.list_topics(timeout=self._timeout).topics)
+        return frozenset(self._listed().topics)
 
     def retention_ms(self, topic: str) -> int:
         """How long a topic keeps its records, in milliseconds; -1 for ever."""

@@ -4,6 +4,8 @@ the mend.
 
 from __future__ import annotations
 
+import re
+
 from confluent_kafka import KafkaError, KafkaException
 
 from itel_cabinet.io.delta_spec import TableRefused
@@ -27,6 +29,11 @@ def kafka_refusal(error: KafkaException, bootstrap_servers: str) -> str:
     code, reason = error.args[0].code(), error.args[0].str()
     if code == KafkaError._INVALID_ARG:
         return f"--kafka_config: librdkafka refuses it: {reason}"
+    if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
+        return (
+            f"--kafka_config: no entry at {bootstrap_servers} ({_without_address(reason)}): "
+            "check user name and password, and the file of ssl.ca.location"
+        )
     if code in _AWAY:
         return (
             f"--bootstrap_servers: no broker answers at {bootstrap_servers} ({reason}): "
@@ -35,6 +42,11 @@ def kafka_refusal(error: KafkaException, bootstrap_servers: str) -> str:
     if code == KafkaError.INVALID_REPLICATION_FACTOR:
         return f"--replication_factor: more than there are brokers at {bootstrap_servers}; one broker needs 1"
     return f"--bootstrap_servers: the broker at {bootstrap_servers} refuses: {reason}"
+
+
+def _without_address(reason: str) -> str:
+    """librdkafka's words without the ``sasl_ssl://host:port/bootstrap: `` before and the ``(after 5ms ...)`` behind."""
+    return re.sub(r"^\S+://\S+: | \(after [^)]*\)$", "", reason).strip()
 
 
 def table_refusal(error: TableRefused | WorldError) -> str:
