@@ -13,12 +13,12 @@ from itel_cabinet.local.artifacts import PRISM
 from itel_cabinet.local.events import Generator, produce
 
 
-def _prisms_in(folder: Path) -> list[str]:
-    """The process ids of the Prisms that work in a folder."""
+def _working_in(folder: Path, program: Path) -> list[str]:
+    """The process ids of a program that works in a folder."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "cwd").readlink() == folder and (process / "exe").readlink() == PRISM.path.resolve():
+            if (process / "cwd").readlink() == folder and (process / "exe").readlink() == program.resolve():
                 found.append(process.name)
     return found
 
@@ -26,19 +26,20 @@ def _prisms_in(folder: Path) -> list[str]:
 @pytest.mark.flink
 @pytest.mark.timeout(600)
 def test_the_cabinet_job_on_prism(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    prism = PRISM.path
     monkeypatch.chdir(stack.folder)
     messages = [*Generator(8, start=datetime.now(UTC)).tracking_messages(400)]
     receipts = produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[:200], stack.claimx)
 
-    with stack.running("cabinet", runner="PrismRunner", prism_location=PRISM.path) as job:
+    with stack.running("cabinet", runner="PrismRunner", prism_location=prism) as job:
         wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the first half is through", 180)
-        assert len(_prisms_in(stack.folder)) == 1
+        assert len(_working_in(stack.folder, prism)) == 1
         # It streams: the second half comes while the job runs.
         receipts += produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[200:], stack.claimx)
         wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the second half is through", 180)
         assert job.stop(120) == 0, job.errors
 
-    assert _prisms_in(stack.folder) == []
+    assert _working_in(stack.folder, prism) == []
     assert sorted((row["kafka_partition"], row["kafka_offset"]) for row in stack.tracking()) == sorted(
         (r.partition, r.offset) for r in receipts if r.produced.expect in ("tracked", "submitted")
     )

@@ -404,6 +404,6 @@ def test_jars_that_were_not_fetched(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert ended.stderr == (
-        f"demo: {BOOT.name} {BOOT.version} is not in {tmp_path / BOOT.folder.name}: run `make setup`, "
+        f"demo: {BOOT.name} {BOOT.version} is not in {tmp_path / BOOT.folder.name}: run `make setup-tests`, "
         "or point ITEL_CABINET_LOCAL at the folder that holds it\n"
     )
