@@ -16,7 +16,7 @@ import random as _random
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, Literal
@@ -217,6 +217,10 @@ class DownloadSettings:
     concurrency: int = 8
 
 
+def _no_headers(_link: str) -> Mapping[str, str]:
+    return {}
+
+
 class Downloads:
     """Fetches images. Thread-safe; made once for its settings by :func:`downloads`.
 
@@ -237,16 +241,17 @@ class Downloads:
         self._manager.pool_classes_by_scheme = _pools(settings.allowed)
 
     @contextlib.contextmanager
-    def image(self, link: str) -> Iterator[IO[bytes]]:
+    def image(self, link: str, headers_for: Callable[[str], Mapping[str, str]] = _no_headers) -> Iterator[IO[bytes]]:
         """The whole image behind a link, to be read while the context lasts. Raises DownloadFailed.
 
-        Tried again: no connection, a broken one, 408, 425, 429 and 5xx.
+        ``headers_for`` is asked for more headers at each hop, with that hop's URL. Tried again: no connection, a broken
+        one, 408, 425, 429 and 5xx.
         """
         deadline = self._clock() + self.settings.deadline_seconds
         with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as content:
             for tries, pause in enumerate(full_jitter(*_WAITS, self._random), 1):
                 try:
-                    self._follow(link, deadline, content)
+                    self._follow(link, headers_for, deadline, content)
                     break
                 except _Broken as broken:
                     if tries == _MOST_TRIES or self._clock() + pause >= deadline:
@@ -257,7 +262,9 @@ class Downloads:
             content.seek(0)
             yield content
 
-    def _follow(self, link: str, deadline: float, content: IO[bytes]) -> None:
+    def _follow(
+        self, link: str, headers_for: Callable[[str], Mapping[str, str]], deadline: float, content: IO[bytes]
+    ) -> None:
         """Write what ``link`` leads to into ``content``."""
         for _ in range(_MOST_REDIRECTS + 1):
             url = self.settings.allowed.check(link)
@@ -265,7 +272,7 @@ class Downloads:
             if left <= 0:
                 raise _Broken("no complete answer in time")
             try:
-                response = self._open(url, left)
+                response = self._open(url, headers_for(url.url), left)
                 try:
                     if response.status not in _REDIRECTS:
                         self._read(response, content)
@@ -279,13 +286,13 @@ class Downloads:
                 raise DownloadFailed("refused", "a redirect leads to what is no URL") from None
         raise DownloadFailed("refused", f"more than {_MOST_REDIRECTS} redirects")
 
-    def _open(self, url: Url, left: float) -> urllib3.BaseHTTPResponse:
+    def _open(self, url: Url, headers: Mapping[str, str], left: float) -> urllib3.BaseHTTPResponse:
         pool = self._manager.connection_from_host(url.host, url.port, url.scheme)
         return pool.urlopen(
             "GET",
             url.request_uri,
             # A compressed answer could be a thousand times what was sent; an image is compressed already.
-            headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "itel-cabinet"},
+            headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "itel-cabinet", **headers},
             redirect=False,
             retries=False,
             preload_content=False,

@@ -189,6 +189,16 @@ class Connection:
             self.sleep(min(wait, left))
         return True
 
+    def headers_for(self, link: str) -> Mapping[str, str]:
+        """What authenticates a GET of ``link``, if that leads to this API's own scheme, host and port; else nothing.
+
+        Nothing too while no token can be had.
+        """
+        if _origin(link) != _origin(self.settings.base_url):
+            return {}
+        credentials = self._authorize(self.settings.deadline_seconds)
+        return {} if isinstance(credentials, CallFailed) else credentials.headers
+
     def call(
         self,
         method: str,
@@ -331,6 +341,11 @@ def _is_alive(outcome: Reply | CallFailed) -> bool | None:
 
 def _in_short(outcome: Reply | CallFailed) -> str:
     return f"status {outcome.status}" if isinstance(outcome, Reply) else str(outcome)
+
+
+def _origin(link: str) -> tuple[str, str | None, int | None]:
+    url = urlsplit(link)
+    return url.scheme, url.hostname, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
 @once_per_process

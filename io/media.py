@@ -95,7 +95,8 @@ class Photos:
 
     def _fetch(self, album: Album, link: Link) -> str:
         key = f"{album_folder(album)}/{object_name(link)}"
-        with self.downloads.image(link.url) as content:
+        # Links of ClaimX itself need its login, and redirect to where nobody may see that.
+        with self.downloads.image(link.url, self.claimx.headers_for) as content:
             try:
                 self.store.put(key, content)
             except ObjectStoreError as error:

@@ -65,7 +65,7 @@ class ClaimXSimulator(Simulator):
       ids of other projects are left out; 404 for a project without a task. The project knows the photos of all its
       tasks, older versions included.
     - ``GET /media/{id}?systemDate=..&expires=..&sign=..``: the photo, for ``link_seconds`` after its link was given
-      out, then 403. No token is asked for: the link is signed.
+      out, then 403. The token is asked for if ``photos_ask_token``; else the signature will do.
 
     ``media_faults``, by media id, may be changed at any time.
     """
@@ -78,9 +78,11 @@ class ClaimXSimulator(Simulator):
         seed: int = 0,
         clock: Callable[[], float] = time.time,
         link_seconds: float = 600.0,
+        photos_ask_token: bool = False,
     ) -> None:
         super().__init__(port=port, token=token, seed=seed, clock=clock)
         self.link_seconds = link_seconds
+        self.photos_ask_token = photos_ask_token
         self.media_faults: dict[int, MediaFault] = {}
         self._signing_key = f"claimx-simulator-{seed}".encode()
         # As bytes: a form is ten times larger as objects, and a benchmark holds many.
@@ -169,7 +171,8 @@ class ClaimXSimulator(Simulator):
         )
 
     def _authorised(self, request: Request) -> bool:
-        return request.path.startswith("/media/") or super()._authorised(request)
+        signed = request.path.startswith("/media/") and not self.photos_ask_token
+        return signed or super()._authorised(request)
 
     def _photo(self, media_id: int, query: Mapping[str, str]) -> Response:
         signed_at, lifetime, sign = (query.get(name, "") for name in ("systemDate", "expires", "sign"))

@@ -60,6 +60,16 @@ def photo(body: bytes = JPEG, kind: str = "image/jpeg", **headers: str) -> Act:
 # What is fetched
 
 
+def test_each_hop_gets_the_headers_that_are_meant_for_it() -> None:
+    with FaultyServer(photo()) as store, FaultyServer(answer(302, Location=f"{store.url}/kept?sign=x")) as claimx:
+        own = {"Authorization": "Bearer token"}
+        with downloads().image(
+            f"{claimx.url}/media/1", lambda link: own if link.startswith(claimx.url) else {}
+        ) as content:
+            assert content.read() == JPEG
+    assert [seen.headers.get("authorization") for seen in (*claimx.requests, *store.requests)] == ["Bearer token", None]
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [

@@ -133,6 +133,23 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]
     return context, certificate
 
 
+@pytest.mark.parametrize(
+    ("link", "own"),
+    [
+        ("https://claimx.example/media/1?sign=x", True),
+        ("https://CLAIMX.example:443/media/1", True),
+        ("http://claimx.example/media/1", False),
+        ("https://claimx.example:8443/media/1", False),
+        ("https://claimx.example.evil.example/media/1", False),
+        ("https://bucket.s3.amazonaws.com/1", False),
+    ],
+)
+def test_credentials_go_to_the_api_s_own_origin_alone(link: str, own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLAIMX_API_TOKEN", "token")
+    api = Connection(ConnectionSettings("claimx", "https://claimx.example/service", "bearer:env:CLAIMX_API_TOKEN"))
+    assert api.headers_for(link) == ({"Authorization": "Bearer token"} if own else {})
+
+
 def test_an_unknown_certificate_is_refused(tls: tuple[ssl.SSLContext, Path], serve: Any, pauses: Pauses) -> None:
     server = serve(answer(200), tls=tls[0])
     with pytest.raises(CallFailed, match="self-signed certificate") as caught:

@@ -90,6 +90,15 @@ def test_each_photo_is_stored_once_and_its_row_says_where(shop: Stack) -> None:
     assert asked == {}, "a replay fetches nothing again"
 
 
+def test_photos_behind_the_login_of_claimx_are_fetched_with_it(folder: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.claimx.token, folder.claimx.photos_ask_token = "claimx-token", True
+    monkeypatch.setenv("CLAIMX_API_TOKEN", "claimx-token")
+    folder.tell(tracking_message(event_id="e-1"), PHOTOS)
+    folder.run("cabinet", claimx_auth="bearer:env:CLAIMX_API_TOKEN")
+    assert {row["claim_media_id"] for row in folder.attachments()} == {11, 12}
+    assert_photos_stored(folder)
+
+
 @pytest.mark.parametrize("point", ["after-photo:40", "before-commit:claimx_itel_attachments:2"])
 def test_killed_while_photos_are_fetched(shop: Stack, point: str) -> None:
     receipts = produced(shop, 120, 5)
