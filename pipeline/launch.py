@@ -40,9 +40,9 @@ _LOGGER = logging.getLogger(__name__)
 _CHECK_SECONDS = 10.0
 # Counters of what Beam does itself, which Prism hands out beside the others.
 _BEAMS_OWN = "beam"
-# An exception's line in a traceback, with its module in front.
 # Errors with a line of their own to act on; of any other the traceback is worth keeping.
 _EXPECTED = re.compile(r"\b(WorldError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
+# An exception's line in a traceback, with its module in front.
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Refused)\b)")
 
 

@@ -144,7 +144,7 @@ def test_wrong_use_is_told_in_one_line(printed: Printed, given: list[str], line:
 
 @pytest.mark.parametrize("command", [["topics", "create"], ["topics", "describe"], ["lag", "api"], ["produce"]])
 def test_an_unreachable_broker(printed: Printed, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itel_cabinet.pipeline.cli._BROKER_SECONDS", 1.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.commands.BROKER_SECONDS", 1.0)
     servers = f"127.0.0.1:{free_port()}"
     assert printed.error(1, *command, f"--bootstrap-servers={servers}").startswith(
         f"--bootstrap_servers: no broker answers at {servers} ("

@@ -1,0 +1,158 @@
+"""What the commands of `itel-cabinet` share: options of the same meaning, and errors as one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.kafka_admin import Cluster
+    from itel_cabinet.pipeline.options import Settings
+
+__all__ = [
+    "BOTH_SPELLINGS",
+    "PROGRAM",
+    "AsJson",
+    "DryRun",
+    "JobName",
+    "KafkaConfig",
+    "Refused",
+    "Servers",
+    "StorageOptions",
+    "TablesRoot",
+    "asking",
+    "client_settings",
+    "open_cluster",
+    "storing",
+    "table_settings",
+]
+
+PROGRAM = "itel-cabinet"
+BROKER_SECONDS = 10.0
+
+BOTH_SPELLINGS = {
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["--help", "-h"],
+}
+
+
+class Refused(typer.TyperException):
+    """A command cannot do what it was asked. ``message`` is one line that names the option and the mend."""
+
+    def __init__(self, message: str, *, wrong_use: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = 2 if wrong_use else 1
+
+
+Servers = Annotated[
+    str,
+    typer.Option(
+        "--bootstrap_servers",
+        envvar="KAFKA_BOOTSTRAP_SERVERS",
+        metavar="HOST:PORT[,HOST:PORT]",
+        help="Kafka brokers.",
+    ),
+]
+KafkaConfig = Annotated[
+    str,
+    typer.Option(
+        "--kafka_config",
+        metavar="JSON",
+        help="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH.",
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry_run", help="Only say what would be done.")]
+TablesRoot = Annotated[
+    str, typer.Option("--tables_root", metavar="URI", help="Folder or object-store URI that holds the tables.")
+]
+StorageOptions = Annotated[
+    str,
+    typer.Option(
+        "--storage_options",
+        metavar="JSON",
+        help="Object-store options of delta-rs as a JSON object; secrets belong in the environment.",
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class JobName(StrEnum):
+    """The jobs, as options.Job has them, which takes Beam to import."""
+
+    TRIGGER = "trigger"
+    TRACKING = "tracking"
+    API = "api"
+    CABINET = "cabinet"
+
+
+@contextmanager
+def asking(bootstrap_servers: str) -> Iterator[None]:
+    """What Kafka refuses in here, and topics that are not there, as one line."""
+    from confluent_kafka import KafkaException
+
+    from itel_cabinet.io.kafka_admin import UnknownTopic
+    from itel_cabinet.pipeline.refusals import kafka_refusal
+
+    try:
+        yield
+    except KafkaException as error:
+        raise Refused(kafka_refusal(error, bootstrap_servers)) from None
+    except UnknownTopic as error:
+        raise Refused(f"--topic: {error}") from None
+
+
+def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, object]:
+    """librdkafka's settings, with the secrets in."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from itel_cabinet.io.kafka import ConfigRefused, client_config, resolved
+    from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.pipeline.options import JsonObject
+
+    try:
+        more: dict[str, str] = TypeAdapter(JsonObject).validate_python(kafka_config)
+        return resolved(client_config(bootstrap_servers, more))
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise Refused(f"--kafka_config: {reason}", wrong_use=True) from None
+    except ConfigRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+    except UnresolvedSecret as error:
+        raise Refused(f"--kafka_config: {error}") from None
+
+
+@contextmanager
+def open_cluster(bootstrap_servers: str, kafka_config: str) -> Iterator[Cluster]:
+    from itel_cabinet.io.kafka_admin import Cluster
+
+    client = client_settings(bootstrap_servers, kafka_config)
+    with asking(bootstrap_servers):
+        yield Cluster(client, timeout=BROKER_SECONDS)
+
+
+def table_settings(**given: str) -> Settings:
+    """Settings that say what tables are made of; what else they demand plays no part here."""
+    from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
+
+    unused = {"bootstrap_servers": "unused:9092", "claimx_url": "http://unused", "claimx_auth": "none"}
+    try:
+        return Settings.of({"job": Job.TRACKING, **unused, **given})
+    except OptionRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+
+
+@contextmanager
+def storing() -> Iterator[None]:
+    """What the table store refuses in here, as one line."""
+    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.world import WorldError
+    from itel_cabinet.pipeline.refusals import table_refusal
+
+    try:
+        yield
+    except (TableRefused, WorldError) as error:
+        raise Refused(table_refusal(error)) from error

@@ -1,0 +1,401 @@
+"""The commands `itel-cabinet dead-letters ...`: see docs/dead-letters.md."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.pipeline import commands
+from itel_cabinet.pipeline.commands import (
+    PROGRAM,
+    AsJson,
+    DryRun,
+    JobName,
+    KafkaConfig,
+    Refused,
+    Servers,
+    StorageOptions,
+    client_settings,
+    storing,
+    table_settings,
+)
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from itel_cabinet.io.kafka_log import LogReader
+    from itel_cabinet.pipeline.dead_letters import Entry, Filter, Stranger
+    from itel_cabinet.pipeline.replay import Outcome, Replay
+
+__all__ = ["letters_app"]
+
+letters_app = typer.Typer(help="The records that the jobs gave up, on the error topics.")
+DeadLetterTopic = Annotated[
+    str, typer.Option("--dead_letter_topic", help="Where the jobs put records that cannot be processed.")
+]
+ItelErrorsTopic = Annotated[str, typer.Option("--itel_errors_topic", help="Where they put failed submissions.")]
+Stage = Annotated[str | None, typer.Option("--stage", help="Only this step's: parse, enrich, payload, submit ...")]
+ErrorClass = Annotated[str | None, typer.Option("--error_class", help="Only this reason's: not_json, outage ...")]
+OfJob = Annotated[JobName | None, typer.Option("--job", help="Only this job's.")]
+OfGroup = Annotated[str | None, typer.Option("--consumer_group", "--group", help="Only this group's.")]
+Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only those that failed then or later.")]
+Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before.")]
+OfTopic = Annotated[str | None, typer.Option("--input_topic", "--topic", help="Only records of this topic ...")]
+OfPartition = Annotated[int | None, typer.Option("--partition", min=0, help="... of this partition ...")]
+OfOffset = Annotated[
+    str | None, typer.Option("--offset", metavar="N[-M]", help="... with this offset, or from N to M.")
+]
+_TRACKING_ERRORS = "itel.cabinet.task.tracking.errors"
+_ITEL_ERRORS = "itel.cabinet.api.errors"
+_MOST_REASONS = 20
+
+
+def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
+    from itel_cabinet.pipeline.dead_letters import Filter
+    from itel_cabinet.transforms.events import parse_timestamp
+
+    def moment(name: str, text: str | None) -> datetime | None:
+        try:
+            return parse_timestamp(text) if text else None
+        except ValueError as error:
+            reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
+            raise Refused(f"--{name}: {reason}", wrong_use=True) from None
+
+    bounds = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", offset or "")
+    if offset and not bounds:
+        raise Refused(f"--offset: must be N or N-M, got {offset!r}", wrong_use=True)
+    first, last = bounds.groups() if bounds else (None, None)
+    return Filter(
+        job=job and job.value,
+        first_offset=None if first is None else int(first),
+        last_offset=None if first is None else int(last or first),
+        since=moment("since", since),
+        until=moment("until", until),
+        **given,
+    )
+
+
+@contextmanager
+def _error_topics(
+    bootstrap_servers: str, kafka_config: str, topics: Sequence[str], epoch: int = 0
+) -> Iterator[tuple[dict[str, object], LogReader]]:
+    """The client's settings, and a reader that knows the error topics."""
+    from confluent_kafka import KafkaException
+
+    from itel_cabinet.io.kafka_admin import UnknownTopic
+    from itel_cabinet.io.kafka_log import LogReader, Overtaken
+    from itel_cabinet.pipeline.refusals import kafka_refusal
+
+    client = client_settings(bootstrap_servers, kafka_config)
+    try:
+        with LogReader(client, epoch=epoch) as reader:
+            for option, topic in zip(("--dead_letter_topic", "--itel_errors_topic"), topics, strict=True):
+                try:
+                    reader.topic(topic)
+                except UnknownTopic as error:
+                    raise Refused(f"{option}: {error}") from None
+            yield client, reader
+    except KafkaException as error:
+        raise Refused(kafka_refusal(error, bootstrap_servers)) from None
+    except Overtaken:
+        raise Refused(
+            "another replay of these topics has begun, and this one has stopped: see what that one says"
+        ) from None
+
+
+def _warn_of(strangers: Sequence[Stranger]) -> None:
+    if strangers:
+        first, number = strangers[0], len(strangers)
+        print(
+            f"{PROGRAM}: warning: {number} {'message is' if number == 1 else 'messages are'} no dead "
+            f"{'letter' if number == 1 else 'letters'} and left alone, the first one in {first.topic} at "
+            f"{first.partition}/{first.offset}: {first.reason}",
+            file=sys.stderr,
+        )
+
+
+@letters_app.command("list")
+def list_dead_letters(
+    bootstrap_servers: Servers,
+    stage: Stage = None,
+    error_class: ErrorClass = None,
+    job: OfJob = None,
+    consumer_group: OfGroup = None,
+    since: Since = None,
+    until: Until = None,
+    input_topic: OfTopic = None,
+    partition: OfPartition = None,
+    offset: OfOffset = None,
+    count: Annotated[bool, typer.Option("--count", help="Only how many there are of each stage and reason.")] = False,
+    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    kafka_config: KafkaConfig = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Show the dead letters, without what the records hold. Moves no group's offsets."""
+    from itel_cabinet.pipeline.dead_letters import error_log
+
+    wanted = _filter(
+        stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
+        topic=input_topic, partition=partition, offset=offset,
+    )  # fmt: skip
+    topics = (dead_letter_topic, itel_errors_topic)
+    with _error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
+        log = error_log(reader, topics, wanted)
+    _warn_of(log.strangers)
+    rows = [entry.summary for entry in log.entries]
+    if count:
+        _print_counts(rows, as_json)
+    elif as_json:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        columns = ("last_at", "coordinates", "topic", "job", "stage", "error_class", "state", "error")
+        table = Table(*(column.replace("_", " ") for column in columns))
+        for row in rows:
+            table.add_row(*(_plain(row[column]) for column in columns))
+        Console(markup=False, highlight=False, emoji=False).print(table)
+
+
+def _plain(text: str) -> Text:
+    """Text of a stranger's making, harmless to a terminal."""
+    from rich.text import Text
+
+    from itel_cabinet.transforms.dead_letters import one_line
+
+    return Text(one_line(text, 1_000))
+
+
+def _print_counts(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
+    counts = Counter((row["stage"], row["error_class"], row["state"]) for row in rows)
+    reasons = sorted({(stage, error_class) for stage, error_class, _ in counts})
+    if as_json:
+        found = [
+            {"stage": s, "error_class": e, "open": counts[s, e, "open"], "replayed": counts[s, e, "replayed"]}
+            for s, e in reasons
+        ]
+        typer.echo(json.dumps(found, indent=2))
+        return
+    table = Table("stage", "error class")
+    for column in ("open", "replayed"):
+        table.add_column(column, justify="right")
+    for s, e in reasons:
+        table.add_row(_plain(s), _plain(e), str(counts[s, e, "open"]), str(counts[s, e, "replayed"]))
+    Console(markup=False, highlight=False, emoji=False).print(table)
+
+
+@letters_app.command("show")
+def show_dead_letter(
+    coordinates: Annotated[str, typer.Argument(help="As `list` has them: topic id/partition/offset.")],
+    bootstrap_servers: Servers,
+    raw: Annotated[bool, typer.Option("--raw", help="Print the record's value as it is, and nothing else.")] = False,
+    consumer_group: OfGroup = None,
+    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
+    kafka_config: KafkaConfig = "{}",
+) -> None:
+    """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
+    from itel_cabinet.io.kafka_admin import UnknownTopic
+    from itel_cabinet.io.kafka_log import LogReader
+    from itel_cabinet.pipeline.dead_letters import Filter, error_log, original
+    from itel_cabinet.transforms.dead_letters import decode_dead_letter
+
+    topics = (dead_letter_topic, itel_errors_topic)
+    with _error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
+        wanted = Filter(coordinates=frozenset({coordinates}), group=consumer_group)
+        entries = error_log(reader, topics, wanted).entries
+        if not entries:
+            raise Refused(
+                f"{coordinates}: has no dead letter in {' or '.join(topics)}: see `{PROGRAM} dead-letters list`"
+            )
+        entry = max(entries, key=lambda one: one.letter.last_at)
+        message = reader.at(entry.topic, entry.partition, entry.offset)
+        letter = decode_dead_letter(message.value or b"") if message else entry.letter
+        with LogReader(client, epoch=topic_epoch) as originals:
+            try:
+                record = original(originals, letter)
+            except UnknownTopic:
+                record = None
+    if record is None:
+        print(
+            f"{PROGRAM}: warning: the dead letter had no room for all of the record, and its topic no longer has it",
+            file=sys.stderr,
+        )
+        record = letter.record()
+    if raw:
+        sys.stdout.buffer.write(record.value or b"")
+        sys.stdout.flush()
+        return
+    shown = {
+        **entry.summary,
+        "key": _shown(record.key),
+        "headers": [[name, _shown(value)] for name, value in record.headers],
+        "value": _shown(record.value),
+    }
+    typer.echo(json.dumps(shown, indent=2))
+
+
+def _shown(content: bytes | None) -> str | dict[str, str] | None:
+    """Bytes as text if they are UTF-8, else ``{"base64": ...}``."""
+    if content is None:
+        return None
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(content).decode()}
+
+
+@letters_app.command("replay")
+def replay_dead_letters(
+    bootstrap_servers: Servers,
+    coordinates: Annotated[
+        list[str] | None, typer.Argument(metavar="[COORDINATES]...", help="Only these, as `list` has them.")
+    ] = None,
+    stage: Stage = None,
+    error_class: ErrorClass = None,
+    job: OfJob = None,
+    consumer_group: OfGroup = None,
+    since: Since = None,
+    until: Until = None,
+    input_topic: OfTopic = None,
+    partition: OfPartition = None,
+    offset: OfOffset = None,
+    tables_root: Annotated[
+        str | None,
+        typer.Option("--tables_root", metavar="URI", help="The jobs' tables: what has its row there is left out."),
+    ] = None,
+    storage_options: StorageOptions = "{}",
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Records a second; default: no limit.")
+    ] = None,
+    max_replays: Annotated[
+        int, typer.Option("--max_replays", min=1, help="An event replayed so often is parked: left alone and told.")
+    ] = 3,
+    again: Annotated[bool, typer.Option("--again", help="Those that were replayed already, too.")] = False,
+    transactions: Annotated[
+        bool,
+        typer.Option(
+            "--transactions/--no_transactions", help="Off for brokers without: a replay cut off may then repeat some."
+        ),
+    ] = True,
+    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
+    kafka_config: KafkaConfig = "{}",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> int:
+    """Write dead letters' records to their topics again, each once, marked for the group that gave them up.
+
+    Mend the cause first. A letter is replayed once, however often this is run; its record fails into a new letter if
+    the cause is still there. Exit status 1 if some could not be replayed.
+    """
+    from rich.progress import Progress
+
+    from itel_cabinet.io.kafka_admin import group_lag
+    from itel_cabinet.io.kafka_log import LogReader, LogWriter
+    from itel_cabinet.pipeline.dead_letters import error_log
+    from itel_cabinet.pipeline.replay import Replayer
+
+    wanted = _filter(
+        stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
+        topic=input_topic, partition=partition, offset=offset, coordinates=frozenset(coordinates or ()),
+    )  # fmt: skip
+    topics = (dead_letter_topic, itel_errors_topic)
+    counts: Counter[Outcome] = Counter()
+    told: list[Replay] = []
+    with _error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
+        # First of all: from here on no other replay of these topics writes, so what is read of them now stays true.
+        name = f"{PROGRAM}-replay-{'-'.join(topics)}"
+        writer = None if dry_run else LogWriter(client, name, transactions=transactions)
+        log = error_log(reader, topics, wanted)
+        _warn_of(log.strangers)
+        with LogReader(client, epoch=topic_epoch) as originals:
+
+            @functools.cache
+            def committed(group: str, topic: str) -> dict[int, int | None]:
+                lags = group_lag(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
+                return {one.partition: one.committed for one in lags}
+
+            replayer = Replayer(
+                letters=reader,
+                originals=originals,
+                writer=writer,
+                committed=committed,
+                in_table=_rows_of(log.entries, tables_root, storage_options),
+                error_topics=topics,
+                again=again,
+                max_replays=max_replays,
+                rate=rate,
+            )
+            console = Console(stderr=True)
+            with Progress(console=console, disable=not console.is_terminal) as progress:
+                bar = progress.add_task("replaying", total=len(log.entries))
+                try:
+                    for one in replayer.replay(log.entries):
+                        counts[one.outcome] += 1
+                        if one.reason:
+                            told.append(one)
+                        progress.advance(bar)
+                finally:
+                    progress.stop()
+                    _tell_of_replay(counts, told, dry_run=dry_run, as_json=as_json)
+    return 1 if any(outcome.failed for outcome in counts) else 0
+
+
+def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
+    """The records among those of ``entries`` that the tracking table has a row of."""
+    from itel_cabinet.io.delta import records_written
+    from itel_cabinet.pipeline.replay import may_have_row
+    from itel_cabinet.pipeline.tables import TRACKING, table_specs
+
+    asked = [(e.letter.topic_id, e.letter.partition, e.letter.offset) for e in entries if may_have_row(e)]
+    if not tables_root:
+        if asked:
+            warning = "without --tables_root, a record that has its row beside its dead letter gets a second one"
+            print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+        return set()
+    spec = table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))[TRACKING]
+    with storing():
+        return records_written(spec, asked)
+
+
+_TOLD = {
+    "replayed": "replayed",
+    "already_replayed": "left out, replayed before (--again replays them once more)",
+    "in_the_table": "left out, in the tracking table after all",
+    "read_again": "left out, their job has not got beyond them and reads them again by itself",
+    "parked": "parked, replayed too often to go on (--max_replays raises the limit)",
+    "gone": "gone, no longer to be had",
+    "refused": "refused",
+}
+
+
+def _tell_of_replay(counts: Mapping[Outcome, int], told: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
+    from itel_cabinet.pipeline.replay import Outcome
+    from itel_cabinet.transforms.dead_letters import one_line
+
+    for one in told[:_MOST_REASONS]:
+        line = f"{one.entry.letter.coordinates} of {one.entry.letter.topic}: {one.outcome.value}: {one.reason}"
+        print(f"{PROGRAM}: {one_line(line, 1_000)}", file=sys.stderr)
+    if len(told) > _MOST_REASONS:
+        print(f"{PROGRAM}: and {len(told) - _MOST_REASONS} more", file=sys.stderr)
+    if as_json:
+        typer.echo(json.dumps({"dry_run": dry_run} | {one.value: counts.get(one, 0) for one in Outcome}))
+        return
+    for outcome in Outcome:
+        if counts.get(outcome) or outcome is Outcome.REPLAYED:
+            meaning = "would be replayed" if dry_run and outcome is Outcome.REPLAYED else _TOLD[outcome.value]
+            typer.echo(f"{counts.get(outcome, 0)} {meaning}")
