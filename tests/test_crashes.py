@@ -58,14 +58,16 @@ def test_killed_at(stack: Stack, point: str) -> None:
     assert repeated_calls(stack, receipts) <= RECORDS_A_BATCH
 
 
-KILLS = 20
-EVENTS = 20_000
 EVENTS_A_SECOND = 250.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_killed_20_times_at_random(stack: Stack) -> None:
+@pytest.mark.parametrize(
+    ("kills", "events"),
+    [pytest.param(4, 4_000, id="short"), pytest.param(20, 20_000, id="long", marks=pytest.mark.chaos)],
+)
+def test_killed_at_random(stack: Stack, kills: int, events: int) -> None:
     """Kills come at seeded moments after the job has moved the group's offsets since its start."""
     moments = random.Random(20)
     shares = Shares(assigned=0.5, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.01)
@@ -75,11 +77,11 @@ def test_killed_20_times_at_random(stack: Stack) -> None:
     with (
         ItelSimulator(schema={}) as itel,
         ThreadPoolExecutor(1) as producer,
-        Feed(generator.tracking_messages(EVENTS), EVENTS // (KILLS + 1) + 1) as feed,
+        Feed(generator.tracking_messages(events), events // (kills + 1) + 1) as feed,
     ):
         stack.itel = itel
         receipts = producer.submit(produced, stack, feed, EVENTS_A_SECOND)
-        for _ in range(KILLS):
+        for _ in range(kills):
             feed.next_life()
             before = sum(stack.committed("cabinet").values())
             with stack.running("cabinet") as job:
@@ -89,8 +91,8 @@ def test_killed_20_times_at_random(stack: Stack) -> None:
                 assert job.process.returncode == -signal.SIGKILL, job.errors
         feed.next_life()
         written = receipts.result(300)
-        assert len(written) == EVENTS
+        assert len(written) == events
         stack.run("cabinet", seconds=300)
         assert_everything_accounted_for(stack, written)
         assert itel.overlaps == 0
-        assert repeated_calls(stack, written) <= KILLS * 100
+        assert repeated_calls(stack, written) <= kills * 100
