@@ -220,15 +220,15 @@ class TestArtifacts:
 
     def test_a_changed_pom_or_java_file_has_a_folder_of_its_own(self, tmp_path: Path) -> None:
         pom = Path(shutil.copy(FLINK.pom, tmp_path))
-        [source] = (Path(shutil.copy(source, tmp_path)) for source in FLINK.sources)
-        assert Component.of(pom, source).folder == FLINK.folder
+        sources = [Path(shutil.copy(source, tmp_path)) for source in FLINK.sources]
+        assert Component.of(pom, *sources).folder == FLINK.folder
 
         pom.write_text(pom.read_text().replace("<!-- ", "<!-- Told in other words: "))
-        assert Component.of(pom, source).folder == FLINK.folder
-        source.write_text(source.read_text() + "// changed")
-        changed = Component.of(pom, source).folder
+        assert Component.of(pom, *sources).folder == FLINK.folder
+        sources[-1].write_text(sources[-1].read_text() + "// changed")
+        changed = Component.of(pom, *sources).folder
         pom.write_text(pom.read_text().replace("1.7.36", "1.7.35"))
-        assert len({FLINK.folder, changed, Component.of(pom, source).folder}) == 3
+        assert len({FLINK.folder, changed, Component.of(pom, *sources).folder}) == 3
 
     def test_home_is_absolute_and_local_by_default(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("ITEL_CABINET_LOCAL")
