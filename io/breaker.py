@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from itel_cabinet.transforms import metrics
+
 __all__ = ["LEAST_TRIES", "Admission", "Breaker", "BreakerSettings"]
 
 LEAST_TRIES = 20
@@ -69,6 +71,7 @@ class Breaker:
         self._failures = 0
         self._open_until: float | None = None
         self._probing = False
+        metrics.BREAKER_OPEN.labels(name).set(0)
         self._turn = 0  # grows with each change of state, so that tries from before it no longer count
         self._why = ""
 
@@ -133,11 +136,13 @@ class Breaker:
     def _open(self, why: str) -> None:
         self._why = why
         self._open_until = self._clock() + self._settings.open_seconds
+        metrics.BREAKER_OPEN.labels(self._name).set(1)
         self._forget()
 
     def _close(self) -> None:
         _log.info("%s: answers again", self._name)
         self._open_until = None
+        metrics.BREAKER_OPEN.labels(self._name).set(0)
         self._forget()
 
     def _forget(self) -> None:

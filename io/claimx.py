@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.world import one_line
+from itel_cabinet.transforms import metrics
 
 __all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "claimx"]
 
@@ -114,6 +115,7 @@ class ClaimX(Generic[T]):
             with self._lock:
                 known = self._cache.get(assignment_id)
             if known is not None and known.fetched_at > not_before:
+                metrics.LOOKUPS_CACHED.inc()
                 return known
         fetched_at = self.clock()
         parsed: T | Exception

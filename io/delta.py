@@ -67,7 +67,7 @@ import pyarrow.compute as pc
 from apache_beam.coders import registry
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import (
@@ -95,8 +95,10 @@ from itel_cabinet.io.delta_spec import (
     Upsert,
     WriteResult,
 )
+from itel_cabinet.io.health import beat
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.world import WorldError, full_jitter, one_line, retry_world
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import UnweighedCoder
 
 __all__ = [
@@ -216,6 +218,7 @@ class FencedTable:
             try:
                 return attempt(conflicts)
             except CommitFailedError as error:
+                metrics.COMMIT_CONFLICTS.labels(self.spec.name).inc()
                 _LOGGER.debug("%s: %s; deciding again", self.spec, _describe(self.spec, error))
                 if self._clock() >= deadline:
                     raise WorldError(
@@ -226,6 +229,7 @@ class FencedTable:
             except Exception as error:
                 # Opened anew by the next attempt, with fresh credentials and whatever is there then.
                 self._handle = None
+                metrics.COMMIT_FAILURES.labels(self.spec.name).inc()
                 refusal = _refusal(self.spec, error)
                 if refusal is not None:
                     raise refusal from None
@@ -618,10 +622,10 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._rows: list[Row] = []
-        self._latest = MIN_TIMESTAMP
+        self._earliest, self._latest = MAX_TIMESTAMP, MIN_TIMESTAMP
 
     def process(self, element: Row | Sequence[Row], timestamp: Timestamp = beam.DoFn.TimestampParam) -> None:
-        self._latest = max(self._latest, timestamp)
+        self._earliest, self._latest = min(self._earliest, timestamp), max(self._latest, timestamp)
         if isinstance(element, Mapping):
             self._rows.append(element)
         else:
@@ -631,9 +635,21 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         rows, self._rows = self._rows, []
         if not rows:
             return
-        result = table_for(self._spec).write(rows)
+        with metrics.timed(metrics.COMMIT_SECONDS.labels(self._spec.name)):
+            result = table_for(self._spec).write(rows)
+        beat()
+        self._measure(result)
         self._counters["rows_written"].inc(len(result.written))
         self._counters["rows_replayed"].inc(len(result.replayed))
         self._counters["commits"].inc(result.version is not None)
         self._counters["conflicts"].inc(result.conflicts)
         yield WindowedValue(result, self._latest, (GlobalWindow(),))
+
+    def _measure(self, result: WriteResult) -> None:
+        table = self._spec.name
+        metrics.ROWS_WRITTEN.labels(table).inc(len(result.written))
+        metrics.ROWS_REPLAYED.labels(table).inc(len(result.replayed))
+        if result.version is not None:
+            metrics.COMMITS.labels(table).inc()
+        if result.written and self._earliest > MIN_TIMESTAMP:  # without timestamps nothing is known of age
+            metrics.observe_freshness(table, self._earliest.micros / 1_000_000)

@@ -22,12 +22,14 @@ from urllib.parse import urlsplit
 
 from itel_cabinet.io.auth import Auth, Credentials, check_header_name
 from itel_cabinet.io.breaker import Admission, Breaker, BreakerSettings
+from itel_cabinet.io.health import beat
 from itel_cabinet.io.oauth2 import Tokens, tokens
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.rate_limit import RateLimit
 from itel_cabinet.io.retries import is_transient, pause_before_retry
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.transport import CallFailed, FailureKind, Reply, TlsFiles, Transport, TransportSettings, check_url
+from itel_cabinet.transforms import metrics
 
 __all__ = [
     "Auth",
@@ -226,6 +228,18 @@ class Connection:
         if self._breaker.wait() > 0:
             raise self._breaker_open(0, None)
         self._take_turn(float("inf"))
+        with metrics.timed(metrics.HTTP_CALL_SECONDS.labels(self.settings.name)):
+            return self._until_answered(method, path, params, body, headers or {}, unusable)
+
+    def _until_answered(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, str] | None,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        unusable: Callable[[Reply], bool],
+    ) -> Reply:
         started = self.clock()
         deadline = started + self.settings.deadline_seconds
         attempts = 0
@@ -236,7 +250,9 @@ class Connection:
             if admission is None:
                 raise self._breaker_open(attempts, last)
             attempts += 1
-            credentials, outcome = self._try(admission, method, path, params, body, headers or {}, deadline)
+            if attempts > 1:
+                metrics.HTTP_RETRIES.labels(self.settings.name).inc()
+            credentials, outcome = self._try(admission, method, path, params, body, headers, deadline)
             if isinstance(outcome, Reply):
                 last = outcome = replace(outcome, attempts=attempts, elapsed=self.clock() - started)
                 if outcome.status == 401 and not renewed and self.clock() < deadline and self._renew(credentials):
@@ -298,6 +314,9 @@ class Connection:
             alive, why = _is_alive(outcome), _in_short(outcome)
         finally:
             self._breaker.record(admission, alive, why)
+            beat()
+        kind = f"{outcome.status // 100}xx" if isinstance(outcome, Reply) else outcome.kind
+        metrics.HTTP_TRIES.labels(self.settings.name, kind).inc()
         return credentials, outcome
 
     def _authorize(self, seconds: float) -> Credentials | CallFailed:

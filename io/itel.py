@@ -31,6 +31,7 @@ from itel_cabinet.io.http import (
     is_transient,
 )
 from itel_cabinet.io.world import retry_world
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -387,12 +388,26 @@ def submit(
 
     def told(batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float) -> list[Submitted | Failure]:
         excerpt = scrub(answer.excerpt, batch)
+        metrics.SUBMISSIONS.labels(_outcome(answer)).inc(len(batch))
         if isinstance(answer, Accepted):
+            for one in batch:
+                metrics.observe_freshness("itel", one.record.timestamp_ms / 1000)
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
         error = f"{answer.error}: {excerpt}" if excerpt else answer.error
         now = clock()
         return [
-            Failure(one.record, "submit", answer.error_class, error, first_at, now, answer.attempts) for one in batch
+            Failure(
+                one.record,
+                "submit",
+                answer.error_class,
+                error,
+                first_at,
+                now,
+                answer.attempts,
+                one.event_id,
+                one.assignment_id,
+            )
+            for one in batch
         ]
 
     if api.batch_size == 1:
@@ -406,6 +421,12 @@ def submit(
         for batch, answer in zip(batches, answers, strict=True):
             outcomes.update(zip(batch, answer, strict=True))
     return [outcomes[index] for index in range(len(submissions))]
+
+
+def _outcome(answer: Accepted | Rejected) -> str:
+    if isinstance(answer, Rejected):
+        return answer.error_class
+    return "duplicate" if answer.duplicate else "accepted"
 
 
 def _turns(submissions: Sequence[Submission]) -> list[list[int]]:

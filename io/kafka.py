@@ -33,6 +33,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -49,11 +50,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.crash_points import reached
+from itel_cabinet.io.health import beat
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
 from itel_cabinet.io.key_groups import evenly_spread
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.secrets import SecretRef
 from itel_cabinet.io.world import STOP, WorldError, one_line, patience, retry_world
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Record
 
@@ -69,7 +72,6 @@ __all__ = [
     "ShardTracker",
     "WriteToKafka",
     "client_config",
-    "commit_failures",
     "has_committed_offsets",
     "record_of",
     "resolved",
@@ -318,6 +320,7 @@ class _ShardReader:
 
     def read(self, start: ShardPosition) -> _Batch:
         """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
+        beat()
         with self._lock:
             if self._position != start:
                 self._assign(start)
@@ -329,7 +332,20 @@ class _ShardReader:
                 records = []
             self._position = position
             losses, self._losses = self._losses, []
+            self._measure(records, position, losses)
             return _Batch(records, position, losses)
+
+    def _measure(self, records: Sequence[Record], position: ShardPosition, losses: Sequence[Loss]) -> None:
+        topic = self._source.topic
+        for partition, count in Counter(record.partition for record in records).items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
+        for loss in losses:
+            metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
+        for partition, offset in position.offsets.items():
+            # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
+            if end >= 0:
+                metrics.READER_LAG.labels(topic, partition).set(max(0, end - offset))
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         servers = dict(self._source.client)["bootstrap.servers"]
@@ -492,7 +508,6 @@ class _GroupOffsets:
         )
         self._committed: dict[tuple[str, int], int] = {}
         self._committed_at = -float("inf")
-        self.failures = 0
 
     def stale(self) -> bool:
         """Whether to commit without news: at the start, so that ``latest`` holds; after a failure; and now and then,
@@ -519,21 +534,27 @@ class _GroupOffsets:
                     is_world=is_world_error,
                 )
             except (WorldError, KafkaException) as error:
-                self.failures += 1
+                metrics.OFFSET_COMMIT_FAILURES.labels(self._topic).inc()
                 self._committed_at = -float("inf")
                 _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
                 return
             self._committed |= {(position.topic_id, p): o for p, o in due.items()}
+            for partition, offset in due.items():
+                metrics.COMMITTED_OFFSET.labels(self._topic, partition).set(offset)
             self._committed_at = time.monotonic()
 
 
 class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
     """Reads one batch a call, then defers the rest of its shard: so every bundle ends soon and its offsets can move."""
 
-    def __init__(self, source: KafkaSource) -> None:
+    def __init__(self, source: KafkaSource, on_worker: Callable[[], object]) -> None:
         self._source = source
+        self._on_worker = on_worker
         self._read = Metrics.counter(_NAMESPACE, "records_read")
         self._lost = Metrics.counter(_NAMESPACE, "records_lost_to_retention")
+
+    def setup(self) -> None:
+        self._on_worker()
 
     def initial_restriction(self, element: str) -> ShardPosition:
         return _reader(self._source, element).initial()
@@ -583,11 +604,19 @@ def _event_time(record: Record) -> Timestamp:
     return Timestamp(micros=int(min(max(record.timestamp_ms, 0), time.time() * 1000) * 1000))
 
 
+def _nothing() -> None:
+    """What there is to do in a worker by default."""
+
+
 @dataclass
 class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
-    """PBegin -> batches (lists) of Records, each partition in its order; a batch bears its first record's time."""
+    """PBegin -> batches (lists) of Records, each partition in its order; a batch bears its first record's time.
+
+    ``on_worker`` is called in each process that may read, before it does, and any number of times.
+    """
 
     source: KafkaSource
+    on_worker: Callable[[], object] = _nothing
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -597,7 +626,7 @@ class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
             pbegin
             | "Shards" >> beam.Create(self.source.elements(), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self.source)).with_output_types(Batch)
+            | "Read" >> beam.ParDo(_ReadShard(self.source, self.on_worker)).with_output_types(Batch)
         )
 
 
@@ -606,13 +635,17 @@ class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A record to be produced. ``origin`` is carried along untouched, so that a refused message can be traced back."""
+    """A record to be produced. ``origin`` is carried along untouched, so that a refused message can be traced back.
+
+    ``since_ms``, in epoch milliseconds, is when its story began: how old it is once delivered is measured.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes], ...] = ()
     origin: Any = None
+    since_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -653,24 +686,31 @@ class _Deliveries:
     """The delivery reports of one bundle. Reports arrive on whichever thread polls the shared producer."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    pending: int = 0
+    pending: Counter[str] = field(default_factory=Counter)
     refused: list[Refused] = field(default_factory=list)
     failed: KafkaError | None = None
+    lost: Counter[str] = field(default_factory=Counter)
 
     def expect(self, message: Message) -> Callable[[KafkaError | None, Any], None]:
         with self.lock:
-            self.pending += 1
+            self.pending[message.topic] += 1
         return functools.partial(self._report, message)
 
     def _report(self, message: Message, error: KafkaError | None, _delivered: Any) -> None:
         with self.lock:
-            self.pending -= 1
+            self.pending[message.topic] -= 1
             if error is None:
                 return
             if is_world_error(KafkaException(error)):
                 self.failed = error
+                self.lost[message.topic] += 1
             else:
                 self.refused.append(Refused(message, error.str()))
+
+    def undelivered(self) -> Counter[str]:
+        """Messages by topic that the broker did not take, or did not say so of in time."""
+        with self.lock:
+            return self.lost + self.pending
 
 
 class _Produce(beam.DoFn):  # type: ignore[misc]
@@ -680,23 +720,36 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
 
     def start_bundle(self) -> None:
         self._deliveries = _Deliveries()
-        self._sent = 0
+        self._sent: Counter[str] = Counter()
+        self._since: dict[str, int] = {}
 
     def process(self, message: Message) -> None:
         self._send(message, self._deliveries)
-        self._sent += 1
+        self._sent[message.topic] += 1
+        if message.since_ms is not None:
+            self._since[message.topic] = min(message.since_ms, self._since.get(message.topic, message.since_ms))
 
     def finish_bundle(self) -> Iterable[Any]:
         if not self._sent:
             return
         refused = self._settled(self._deliveries)
-        if len(refused) > 1 or self._sent > 1:
+        if len(refused) > 1 or self._sent.total() > 1:
             # The broker refuses a whole batch over its limit; alone, each message shows whether it is at fault.
             refused = [again for one in refused for again in self._alone(one.message)]
         reached("after-flush")
-        self._written.inc(self._sent - len(refused))
+        self._written.inc(self._sent.total() - len(refused))
+        self._measure(refused)
         for one in refused:
             yield GlobalWindows.windowed_value(one)
+
+    def _measure(self, refused: Sequence[Refused]) -> None:
+        turned_down = Counter(one.message.topic for one in refused)
+        for topic, count in self._sent.items():
+            metrics.MESSAGES_PUBLISHED.labels(topic).inc(count - turned_down[topic])
+        for topic, count in turned_down.items():
+            metrics.PUBLISH_FAILURES.labels(topic).inc(count)
+        for topic, since_ms in self._since.items():
+            metrics.observe_freshness(topic, since_ms / 1000)
 
     def _alone(self, message: Message) -> list[Refused]:
         deliveries = _Deliveries()
@@ -728,10 +781,12 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         producer = _producer(self._settings)
         began = time.monotonic()
         # librdkafka gives a message up after world_seconds; the margin is for its last report.
-        while deliveries.pending and time.monotonic() - began < patience(self._settings.world_seconds + 10):
+        while deliveries.pending.total() and time.monotonic() - began < patience(self._settings.world_seconds + 10):
             producer.flush(_SLICE_SECONDS)
-        if deliveries.failed is not None or deliveries.pending:
+        if deliveries.failed is not None or deliveries.pending.total():
             _producer.forget()
+            for topic, count in deliveries.undelivered().items():
+                metrics.PUBLISH_FAILURES.labels(topic).inc(count)
             reason = deliveries.failed.str() if deliveries.failed else "no delivery report"
             raise WorldError(self._away(began, reason))
         return deliveries.refused
@@ -786,11 +841,3 @@ def has_committed_offsets(source: KafkaSource) -> bool:
         return bool(committed_offsets(consumer, topic))
     finally:
         consumer.close()
-
-
-def commit_failures(source: KafkaSource) -> int:
-    """How many offset commits this process has given up for the source's group (finalizers cannot count Beam
-    metrics).
-    """
-    offsets: _GroupOffsets = _group_offsets(source.client, source.group, source.topic)
-    return offsets.failures

@@ -9,6 +9,7 @@ from typing import Literal
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
 from itel_cabinet.io.world import retry_world
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 
@@ -32,6 +33,10 @@ class PatientLookup:
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""
+        with metrics.timed(metrics.LOOKUP_SECONDS):
+            return self._task(assignment_id, not_before, fresh)
+
+    def _task(self, assignment_id: int, not_before: float, fresh: bool) -> TaskDetails:
         try:
             answer = retry_world(
                 lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),

@@ -9,7 +9,10 @@ import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TypeVar
+
+from itel_cabinet.io.health import beat, waiting_for
 
 __all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "patience", "retry_world"]
 
@@ -99,24 +102,28 @@ def retry_world(
     waits = full_jitter(_FIRST_SECONDS, _MOST_SECONDS, random)
     began: float | None = None
     warned = 0.0
-    while True:
-        try:
-            answer = call()
-        except Exception as error:
-            if not is_world(error):
-                raise
-            now = clock()
-            began = now if began is None else began
-            left = began + patience(seconds) - now
-            if left <= 0:
-                waited = f"; gave up after {now - began:.0f} s" if seconds else ""
-                raise WorldError(f"{what}: {describe(error)}{waited}") from error
-            if now == began or now - warned >= _QUIET_SECONDS:
-                until = "until it is back" if math.isinf(left) else f"for {left:.0f} s"
-                _LOGGER.warning("%s: %s; trying again %s", what, describe(error), until)
-                warned = now
-            sleep(min(next(waits), left))
-        else:
-            if began is not None:
-                _LOGGER.info("%s: back after %.0f s", what, clock() - began)
-            return answer
+    with ExitStack() as outage:
+        while True:
+            try:
+                answer = call()
+            except Exception as error:
+                if not is_world(error):
+                    raise
+                beat()
+                now = clock()
+                if began is None:
+                    began = now
+                    outage.enter_context(waiting_for(what))
+                left = began + patience(seconds) - now
+                if left <= 0:
+                    waited = f"; gave up after {now - began:.0f} s" if seconds else ""
+                    raise WorldError(f"{what}: {describe(error)}{waited}") from error
+                if now == began or now - warned >= _QUIET_SECONDS:
+                    until = "until it is back" if math.isinf(left) else f"for {left:.0f} s"
+                    _LOGGER.warning("%s: %s; trying again %s", what, describe(error), until)
+                    warned = now
+                sleep(min(next(waits), left))
+            else:
+                if began is not None:
+                    _LOGGER.info("%s: back after %.0f s", what, clock() - began)
+                return answer

@@ -38,7 +38,7 @@ __all__ = ["build"]
 def build(pipeline: beam.Pipeline, settings: Settings) -> None:
     """Add the job that ``settings`` names to a pipeline."""
     parts = Parts(settings)
-    records = pipeline | "Read" >> ReadFromKafka(parts.source)
+    records = pipeline | "Read" >> ReadFromKafka(parts.source, parts.on_worker)
     if settings.job is Job.TRIGGER:
         _trigger(records, parts)
         return

@@ -17,6 +17,7 @@ from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
+from itel_cabinet.io.health import check_port
 from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka import has_committed_offsets, resolved
 from itel_cabinet.io.kafka_admin import Cluster
@@ -26,6 +27,7 @@ from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.direct_runner import direct_runner
 from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.logs import format_logs
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, parse_arguments
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
@@ -139,6 +141,13 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
         )
 
 
+def _check_port(port: int) -> None:
+    try:
+        check_port(port)
+    except OSError as error:
+        raise LaunchRefused(f"--metrics_port: {port} cannot be used ({error.strerror}): give another one") from None
+
+
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
 
@@ -248,7 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tune(beam_options, settings.job)
             check_job_server(beam_options)
         check(settings)
+        if settings.metrics_port and not on_flink(beam_options):
+            _check_port(settings.metrics_port)
         logging.getLogger().setLevel(logging.INFO)
+        format_logs(settings.log_format, job=settings.job.value, group=settings.consumer_group)
         counters = launch(settings, beam_options)
     except OptionRefused as error:
         print(f"itel-cabinet: {error}", file=sys.stderr)

@@ -22,6 +22,7 @@ from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.media import MediaSettings
 from itel_cabinet.io.objects import ObjectStoreSettings
+from itel_cabinet.pipeline.logs import LogFormat
 
 __all__ = [
     "ENVIRONMENT",
@@ -314,6 +315,20 @@ class Settings(BaseModel):
     )
     output_topic: OptionalTopic = Field(default="", description="trigger: publish there whatever the rules say.")
     triggers: str | None = Field(default=None, description="trigger: YAML file of rules; default: the brief's rule.")
+
+    metrics_port: int = Field(
+        default=0,
+        ge=0,
+        le=65_535,
+        description="Answer /metrics (Prometheus) and /healthz at this port, or the next free one after it; 0: do not.",
+        json_schema_extra={"group": "Monitoring"},
+    )
+    stuck_after_seconds: Seconds = Field(
+        default=120.0, gt=0, description="/healthz says stuck when the process has done nothing for so long."
+    )
+    log_format: LogFormat = Field(
+        default="auto", description="Log lines as text or JSON objects; auto: text on a terminal, else JSON."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import apache_beam as beam
 
 from itel_cabinet.io.delta import WriteResult
 from itel_cabinet.io.kafka import KafkaSinkSettings, Message, Refused, WriteToKafka
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
 from itel_cabinet.transforms.publishing import Publication
 from itel_cabinet.transforms.records import Failure
@@ -19,6 +20,9 @@ from itel_cabinet.transforms.results import encode_success, encode_tracked
 from itel_cabinet.transforms.submissions import Submitted
 
 __all__ = ["PublishMessages", "SendResults", "SendTracked", "WriteDeadLetters"]
+
+_LOGGER = logging.getLogger(__name__)
+_MOST_LOGGED = 5  # of a batch: a topic full of poison must not fill the disk
 
 
 @dataclass
@@ -42,7 +46,7 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         encode = functools.partial(_dead_letter, topic=self.topic, job=self.job, group=self.group)
         return (
             failures
-            | "Unpack" >> beam.FlatMap(_each)
+            | "Unpack" >> beam.FlatMap(_told)
             | "Encode" >> beam.Map(encode, max_bytes=self.max_bytes)
             | "Send" >> WriteToKafka(self.kafka)
             | "Leave the value out" >> beam.Map(_origin)
@@ -52,8 +56,30 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def _each(items: Iterable[Any]) -> Iterable[Any]:
-    return items
+def _told(failures: Sequence[Failure]) -> Sequence[Failure]:
+    """The failures, of which the first few are logged: by class and coordinates, never by what is in them."""
+    for failure in failures[:_MOST_LOGGED]:
+        record = failure.record
+        _LOGGER.warning(
+            "dead letter: %s: %s (%s %s)",
+            failure.stage,
+            failure.error_class,
+            record.topic,
+            record.coordinates,
+            extra={
+                "stage": failure.stage,
+                "error_class": failure.error_class,
+                "event_id": failure.event_id,
+                "assignment_id": failure.assignment_id,
+                "topic": record.topic,
+                "topic_id": record.topic_id,
+                "partition": record.partition,
+                "offset": record.offset,
+            },
+        )
+    if len(failures) > _MOST_LOGGED:
+        _LOGGER.warning("and %d more dead letters of the same batch", len(failures) - _MOST_LOGGED)
+    return failures
 
 
 def _origin(refused: Refused) -> Failure:
@@ -152,9 +178,10 @@ class PublishMessages(beam.PTransform):  # type: ignore[misc]
 
 def _publications(publications: list[Publication]) -> Iterator[Message]:
     for one in publications:
-        yield Message(one.topic, one.key, one.value, one.headers, origin=one.record)
+        yield Message(one.topic, one.key, one.value, one.headers, one.record, one.record.timestamp_ms)
 
 
 def _unpublished(refused: Refused, *, clock: Callable[[], float]) -> list[Failure]:
     now = clock()
+    metrics.DEAD_LETTERS.labels("publish", "too_large").inc()
     return [Failure(refused.message.origin, "publish", "too_large", refused.reason, now, now)]

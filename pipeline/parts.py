@@ -6,15 +6,18 @@ import functools
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
+from importlib.metadata import version
 from pathlib import Path
 
 from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.health import HealthSettings, serve
 from itel_cabinet.io.itel import Itel, ItelSettings, folder_of, itel
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.media import photos
 from itel_cabinet.io.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup
+from itel_cabinet.pipeline.logs import LogFormat, format_logs
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
@@ -56,6 +59,20 @@ class Parts:
         self.claimx_pool: Callable[[], Executor] = functools.partial(pool, "claimx", settings.http_concurrency)
         self.media_pool: Callable[[], Executor] = functools.partial(pool, "media", settings.media_concurrency)
         self.itel_pool: Callable[[], Executor] = functools.partial(pool, "itel", settings.http_concurrency)
+
+    @property
+    def on_worker(self) -> Callable[[], object]:
+        """What each process of the job begins with: its log's format, its metrics."""
+        settings = self.settings
+        health = HealthSettings(
+            port=settings.metrics_port,
+            job=settings.job.value,
+            group=settings.consumer_group,
+            topic=settings.input_topic,
+            version=version("itel-cabinet"),
+            stuck_after_seconds=settings.stuck_after_seconds,
+        )
+        return functools.partial(_begin, settings.log_format, health)
 
     @functools.cached_property
     def itel(self) -> Callable[[], Itel]:
@@ -104,6 +121,12 @@ class Parts:
 
     def publish(self) -> PublishMessages:
         return PublishMessages(self.kafka, self.clock)
+
+
+def _begin(log_format: LogFormat, health: HealthSettings) -> None:
+    format_logs(log_format, job=health.job, group=health.group)
+    if health.port:
+        serve(health)
 
 
 def _wait_after(seconds: float, announced_at: float) -> None:

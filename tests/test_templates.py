@@ -814,6 +814,7 @@ def test_a_few_parameters_in_full() -> None:
         "Tables",
         "Media",
         "Kafka outputs",
+        "Monitoring",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 from itel_cabinet.transforms.events import TaskEvent
@@ -98,12 +99,13 @@ def enrich(
     def look_up(item: tuple[Record, TaskEvent], *, fresh: bool = False) -> CabinetTask | Failure:
         record, event = item
         first_at = clock()
+        failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
         try:
             # Kafka's time too: a replayed event is old, and what it tells may be new.
             not_before = max(event.timestamp.timestamp(), record.timestamp_ms / 1000) + CLOCK_SKEW_SECONDS
             details = claimx.task(event.assignment_id, not_before=not_before, fresh=fresh)
         except LookupFailed as error:
-            return Failure(record, "enrich", error.error_class, str(error), first_at, clock(), error.attempts)
+            return failure(error.error_class, str(error), first_at, clock(), error.attempts)
         form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
         return CabinetTask(record, event, details, form)
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from apache_beam.metrics import Metrics
 from pydantic_core import from_json
 
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import INT64_MAX
 from itel_cabinet.transforms.steps import NAMESPACE
@@ -197,6 +198,7 @@ def fetch_photos(
         albums.values(), library=library(), pool=pool(), deadline_seconds=deadline_seconds, clock=clock
     )
     for what, count in Counter(photo.outcome for photos in found.values() for photo in photos.values()).items():
+        metrics.PHOTOS.labels(what).inc(count)
         Metrics.counter(NAMESPACE, f"media:{what}").inc(count)
     refused = [(a, i, p) for a, photos in found.items() for i, p in photos.items() if p.outcome == "refused"]
     for album, media_id, photo in refused[:_MOST_LOGGED]:

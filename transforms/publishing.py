@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from itel_cabinet.transforms.enrichment import CLOCK_SKEW_SECONDS, LookupFailed, TaskLookup
@@ -62,15 +63,16 @@ def look_up_missing_tasks(
         if event.task is not None or event.task_assignment_id is None:
             return KnownTask(record, event, event.task or {})
         first_at = clock()
+        failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
         try:
             # The raw event's own time is the receiver's, so Kafka's timestamp is as good and always there.
             not_before = record.timestamp_ms / 1000 + CLOCK_SKEW_SECONDS
             details = claimx.task(event.task_assignment_id, not_before=not_before)
             return KnownTask(record, event, task_row_from_details(details.raw))
         except LookupFailed as error:
-            return Failure(record, "enrich", error.error_class, str(error), first_at, clock(), error.attempts)
+            return failure(error.error_class, str(error), first_at, clock(), error.attempts)
         except IncompleteTask as error:
-            return Failure(record, "enrich", "wrong_shape", f"ClaimX's answer: {error}", first_at, clock())
+            return failure("wrong_shape", f"ClaimX's answer: {error}", first_at, clock())
 
     def by_assignment(item: tuple[Record, EnrichedEvent]) -> Hashable:
         return item[1].assignment_id

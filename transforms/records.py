@@ -41,7 +41,7 @@ class Failure:
     ``stage`` is the step that gave up (``parse``, ``enrich``, ``payload``, ``submit``, ``publish``), ``error_class`` a
     short stable name to group by (``not_json``, ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a
     person, free of personal data and secrets. ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are
-    epoch seconds.
+    epoch seconds. ``event_id`` and ``assignment_id`` are there if the record could be read: logs tell them.
     """
 
     record: Record
@@ -51,6 +51,8 @@ class Failure:
     first_at: float
     last_at: float
     attempts: int = 1
+    event_id: str | None = None
+    assignment_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

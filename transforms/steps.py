@@ -14,6 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Failure, Skip
 
@@ -34,17 +35,20 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
     def process(self, items: list[Any]) -> Iterator[Any]:
         results: list[Any] = []
         failures: list[Failure] = []
-        counts: Counter[str] = Counter()
+        skips: Counter[str] = Counter()
         for outcome in self._work(items):
             if isinstance(outcome, Failure):
                 failures.append(outcome)
-                counts[f"failed:{outcome.stage}:{outcome.error_class}"] += 1
             elif isinstance(outcome, Skip):
-                counts[f"skipped:{outcome.reason}"] += 1
+                skips[outcome.reason] += 1
             else:
                 results.append(outcome)
-        for name, count in counts.items():
-            Metrics.counter(NAMESPACE, name).inc(count)
+        for reason, count in skips.items():
+            metrics.RECORDS_SKIPPED.labels(reason).inc(count)
+            Metrics.counter(NAMESPACE, f"skipped:{reason}").inc(count)
+        for (stage, error_class), count in Counter((one.stage, one.error_class) for one in failures).items():
+            metrics.DEAD_LETTERS.labels(stage, error_class).inc(count)
+            Metrics.counter(NAMESPACE, f"failed:{stage}:{error_class}").inc(count)
         if results:
             yield results
         if failures:

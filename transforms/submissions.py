@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.payload import CabinetRepairSubmission, PayloadIncomplete, build_payload, payload_bytes
@@ -47,16 +48,17 @@ def build_submissions(
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
+        failure = partial(Failure, record, "payload", event_id=event.event_id, assignment_id=event.assignment_id)
         if event.task_status not in statuses:
             yield Skip(record, "status_not_submitted")
         elif task.form is None:
             error = "ClaimX has no form for this task yet; replay the event once it has"
-            yield Failure(record, "payload", "no_form", error, now, now)
+            yield failure("no_form", error, now, now)
         else:
             try:
                 payload = build_payload(task.details, task.form, event)
             except PayloadIncomplete as incomplete:
-                yield Failure(record, "payload", "incomplete", str(incomplete), now, now)
+                yield failure("incomplete", str(incomplete), now, now)
                 continue
             yield Submission(record, event.event_id, event.assignment_id, payload_bytes(payload), _personal(payload))
 

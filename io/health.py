@@ -1,0 +1,184 @@
+"""Whether this process lives, and the numbers it has counted, over HTTP: ``/healthz`` and ``/metrics``.
+
+A process is alive as long as it does something now and then: polls the broker, ends a call, commits, tries again what
+is away. Each of these says so by :func:`beat`. One that has done nothing for ``stuck_after_seconds`` is stuck.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import Metric
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
+
+from itel_cabinet.io.process import once_per_process
+from itel_cabinet.transforms import metrics
+
+__all__ = ["PULSE", "Health", "HealthSettings", "Pulse", "beat", "check_port", "serve", "waiting_for"]
+
+_LOGGER = logging.getLogger(__name__)
+# Workers on one machine share the option, so each takes the next port that is free.
+_PORTS = 16
+
+
+class Pulse:
+    """When the process last did something, and what it waits for. Thread-safe. ``clock`` is monotonic, in seconds."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._beat_at = clock()
+        self._waits: Counter[str] = Counter()
+
+    def beat(self) -> None:
+        self._beat_at = self._clock()
+        metrics.HEARTBEAT.set_to_current_time()
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last beat."""
+        return self._clock() - self._beat_at
+
+    @property
+    def waits(self) -> list[str]:
+        """The outages that are being waited out."""
+        with self._lock:
+            return sorted(+self._waits)
+
+    @contextmanager
+    def waiting_for(self, what: str) -> Iterator[None]:
+        """An outage of ``what`` is waited out in here; several threads may wait for the same."""
+        self._wait(what, 1)
+        try:
+            yield
+        finally:
+            self._wait(what, -1)
+
+    def _wait(self, what: str, change: int) -> None:
+        with self._lock:
+            self._waits[what] += change
+            metrics.WAITING.labels(what).set(bool(self._waits[what]))
+
+
+PULSE = Pulse()
+"""This process's."""
+beat = PULSE.beat
+"""Say that this process has just done something."""
+waiting_for = PULSE.waiting_for
+"""A context in which this process waits out an outage."""
+
+
+@dataclass(frozen=True)
+class HealthSettings:
+    """What a process says of itself. ``port`` is where it tries first to listen; the 15 after it are the next."""
+
+    port: int
+    job: str
+    group: str
+    topic: str
+    version: str
+    stuck_after_seconds: float
+
+
+@dataclass(frozen=True)
+class Health:
+    """The WSGI application: ``/metrics`` in Prometheus's formats, ``/healthz`` as JSON with 200, or 503 if stuck."""
+
+    settings: HealthSettings
+    pulse: Pulse = PULSE
+    registry: CollectorRegistry = metrics.REGISTRY
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ.get("PATH_INFO", "")
+        if path == "/metrics":
+            exposed = CollectorRegistry()
+            exposed.register(_Labelled(self.registry, self.settings.job))
+            answer: Iterable[bytes] = make_wsgi_app(exposed)(environ, start_response)
+            return answer
+        if path == "/healthz":
+            document = self.document()
+            status = "503 Service Unavailable" if document["status"] == "stuck" else "200 OK"
+            return _answer(start_response, status, "application/json", json.dumps(document) + "\n")
+        return _answer(start_response, "404 Not Found", "text/plain", "there is /metrics and /healthz\n")
+
+    def document(self) -> dict[str, Any]:
+        """``status``: ``ok``, ``waiting`` (for an outage to end) or ``stuck``; and what it rests on."""
+        age, waits, settings = self.pulse.age, self.pulse.waits, self.settings
+        status = "stuck" if age > settings.stuck_after_seconds else "waiting" if waits else "ok"
+        return {
+            "status": status,
+            "job": settings.job,
+            "group": settings.group,
+            "topic": settings.topic,
+            "version": settings.version,
+            "seconds_since_heartbeat": round(age, 3),
+            "stuck_after_seconds": settings.stuck_after_seconds,
+            "waiting_for": waits,
+        }
+
+
+def _answer(start_response: Callable[..., Any], status: str, kind: str, text: str) -> list[bytes]:
+    start_response(status, [("Content-Type", f"{kind}; charset=utf-8")])
+    return [text.encode()]
+
+
+@dataclass(frozen=True)
+class _Labelled(Collector):
+    """A registry whose samples all bear the label ``pipeline``: Prometheus uses ``job`` for names of its own."""
+
+    registry: CollectorRegistry
+    pipeline: str
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self.registry.collect():
+            metric.samples = [s._replace(labels={"pipeline": self.pipeline, **s.labels}) for s in metric.samples]
+            yield metric
+
+
+class _QuietHandler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes come every few seconds, and are nothing to tell of."""
+
+
+def check_port(port: int) -> None:
+    """Raise OSError unless a server can listen there; free it again at once."""
+    _listen(port).server_close()
+
+
+def _listen(port: int) -> WSGIServer:
+    return ThreadingWSGIServer(("", port), _QuietHandler)
+
+
+@once_per_process
+def serve(settings: HealthSettings) -> int | None:
+    """Answer from now on, in a thread of its own; the port. A process without a free port is logged and does without:
+    metrics must stop no job.
+    """
+    for port in range(settings.port, min(settings.port + _PORTS, 65_536)):
+        try:
+            server = _listen(port)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            _LOGGER.error("--metrics_port: %d cannot be used: %s", port, error.strerror)
+            return None
+        server.set_app(Health(settings))
+        threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+        _LOGGER.info("metrics and health at port %d: /metrics, /healthz", port)
+        return port
+    _LOGGER.error(
+        "--metrics_port: none of the %d ports from %d is free; this process has no metrics", _PORTS, settings.port
+    )
+    return None

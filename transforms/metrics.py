@@ -1,0 +1,101 @@
+"""Every number that a process of a job counts, once: the catalogue behind ``--metrics_port`` and docs/monitoring.md.
+
+The process-wide registry is the truth. Beam's counters mirror the counts that a runner can add up; it hands them out
+at the end of a job alone (DirectRunner), or some ten seconds late (Flink). All of it is thread-safe. Counts are of what
+a process has done: records that are read again after a crash are counted again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+__all__ = ["REGISTRY", "observe_freshness", "timed"]
+
+REGISTRY = CollectorRegistry()
+"""All metrics of this process, and nothing else."""
+
+_CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_FRESHNESS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+
+def _counter(name: str, meaning: str, *labels: str) -> Counter:
+    return Counter(f"itel_cabinet_{name}", meaning, labels, registry=REGISTRY)
+
+
+def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
+    return Gauge(f"itel_cabinet_{name}", meaning, labels, registry=REGISTRY)
+
+
+def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+    return Histogram(f"itel_cabinet_{name}", meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+# Of the source
+
+RECORDS_CONSUMED = _counter("records_consumed", "Records read from the input topic.", "topic", "partition")
+RECORDS_LOST = _counter("records_lost", "Records that retention deleted before they were read.", "topic", "partition")
+READER_LAG = _gauge("reader_lag_records", "Records between the reader and the partition's end.", "topic", "partition")
+COMMITTED_OFFSET = _gauge("committed_offset", "The group's offset as last committed.", "topic", "partition")
+OFFSET_COMMIT_FAILURES = _counter("offset_commit_failures", "Offset commits that were given up.", "topic")
+
+# Of the steps
+
+RECORDS_SKIPPED = _counter("records_skipped", "Valid records that the job has nothing to do with.", "reason")
+DEAD_LETTERS = _counter("dead_letters", "Records that could not go on.", "stage", "error_class")
+PHOTOS = _counter("photos", "What became of photos: stored, known, or the reason why not.", "outcome")
+
+# Of what is called
+
+LOOKUP_SECONDS = _histogram("lookup_seconds", "A task's lookup, waiting for outages included.", _CALL_SECONDS)
+LOOKUPS_CACHED = _counter("lookups_cached", "Lookups that the cache answered.")
+HTTP_TRIES = _counter("http_tries", "Single requests, by status class (2xx ...) or how they failed.", "api", "outcome")
+HTTP_RETRIES = _counter("http_retries", "Requests made again after a failed one.", "api")
+HTTP_CALL_SECONDS = _histogram("http_call_seconds", "Calls, all tries and pauses included.", _CALL_SECONDS, "api")
+BREAKER_OPEN = _gauge("breaker_open", "1 while the API is left in peace because most tries failed.", "api")
+SUBMISSIONS = _counter("submissions", "Submissions to iTel: accepted, duplicate, or the error's class.", "outcome")
+
+# Of the tables
+
+ROWS_WRITTEN = _counter("rows_written", "Rows committed.", "table")
+ROWS_REPLAYED = _counter("rows_replayed", "Rows that the fence knew as committed.", "table")
+COMMITS = _counter("commits", "Versions of the table made.", "table")
+COMMIT_CONFLICTS = _counter("commit_conflicts", "Commits decided again, since another writer came first.", "table")
+COMMIT_FAILURES = _counter("commit_failures", "Tries at a commit that failed for another reason.", "table")
+COMMIT_SECONDS = _histogram(
+    "commit_seconds", "A bundle's commit, conflicts and outages included.", _CALL_SECONDS, "table"
+)
+
+# Of the Kafka outputs
+
+MESSAGES_PUBLISHED = _counter("messages_published", "Messages that the broker has confirmed.", "topic")
+PUBLISH_FAILURES = _counter("publish_failures", "Messages that the broker refused or did not confirm.", "topic")
+
+# Of the whole
+
+FRESHNESS_SECONDS = _histogram(
+    "freshness_seconds",
+    "Age, by Kafka's time, of a bundle's oldest record when what came of it was durable in a table or topic.",
+    _FRESHNESS_SECONDS,
+    "sink",
+)
+HEARTBEAT = _gauge("heartbeat_timestamp_seconds", "When the process last did something (Unix time).")
+WAITING = _gauge("waiting", "1 while an outage is being waited out.", "what")
+
+
+def observe_freshness(sink: str, since: float) -> None:
+    """What began at ``since`` (epoch seconds) is durable now. Nothing is known of a time that lies ahead."""
+    FRESHNESS_SECONDS.labels(sink).observe(max(0.0, time.time() - since))
+
+
+@contextmanager
+def timed(histogram: Histogram) -> Iterator[None]:
+    """Observe how long the block takes, if it ends without an error or with one."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        histogram.observe(time.monotonic() - began)
