@@ -22,6 +22,7 @@ import re
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
+from types import FunctionType
 from typing import Protocol
 
 import pytest
@@ -38,6 +39,11 @@ _serial = count(1)
 
 class TopicFactory(Protocol):
     def __call__(self, partitions: int = 3, config: Mapping[str, str] | None = None) -> str: ...
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name functions by their names: an address would differ between processes that share the tests out."""
+    return val.__qualname__.replace(".<locals>", "") if isinstance(val, FunctionType) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -92,7 +92,7 @@ def test_a_large_image_is_not_held_in_memory() -> None:
         assert len(content.read()) == len(JPEG) * 200_000
 
 
-@pytest.mark.parametrize("first", [answer(503), answer(429), cut_body(200), reset, garbage], ids=str)
+@pytest.mark.parametrize("first", [answer(503), answer(429), cut_body(200), reset, garbage])
 def test_what_fails_on_the_way_is_tried_again(first: Act) -> None:
     with FaultyServer(first, first, photo()) as server:
         assert fetched(server.url) == JPEG
@@ -105,7 +105,7 @@ def test_a_failure_that_stays_is_told_after_four_tries() -> None:
     assert failed(f"http://127.0.0.1:{unused_port()}/") == ("download", "no connection (4 tries)")
 
 
-@pytest.mark.parametrize("act", [hang, drip_headers, drip_body], ids=str)
+@pytest.mark.parametrize("act", [hang, drip_headers, drip_body])
 def test_a_download_ends_within_its_deadline(act: Act) -> None:
     with FaultyServer(act) as server:
         began = time.monotonic()
@@ -133,7 +133,6 @@ def test_an_expired_link_is_told_as_such_at_once(status: int) -> None:
         (answer(204), "download", "status 204"),
         (answer(400), "download", "status 400"),
     ],
-    ids=str,
 )
 def test_what_is_no_photo_is_refused_at_once(act: Act, reason: str, text: str) -> None:
     with FaultyServer(act) as server:

@@ -552,7 +552,7 @@ def patient(api: Itel, slept: list[float] | None = None) -> PatientItel:
     return PatientItel(api, clock=lambda: 0.0, sleep=waits.append)
 
 
-@pytest.mark.parametrize("fault", [answer(503), answer(429), answer(401), answer(403), reset], ids=str)
+@pytest.mark.parametrize("fault", [answer(503), answer(429), answer(401), answer(403), reset])
 def test_an_outage_is_waited_for(fault: Act, client: Any) -> None:
     api, server = client(*[fault] * 6, answer(201), max_retries=1)
     slept: list[float] = []

@@ -75,7 +75,7 @@ def test_the_caches_rule_is_the_callers(lookup: Any) -> None:
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("fault", [reply(503), reply(429), reply(401), reply(403), reset], ids=str)
+@pytest.mark.parametrize("fault", [reply(503), reply(429), reply(401), reply(403), reset])
 def test_an_outage_is_waited_out(fault: Act, lookup: Any) -> None:
     patient, server, patience = lookup(*[fault] * 6, reply(200, TASK))
     assert patient.task(ASSIGNMENT_ID, not_before=0.0) == parse_details(TASK, ASSIGNMENT_ID)
@@ -100,7 +100,7 @@ def test_without_patience_an_outage_is_the_worlds_at_once(lookup: Any) -> None:
     assert (len(server.requests), patience.naps) == (1, [])
 
 
-@pytest.mark.parametrize(("fault", "attempts"), [(reply(503), 2), (reset, 2), (reply(401), 1)], ids=str)
+@pytest.mark.parametrize(("fault", "attempts"), [(reply(503), 2), (reset, 2), (reply(401), 1)])
 def test_a_diverted_outage_is_the_records_at_once(fault: Act, attempts: int, lookup: Any) -> None:
     patient, server, patience = lookup(fault, on_outage="divert")
     with pytest.raises(LookupFailed, match=server.url) as caught:
