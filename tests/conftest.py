@@ -47,11 +47,28 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end.
+
+    Where several processes share the tests out, one of them has all that use the cluster, and each file's other tests
+    stay together.
+    """
     for item in items:
-        if {"broker", "azurite"} & {*getattr(item, "fixturenames", ())}:
+        fixtures = {*getattr(item, "fixturenames", ())}
+        if {"broker", "azurite"} & fixtures:
             item.add_marker(pytest.mark.services)
-        if "cluster" in getattr(item, "fixturenames", ()):
+        if "cluster" in fixtures:
             item.add_marker(pytest.mark.flink)
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+        elif not item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    for turn, marker in enumerate(("flink", "slow", "services")):
+        if item.get_closest_marker(marker):
+            return turn
+    return 3
 
 
 @pytest.fixture(scope="session")
