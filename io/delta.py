@@ -59,6 +59,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -89,6 +90,7 @@ from itel_cabinet.io.delta_spec import (
     Pairs,
     Row,
     RowRefused,
+    TableGlance,
     TableRefused,
     TableSpec,
     TableState,
@@ -106,6 +108,7 @@ __all__ = [
     "FencedTable",
     "Row",
     "RowRefused",
+    "TableGlance",
     "TableRefused",
     "TableSpec",
     "TableState",
@@ -114,6 +117,7 @@ __all__ = [
     "WriteToDelta",
     "create_table",
     "describe_table",
+    "glance_at_table",
     "records_written",
     "table_for",
 ]
@@ -138,6 +142,8 @@ _UPSERT_FILE_BYTES = 1024 * 1024
 _APPEND_FILE_BYTES = 8 * 1024 * 1024
 # The writer holds a row group until it is full; of the usual million rows that is the worker's memory.
 _PARQUET = WriterProperties(max_row_group_size=4_096, compression="SNAPPY")
+# For a look that nobody wants to wait minutes for.
+_IMPATIENT = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "1", "retry_timeout": "10s"}
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
 
 
@@ -516,10 +522,52 @@ def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
 
 def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
     """Describe an existing table; ``fences`` are all its ``txn`` ids. Raises WorldError at once if unreadable."""
-    spec = TableSpec(
+    spec = _unspecified(uri, storage_options)
+    return _now(spec, lambda: _state(spec, _open(spec), False))
+
+
+def glance_at_table(
+    uri: str, storage_options: Pairs = (), *, newest: Sequence[str] = (), fences: Iterable[str] = ()
+) -> TableGlance | None:
+    """What is cheaply told of a table by its log; ``newest`` names columns of instants. None if there is no table.
+
+    Raises WorldError within some seconds if it is unreadable.
+    """
+    spec = _unspecified(uri, {**_IMPATIENT, **dict(storage_options)})
+
+    def look() -> TableGlance | None:
+        try:
+            table = _open(spec)
+        except TableNotFoundError:
+            return None
+        files = pa.table(table.get_add_actions(flatten=True))
+        found = {app: table.transaction_version(app) for app in fences}
+        return TableGlance(
+            version=table.version(),
+            committed_at=_commit_time(table),
+            newest={c: _greatest(files, f"max.{c}") for c in newest},
+            fences={app: version for app, version in found.items() if version is not None},
+        )
+
+    return _now(spec, look)
+
+
+def _commit_time(table: DeltaTable) -> datetime | None:
+    for commit in table.history(1):
+        return datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) if "timestamp" in commit else None
+    return None
+
+
+def _greatest(files: pa.Table, column: str) -> datetime | None:
+    greatest = pc.max(files[column]).as_py() if column in files.column_names else None
+    return greatest if isinstance(greatest, datetime) else None
+
+
+def _unspecified(uri: str, storage_options: Pairs) -> TableSpec:
+    """A specification for only looking at a table."""
+    return TableSpec(
         uri, pa.schema([(c, pa.string()) for c in "tpo"]), Append(), (), storage_options, source=("t", "p", "o")
     )
-    return _now(spec, lambda: _state(spec, _open(spec), False))
 
 
 def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) -> set[tuple[str, int, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ __all__ = [
     "Pairs",
     "Row",
     "RowRefused",
+    "TableGlance",
     "TableRefused",
     "TableSpec",
     "TableState",
@@ -150,3 +152,17 @@ class TableState:
     fences: Mapping[str, int]
     properties: Mapping[str, str]
     created: bool = False
+
+
+@dataclass(frozen=True)
+class TableGlance:
+    """What a table's log alone tells, with no file of rows read.
+
+    ``newest`` holds the greatest value of each column asked for, to the millisecond and None where the files have no
+    statistics of it; ``fences`` those asked for that the table has.
+    """
+
+    version: int
+    committed_at: datetime | None
+    newest: Mapping[str, datetime | None]
+    fences: Mapping[str, int]

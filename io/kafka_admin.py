@@ -22,6 +22,7 @@ __all__ = [
     "UnknownTopic",
     "committed_offsets",
     "group_lag",
+    "group_positions",
     "is_world_error",
 ]
 
@@ -65,18 +66,26 @@ class Topic:
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation."""
+    """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation.
+
+    ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing.
+    """
 
     partition: int
     committed: int | None
     start: int
     end: int
+    stale: int | None = None
+
+    @property
+    def position(self) -> int:
+        """Where the group reads on: its offset, or the log start where it has none or retention has overtaken it."""
+        return self.start if self.committed is None else max(self.committed, self.start)
 
     @property
     def lag(self) -> int:
-        """Records between the group's position (or the log start) and the end."""
-        position = self.start if self.committed is None else max(self.committed, self.start)
-        return max(0, self.end - position)
+        """Records between the group's position and the end."""
+        return max(0, self.end - self.position)
 
 
 class Cluster:
@@ -164,6 +173,11 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
     An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by
     an older worker) counts, one of another topic id does not.
     """
+    return _committed(consumer, topic, timeout)[0]
+
+
+def _committed(consumer: Consumer, topic: Topic, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
+    """The group's offsets by partition: of this incarnation of the topic, and of others."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -176,7 +190,24 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
             if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
                 raise
             time.sleep(_COORDINATOR_SECONDS)
-    return {e.partition: e.offset for e in answer if e.offset >= 0 and (e.metadata or topic.topic_id) == topic.topic_id}
+    present: dict[int, int] = {}
+    stale: dict[int, int] = {}
+    for e in answer:
+        if e.offset >= 0:
+            (present if (e.metadata or topic.topic_id) == topic.topic_id else stale)[e.partition] = e.offset
+    return present, stale
+
+
+def group_positions(
+    cluster: Cluster, consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS
+) -> list[PartitionLag]:
+    """Where the consumer's group stands in each partition of a topic. Joins no group and moves no offset.
+
+    Ends are asked for after offsets, so a group that keeps up is never seen ahead of an end.
+    """
+    present, stale = _committed(consumer, topic, timeout)
+    bounds = cluster.bounds(topic.name, topic.partitions)
+    return [PartitionLag(p, present.get(p), *bounds[p], stale.get(p)) for p in topic.partitions]
 
 
 def group_lag(
@@ -187,13 +218,11 @@ def group_lag(
     epoch: int = 0,
     timeout: float = _REQUEST_SECONDS,
 ) -> list[PartitionLag]:
-    """Where ``group`` stands in each partition of a topic. Joins no group and moves no offset."""
+    """As :func:`group_positions`, once, with clients of its own. Raises UnknownTopic."""
     cluster = Cluster(client_config, timeout=timeout)
     topic = cluster.topic(topic_name, epoch=epoch)
     consumer = Consumer(dict(client_config) | {"group.id": group, "logger": QUIET})
     try:
-        committed = committed_offsets(consumer, topic, timeout=timeout)
+        return group_positions(cluster, consumer, topic, timeout=timeout)
     finally:
         consumer.close()
-    bounds = cluster.bounds(topic_name, topic.partitions)
-    return [PartitionLag(partition, committed.get(partition), *bounds[partition]) for partition in topic.partitions]

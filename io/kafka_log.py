@@ -94,13 +94,19 @@ class LogReader:
             self._topics[name] = self._cluster.topic(name, epoch=self._epoch)
         return self._topics[name]
 
-    def all(self, name: str) -> Iterator[Record]:
-        """The records from the log's start to its present end, in order within each partition."""
-        topic = self.topic(name)
-        bounds = self._cluster.bounds(name, topic.partitions)
+    def bounds(self, name: str) -> dict[int, tuple[int, int]]:
+        """``(log start, end)`` of each partition now."""
+        return self._cluster.bounds(name, self.topic(name).partitions)
+
+    def all(self, name: str, newest: int | None = None) -> Iterator[Record]:
+        """The records from the log's start to its present end, in order within each partition; or only those at the
+        ``newest`` so many offsets of each.
+        """
+        topic, bounds = self.topic(name), self.bounds(name)
         ends = {p: end for p, (start, end) in bounds.items() if start < end}
+        starts = {p: OFFSET_BEGINNING if newest is None else max(bounds[p][0], end - newest) for p, end in ends.items()}
         self._next = None
-        self._consumer.assign([TopicPartition(name, p, OFFSET_BEGINNING) for p in ends])
+        self._consumer.assign([TopicPartition(name, p, start) for p, start in starts.items()])
         while ends:
             message = self._poll(f"topic {name}")
             partition = message.partition()
@@ -129,6 +135,13 @@ class LogReader:
             if message.offset() == offset:
                 self._next = (name, partition, offset + 1)
                 return record_of(message, self.topic(name).topic_id)
+
+    def first(self, name: str, partition: int, offset: int) -> Record | None:
+        """The first record at an offset or behind it; None if there is none yet."""
+        self._next = None
+        self._consumer.assign([TopicPartition(name, partition, offset)])
+        message = self._poll(f"topic {name} partition {partition}")
+        return None if message.error() is not None else record_of(message, self.topic(name).topic_id)
 
     def _poll(self, what: str) -> KafkaMessage:
         """The next record, or the end of a partition. Raises KafkaException for any other error."""
