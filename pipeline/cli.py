@@ -26,19 +26,18 @@ from itel_cabinet.pipeline.commands import (
     PROGRAM,
     AsJson,
     DryRun,
-    JobName,
     KafkaConfig,
     Refused,
     Servers,
     StorageOptions,
     TablesRoot,
     asking,
-    client_settings,
     open_cluster,
     storing,
     table_settings,
 )
 from itel_cabinet.pipeline.letters_cli import letters_app
+from itel_cabinet.pipeline.status_cli import lag, status
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -580,42 +579,10 @@ def render_template(
         print(f"{PROGRAM}: left open, to be added: --{', --'.join(left_open)}", file=sys.stderr)
 
 
-# ----------------------------------------------------------------------------------------------------------------- lag
+# ------------------------------------------------------------------------------------------------------ lag and status
 
-
-@app.command()
-def lag(
-    bootstrap_servers: Servers,
-    job: Annotated[JobName, typer.Argument(help="Whose group and topic.")] = JobName.CABINET,
-    consumer_group: Annotated[
-        str | None, typer.Option("--consumer_group", "--group", help="Default: the job's.")
-    ] = None,
-    input_topic: Annotated[str | None, typer.Option("--input_topic", "--topic", help="Default: the job's.")] = None,
-    topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
-    kafka_config: KafkaConfig = "{}",
-    as_json: AsJson = False,
-) -> None:
-    """Show how far a job is behind: what its group has committed, where each partition ends, and what lies between."""
-    from itel_cabinet.io.kafka_admin import group_lag
-    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
-
-    defaults = JOB_DEFAULTS[Job(job.value)]
-    group, topic = consumer_group or defaults["consumer_group"], input_topic or defaults["input_topic"]
-    client = client_settings(bootstrap_servers, kafka_config)
-    with asking(bootstrap_servers):
-        partitions = group_lag(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
-    total = sum(partition.lag for partition in partitions)
-    if as_json:
-        rows = [{"partition": p.partition, "committed": p.committed, "end": p.end, "lag": p.lag} for p in partitions]
-        typer.echo(json.dumps({"group": group, "topic": topic, "lag": total, "partitions": rows}))
-        return
-    typer.echo(f"{group} in {topic}: {total} behind")
-    table = Table()
-    for column in ("partition", "committed", "end", "lag"):
-        table.add_column(column, justify="right")
-    for p in partitions:
-        table.add_row(*("-" if n is None else str(n) for n in (p.partition, p.committed, p.end, p.lag)))
-    Console().print(table)
+app.command()(lag)
+app.command()(status)
 
 
 if __name__ == "__main__":

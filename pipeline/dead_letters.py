@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -16,11 +16,22 @@ from itel_cabinet.transforms.dead_letters import (
     Replayed,
     decode_dead_letter,
     decode_replayed,
+    one_line,
 )
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import has_row, times_replayed
 
-__all__ = ["Entry", "ErrorLog", "Filter", "Stranger", "error_log", "letters", "original"]
+__all__ = [
+    "Entry",
+    "ErrorLog",
+    "Filter",
+    "RecentLetters",
+    "Stranger",
+    "error_log",
+    "letters",
+    "original",
+    "recent_letters",
+]
 
 # Where the iTel branch fails, its record's row is written: by the same bundle, or by the one that repeats it.
 _ITEL_STAGES = frozenset({"payload", "submit"})
@@ -109,6 +120,22 @@ class Filter:
 
 
 @dataclass(frozen=True, slots=True)
+class RecentLetters:
+    """A group's dead letters among the newest messages of its error topics, by (stage, error class).
+
+    ``held`` is how many messages the topics hold at most, ``read`` how many of them were looked at, ``replayed`` the
+    notes of replays among those. If ``partial``, there may be more of the last hour than were looked at.
+    """
+
+    counts: Mapping[tuple[str, str], int]
+    last_hour: Mapping[tuple[str, str], int]
+    replayed: int
+    read: int
+    held: int
+    partial: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorLog:
     """The error topics as they were read: the dead letters in their order, and the strangers among them."""
 
@@ -149,6 +176,41 @@ def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> Error
         replace(entry, replayed=notes[identity]) for identity, entry in found.items() if wanted.takes(entry.letter)
     ]
     return ErrorLog(entries, strangers)
+
+
+def recent_letters(
+    reader: LogReader, topics: Iterable[str], group: str, *, hour_ago_ms: float, newest: int, go_on: Callable[[], bool]
+) -> RecentLetters:
+    """Count a group's letters by their headers, at the ``newest`` so many offsets of each partition, while ``go_on()``.
+
+    Repeats count each time. Raises UnknownTopic.
+    """
+    counts: Counter[tuple[str, str]] = Counter()
+    last_hour: Counter[tuple[str, str]] = Counter()
+    replayed = read = held = 0
+    partial = False
+    for topic in dict.fromkeys(topics):
+        sizes = {partition: end - start for partition, (start, end) in reader.bounds(topic).items()}
+        held += sum(sizes.values())
+        met: set[int] = set()
+        for message in reader.all(topic, newest):
+            read += 1
+            recent = message.timestamp_ms >= hour_ago_ms
+            if message.partition not in met:
+                met.add(message.partition)
+                partial |= recent and sizes.get(message.partition, 0) > newest
+            headers = {name: one_line((value or b"").decode(errors="replace"), 100) for name, value in message.headers}
+            if headers.get("x-group") == group:
+                reason = headers.get("x-stage", "?"), headers.get("x-error-class", "?")
+                counts[reason] += 1
+                last_hour[reason] += recent
+            else:
+                note = decode_replayed(message)
+                replayed += note is not None and note.group == group
+            if not go_on():
+                partial = True
+                break
+    return RecentLetters(counts, +last_hour, replayed, read, held, partial)
 
 
 def original(reader: LogReader, letter: DeadLetter) -> Record | None:

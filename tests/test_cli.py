@@ -24,7 +24,7 @@ from jobs import Stack, wait_for
 from pydantic_core import to_json
 
 from itel_cabinet.io.delta import FencedTable
-from itel_cabinet.io.kafka_admin import PartitionLag
+from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.kafka import Broker
@@ -93,7 +93,7 @@ def test_beam_is_not_imported_with_the_command() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
-    for command in ("run", "produce", "simulate", "preview", "topics", "tables", "lag"):
+    for command in ("run", "produce", "simulate", "preview", "topics", "tables", "lag", "status"):
         assert re.search(rf"│ {command}\s", ended.stdout)
 
 
@@ -128,6 +128,18 @@ WRONG_USE = {
     "kafka_config: ours": (
         ["topics", "describe", "--bootstrap_servers=127.0.0.1:1", '--kafka_config={"group.id": "x"}'],
         "--kafka_config: group.id cannot be set: use --consumer_group",
+    ),
+    "a group for several jobs": (
+        ["lag", "api", "tracking", "--group=g", "--bootstrap_servers=127.0.0.1:1"],
+        "--consumer_group: goes with one JOB: ask for each job by itself",
+    ),
+    "tables of a job without": (
+        ["status", "api", "--tables_root=t", "--bootstrap_servers=127.0.0.1:1"],
+        "--tables_root: the job api writes no tables: leave it out",
+    ),
+    "no address": (
+        ["status", "api", "--metrics_url=localhost:9400", "--bootstrap_servers=127.0.0.1:1"],
+        "--metrics_url: must be http(s)://HOST[:PORT][/PATH], got 'localhost:9400'",
     ),
     "no such file": (["preview", "no/such.json"], "no/such.json cannot be read: No such file or directory"),
     "a token": (
@@ -356,7 +368,7 @@ def test_tables_describe_what_is_missing(printed: Printed, tmp_path: Path) -> No
 # -------------------------------------------------------------------------------------------------------------- topics
 
 
-def test_topics(printed: Printed, tmp_path: Path) -> None:
+def test_topics_and_the_lag_of_each_job_in_them(printed: Printed, tmp_path: Path) -> None:
     """On a broker of its own: the topics' names are the users', not the test's."""
     with Broker.start(tmp_path / "broker") as broker:
         servers = f"--bootstrap_servers={broker.bootstrap_servers}"
@@ -395,6 +407,16 @@ def test_topics(printed: Printed, tmp_path: Path) -> None:
         ]
         assert len({topic_id for _, topic_id, *_ in cells}) == len(TOPICS)
 
+        reports = json.loads(printed.stdout("lag", "trigger", "tracking", "api", "cabinet", "api", servers, "--json"))
+        assert [(report["job"], report["group"], report["topic"]) for report in reports] == [
+            ("trigger", "itel_cabinet_trigger_group", "claimx.events.enriched"),
+            ("tracking", "itel_cabinet_tracking_worker_group", "itel.cabinet.task.tracking"),
+            ("api", "itel_cabinet_api_worker_group", "itel.cabinet.task.tracking"),
+            ("cabinet", "itel_cabinet_group", "itel.cabinet.task.tracking"),
+        ]
+        (report,) = json.loads(printed.stdout("lag", servers, "--json"))
+        assert report["job"] == "cabinet"
+
 
 # ----------------------------------------------------------------------------------------------------------------- lag
 
@@ -425,38 +447,28 @@ def test_lag(broker: Broker, topic: TopicFactory, printed: Printed) -> None:
         "--group",
         f"{name}.group",
     ]
-    assert json.loads(printed.stdout(*arguments, "--json")) == {
+    (report,) = json.loads(printed.stdout(*arguments, "--json"))
+    ages = [part.pop("oldest_unread_seconds") for part in report["partitions"]]
+    assert all(0 <= age < 300 for age in ages)
+    assert report.pop("oldest_unread_seconds") == max(ages)
+    no_offset = "no offset: it starts as --start_offset says"
+    assert report == {
+        "job": "api",
         "group": f"{name}.group",
         "topic": name,
+        "topic_id": Cluster({"bootstrap.servers": broker.bootstrap_servers}).topic(name).topic_id,
         "lag": 4,
+        "threshold": 1000,
+        "behind": False,
         "partitions": [
-            {"partition": 0, "committed": 4, "end": 5, "lag": 1},
-            {"partition": 1, "committed": None, "end": 3, "lag": 3},
+            {"partition": 0, "start": 0, "end": 5, "committed": 4, "lag": 1, "note": ""},
+            {"partition": 1, "start": 0, "end": 3, "committed": None, "lag": 3, "note": no_offset},
         ],
     }
-    assert printed.cells(*arguments) == [["0", "4", "5", "1"], ["1", "-", "3", "3"]]
-    assert f"{name}.group in {name}: 4 behind" in printed.stdout(*arguments)
-
-
-def test_lag_goes_by_the_job(broker: Broker, printed: Printed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
-    asks: list[tuple[str, str]] = []
-
-    def asked(_client: Mapping[str, object], group: str, topic: str, **_: object) -> list[PartitionLag]:
-        asks.append((group, topic))
-        return []
-
-    monkeypatch.setattr("itel_cabinet.io.kafka_admin.group_lag", asked)
-    for job in ("trigger", "tracking", "api", "cabinet"):
-        printed.stdout("lag", job)
-    printed.stdout("lag")
-    assert asks == [
-        ("itel_cabinet_trigger_group", "claimx.events.enriched"),
-        ("itel_cabinet_tracking_worker_group", "itel.cabinet.task.tracking"),
-        ("itel_cabinet_api_worker_group", "itel.cabinet.task.tracking"),
-        ("itel_cabinet_group", "itel.cabinet.task.tracking"),
-        ("itel_cabinet_group", "itel.cabinet.task.tracking"),
-    ]
+    rows = [[*cells[:5], cells[6]] for cells in printed.cells(*arguments)]
+    assert rows == [["0", "0", "4", "5", "1", ""], ["1", "0", "-", "3", "3", no_offset]]
+    assert printed.stdout(*arguments, "--threshold=4").startswith(f"api: {name}.group in {name}: 4 behind, the oldest ")
+    assert main([*arguments, "--threshold=3"]) == 1
 
 
 def test_lag_in_no_topic(broker: Broker, printed: Printed) -> None:

@@ -1,0 +1,278 @@
+"""What `itel-cabinet lag` and `itel-cabinet status` print: for programs as JSON, for people as a screen. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from itel_cabinet.io.kafka_admin import PartitionLag, Topic
+from itel_cabinet.pipeline.dead_letters import RecentLetters
+from itel_cabinet.pipeline.verdict import Health, Observed, Offsets, Tables, Unseen, Verdict
+
+__all__ = ["lag_report", "lag_view", "status_report", "status_view"]
+
+Report = dict[str, Any]
+_COLOURS = {Health.HEALTHY: "green", Health.LAGGING: "yellow", Health.WAITING: "yellow", Health.UNKNOWN: "yellow"}
+
+
+# ----------------------------------------------------------------------------------------------------------------- lag
+
+
+def lag_report(
+    job: str,
+    group: str,
+    topic: Topic,
+    positions: Sequence[PartitionLag],
+    ages: Mapping[int, float],
+    threshold: int,
+) -> Report:
+    """One job's lag. ``ages`` are those of the oldest unread records, in seconds by partition."""
+    lag = sum(one.lag for one in positions)
+    return {
+        "job": job,
+        "group": group,
+        "topic": topic.name,
+        "topic_id": topic.topic_id,
+        "lag": lag,
+        "oldest_unread_seconds": _rounded(max(ages.values(), default=None)),
+        "threshold": threshold,
+        "behind": lag > threshold,
+        "partitions": [_partition(one, ages.get(one.partition)) for one in positions],
+    }
+
+
+def _partition(one: PartitionLag, age: float | None) -> Report:
+    return {
+        "partition": one.partition,
+        "start": one.start,
+        "end": one.end,
+        "committed": one.committed,
+        "lag": one.lag,
+        "oldest_unread_seconds": _rounded(age),
+        "note": _note(one),
+    }
+
+
+def _note(one: PartitionLag) -> str:
+    """What is odd about a group's place in a partition; empty where nothing is."""
+    if one.committed is None:
+        stale = "" if one.stale is None else f" ({one.stale} is of an earlier topic of this name)"
+        return f"no offset{stale}: it starts as --start_offset says"
+    if one.committed > one.end:
+        return "beyond the end: the log was cut, and the job refuses to read on"
+    if one.committed < one.start:
+        return f"{one.start - one.committed} offsets lost to retention"
+    return ""
+
+
+def lag_view(reports: Sequence[Report]) -> RenderableType:
+    """The screen of some jobs' lag."""
+    return Group(*(part for report in reports for part in _lag_parts(report)))
+
+
+def _lag_parts(report: Report) -> Iterator[RenderableType]:
+    age = report["oldest_unread_seconds"]
+    waits = "" if age is None else f", the oldest unread record {_age(age)} old"
+    over = f" (more than {report['threshold']})" if report["behind"] else ""
+    yield Text(f"{report['job']}: {report['group']} in {report['topic']}: {report['lag']} behind{over}{waits}")
+    table = Table()
+    for column in ("partition", "start", "committed", "end", "lag", "oldest unread"):
+        table.add_column(column, justify="right")
+    table.add_column("")
+    for one in report["partitions"]:
+        numbers = ("-" if one[k] is None else str(one[k]) for k in ("partition", "start", "committed", "end", "lag"))
+        table.add_row(*numbers, _age(one["oldest_unread_seconds"]), one["note"])
+    yield table
+
+
+# -------------------------------------------------------------------------------------------------------------- status
+
+
+def status_report(seen: Observed, found: Verdict, now: datetime) -> Report:
+    """All of a look at a job; what could not be looked at is ``{"error": REASON}``."""
+    return {
+        "at": now.isoformat(timespec="milliseconds"),
+        "job": seen.job,
+        "group": seen.group,
+        "topic": seen.topic,
+        "verdict": found.health.value,
+        "reason": found.reason,
+        "mend": found.mend,
+        "offsets": _error(seen.offsets) if isinstance(seen.offsets, Unseen) else _offsets(seen.offsets),
+        "workers": [
+            {
+                "url": worker.url,
+                "state": worker.state.value,
+                "detail": worker.detail,
+                "seconds_since_heartbeat": worker.seconds_since_heartbeat,
+                "stuck_after_seconds": worker.stuck_after_seconds,
+                "waiting_for": list(worker.waiting_for),
+                "version": worker.version,
+            }
+            for worker in seen.workers
+        ],
+        "tables": _error(seen.tables) if isinstance(seen.tables, Unseen) else _tables(seen.tables, seen.offsets),
+        "dead_letters": _error(seen.letters) if isinstance(seen.letters, Unseen) else _letters(seen.letters),
+    }
+
+
+def _error(source: Unseen) -> Report:
+    return {"error": source.reason}
+
+
+def _offsets(offsets: Offsets) -> Report:
+    return {
+        "topic_id": offsets.topic_id,
+        "lag": offsets.lag,
+        "oldest_unread_seconds": _rounded(offsets.oldest_unread_seconds),
+        "watched_seconds": _rounded(offsets.seconds),
+        "moved": offsets.moved,
+        "read_per_second": _rounded(offsets.reading),
+        "arriving_per_second": _rounded(offsets.arriving),
+        "partitions": [
+            {"partition": p.partition, "start": p.start, "end": p.end, "committed": p.committed, "lag": p.lag}
+            | {"note": _note(p)}
+            for p in offsets.now
+        ],
+    }
+
+
+def _tables(tables: Tables | None, offsets: Offsets | Unseen) -> Report | None:
+    if tables is None:
+        return None
+    return {
+        "moved": tables.moved,
+        "rows_ahead_of_offsets": None if isinstance(offsets, Unseen) else tables.ahead_of(offsets),
+        "tables": [
+            {
+                "name": table.name,
+                "version": table.version,
+                "committed_at": _iso(table.committed_at),
+                "newest_event": _iso(table.newest_event),
+                "newest_written": _iso(table.newest_written),
+            }
+            for table in tables.tables
+        ],
+    }
+
+
+def _letters(letters: RecentLetters | None) -> Report | None:
+    if letters is None:
+        return None
+    return {
+        "last_hour": sum(letters.last_hour.values()),
+        "last_hour_is_partial": letters.partial,
+        "counted": sum(letters.counts.values()),
+        "replayed": letters.replayed,
+        "messages_read": letters.read,
+        "messages_held": letters.held,
+        "reasons": [
+            {"stage": stage, "error_class": kind, "last_hour": letters.last_hour.get((stage, kind), 0), "counted": n}
+            for (stage, kind), n in sorted(letters.counts.items())
+        ],
+    }
+
+
+def status_view(seen: Observed, found: Verdict, now: datetime) -> RenderableType:
+    """The screen of one job."""
+    parts: list[RenderableType] = [
+        Text.assemble(
+            f"{seen.job}: ", (found.health.value, f"bold {_COLOURS.get(found.health, 'red')}"), f": {found.reason}"
+        )
+    ]
+    if found.mend:
+        parts.append(Text(f"what to do: {found.mend}"))
+    parts.append(Text(f"{seen.group} in {seen.topic}, {now.isoformat(sep=' ', timespec='seconds')}", style="dim"))
+    if seen.workers:
+        table = _grid("worker", "state", "says")
+        for worker in seen.workers:
+            table.add_row(worker.url, worker.state.value, worker.detail)
+        parts.append(table)
+    else:
+        parts.append(Text("no process looked at: give --metrics_url", style="dim"))
+    parts += [_unseen(seen.offsets)] if isinstance(seen.offsets, Unseen) else _offset_parts(seen.offsets)
+    if seen.tables is not None:
+        parts += (
+            [_unseen(seen.tables)] if isinstance(seen.tables, Unseen) else _table_parts(seen.tables, seen.offsets, now)
+        )
+    if seen.letters is not None:
+        parts += [_unseen(seen.letters)] if isinstance(seen.letters, Unseen) else _letter_parts(seen.letters)
+    return Group(*parts)
+
+
+def _unseen(source: Unseen) -> RenderableType:
+    return Text(f"not seen: {source.reason}", style="yellow")
+
+
+def _offset_parts(offsets: Offsets) -> Iterator[RenderableType]:
+    oldest = offsets.oldest_unread_seconds
+    waits = "" if oldest is None else f", the oldest of them {_age(oldest)} old"
+    yield Text(
+        f"offsets: {offsets.lag} behind{waits}; {offsets.arriving:.1f}/s arrive, {offsets.reading:.1f}/s are read "
+        f"(watched for {offsets.seconds:.0f} s)"
+    )
+    table = _grid("partition", "start", "committed", "end", "lag", "", right=5)
+    for p in offsets.now:
+        numbers = (p.partition, p.start, "-" if p.committed is None else p.committed, p.end, p.lag)
+        table.add_row(*map(str, numbers), _note(p))
+    yield table
+
+
+def _table_parts(tables: Tables, offsets: Offsets | Unseen, now: datetime) -> Iterator[RenderableType]:
+    if not isinstance(offsets, Unseen):
+        yield Text(f"tables: {tables.ahead_of(offsets)} records are in them whose offsets are not committed yet")
+    table = _grid("table", "version", "committed", "newest event", "newest row")
+    for one in tables.tables:
+        version = "missing" if one.version is None else str(one.version)
+        times = (one.committed_at, one.newest_event, one.newest_written)
+        table.add_row(one.name, version, *("-" if time is None else _ago(time, now) for time in times))
+    yield table
+
+
+def _letter_parts(letters: RecentLetters) -> Iterator[RenderableType]:
+    least = "at least " if letters.partial else ""
+    bound = (
+        "" if letters.read >= letters.held else f", among the newest {letters.read} of at most {letters.held} messages"
+    )
+    yield Text(
+        f"dead letters of this group: {least}{sum(letters.last_hour.values())} in the last hour, "
+        f"{sum(letters.counts.values())} in all{bound}; {letters.replayed} replays"
+    )
+    if letters.counts:
+        table = _grid("stage", "error class", "last hour", "in all")
+        for (stage, kind), number in sorted(letters.counts.items()):
+            table.add_row(Text(stage), Text(kind), str(letters.last_hour.get((stage, kind), 0)), str(number))
+        yield table
+
+
+def _grid(*columns: str, right: int = 0) -> Table:
+    table = Table()
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index < right else "left")
+    return table
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _ago(time: datetime, now: datetime) -> str:
+    return f"{time.isoformat(sep=' ', timespec='seconds')} ({_age(max(0.0, (now - time).total_seconds()))} ago)"
+
+
+def _iso(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="milliseconds")
+
+
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(number, 3)
