@@ -230,7 +230,7 @@ def _table_parts(tables: Tables, offsets: Offsets | Unseen, now: datetime) -> It
     for one in tables.tables:
         version = "missing" if one.version is None else str(one.version)
         times = (one.committed_at, one.newest_event, one.newest_written)
-        table.add_row(one.name, version, *("-" if time is None else _ago(time, now) for time in times))
+        table.add_row(one.name, version, *(_ago(time, now) for time in times))
     yield table
 
 
@@ -251,9 +251,10 @@ def _letter_parts(letters: RecentLetters) -> Iterator[RenderableType]:
 
 
 def _grid(*columns: str, right: int = 0) -> Table:
-    table = Table()
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index < right else "left")
+    """A table without lines, since all is to fit on one screen."""
+    table = Table(*columns, box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in table.columns[:right]:
+        column.justify = "right"
     return table
 
 
@@ -266,8 +267,11 @@ def _age(seconds: float | None) -> str:
     return f"{seconds:.1f} s"
 
 
-def _ago(time: datetime, now: datetime) -> str:
-    return f"{time.isoformat(sep=' ', timespec='seconds')} ({_age(max(0.0, (now - time).total_seconds()))} ago)"
+def _ago(time: datetime | None, now: datetime) -> str:
+    if time is None:
+        return "-"
+    seconds = (now - time).total_seconds()
+    return f"{_age(seconds)} ago" if seconds >= 0 else f"in {_age(-seconds)}"
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import signal
@@ -18,6 +19,7 @@ import pytest
 import requests
 from cabinet_samples import answer, event, group, question, record
 from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 from conftest import TopicFactory
 from deltalake import DeltaTable
 from jobs import Stack, wait_for
@@ -469,6 +471,56 @@ def test_lag(broker: Broker, topic: TopicFactory, printed: Printed) -> None:
     assert rows == [["0", "0", "4", "5", "1", ""], ["1", "0", "-", "3", "3", no_offset]]
     assert printed.stdout(*arguments, "--threshold=4").startswith(f"api: {name}.group in {name}: 4 behind, the oldest ")
     assert main([*arguments, "--threshold=3"]) == 1
+
+
+def test_lag_tells_what_is_odd_about_an_offset(broker: Broker, topic: TopicFactory, printed: Printed) -> None:
+    name = topic(4)
+    producer = broker.producer()
+    for partition in range(4):
+        for _ in range(5):
+            producer.produce(name, b"x", partition=partition)
+    assert producer.flush(30) == 0
+    servers = {"bootstrap.servers": broker.bootstrap_servers}
+    admin = AdminClient(servers)
+    (deleted,) = admin.delete_records([TopicPartition(name, 1, 3)]).values()
+    deleted.result(30)
+    consumer = Consumer({**servers, "group.id": f"{name}.group"})
+    topic_id = Cluster(servers).topic(name).topic_id
+    for place in (
+        TopicPartition(name, 0, 4, "AnEarlierTopicOfTheName"),
+        TopicPartition(name, 1, 1, topic_id),
+        TopicPartition(name, 2, 9, topic_id),
+        TopicPartition(name, 3, 5, topic_id),
+    ):
+        wait_for(functools.partial(_committed, consumer, place), "the group has a coordinator")
+    consumer.close()
+    options = [f"--bootstrap_servers={broker.bootstrap_servers}", f"--topic={name}", f"--group={name}.group"]
+    (report,) = json.loads(printed.stdout("lag", *options, "--json"))
+    seen = [[part[key] for key in ("start", "committed", "end", "lag", "note")] for part in report["partitions"]]
+    assert seen == [
+        [0, None, 5, 5, "no offset (4 is of an earlier topic of this name): it starts as --start_offset says"],
+        [3, 1, 5, 2, "2 offsets lost to retention"],
+        [0, 9, 5, 0, "beyond the end: the log was cut, and the job refuses to read on"],
+        [0, 5, 5, 0, ""],
+    ]
+
+
+def test_watching_lag_ends_on_ctrl_c_with_its_exit_status(broker: Broker, topic: TopicFactory) -> None:
+    name = topic(1)
+    producer = broker.producer()
+    producer.produce(name, b"x")
+    assert producer.flush(30) == 0
+    options = [f"--bootstrap_servers={broker.bootstrap_servers}", f"--topic={name}", f"--group={name}.group"]
+    command = [COMMAND, "lag", *options, "--threshold=0", "--watch", "--every=0.1", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+        try:
+            assert watching.stdout is not None
+            assert [json.loads(watching.stdout.readline())[0]["lag"] for _ in range(2)] == [1, 1]
+            watching.send_signal(signal.SIGINT)
+            _, errors = watching.communicate(timeout=60)
+        finally:
+            watching.kill()
+    assert (watching.returncode, errors) == (1, "")
 
 
 def test_lag_in_no_topic(broker: Broker, printed: Printed) -> None:

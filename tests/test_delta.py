@@ -8,6 +8,7 @@ import pickle
 import re
 import textwrap
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import apache_beam as beam
@@ -31,9 +32,11 @@ from itel_cabinet.io.delta import (
     WriteToDelta,
     create_table,
     describe_table,
+    glance_at_table,
     table_for,
 )
 from itel_cabinet.io.world import WorldError, last_world_error
+from itel_cabinet.local.ports import free_port
 
 
 def columns_of(spec: TableSpec) -> list[str]:
@@ -192,6 +195,36 @@ def test_describing_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> Non
     with pytest.raises(WorldError, match="does not exist") as caught:
         describe_table(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
+
+
+def test_a_glance_reads_the_log_alone(tmp_path: Path) -> None:
+    at = datetime(2026, 1, 10, 15, tzinfo=UTC)
+    schema = READINGS.append(pa.field("at", pa.timestamp("us", tz="UTC")))
+    spec = readings(tmp_path, schema=schema)
+    before = datetime.now(UTC) - timedelta(milliseconds=1)
+    for offset, minutes in ((0, 7), (1, 3)):
+        FencedTable(spec).write([{**reading(offset), "at": at + timedelta(minutes=minutes)}])
+    files = [Path(spec.uri, path) for path in DeltaTable(spec.uri).get_add_actions()["path"].to_pylist()]
+    assert len(files) == 2
+    for file in files:
+        file.unlink()
+
+    known, unknown = spec.fence_id("Zx3kQ", 0), spec.fence_id("Zx3kQ", 1)
+    glance = glance_at_table(spec.uri, newest=("at", "value", "none"), fences=(known, unknown))
+    assert glance is not None
+    assert (glance.version, dict(glance.fences)) == (2, {known: 2})
+    assert glance.newest == {"at": at + timedelta(minutes=7), "value": None, "none": None}
+    assert glance.committed_at is not None
+    assert before <= glance.committed_at <= datetime.now(UTC)
+
+
+def test_a_glance_at_no_table_and_at_no_store(tmp_path: Path) -> None:
+    assert glance_at_table(str(tmp_path / "nothing")) is None
+    store = {"endpoint": f"http://127.0.0.1:{free_port()}", "allow_http": "true", "region": "here"}
+    keys = {"access_key_id": "nobody", "secret_access_key": "hunter2"}
+    with pytest.raises(WorldError, match="Delta table s3://bucket/t: ") as refusal:
+        glance_at_table("s3://bucket/t", {**store, **keys})
+    assert "hunter2" not in str(refusal.value)
 
 
 # Schemas

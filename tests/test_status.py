@@ -366,7 +366,7 @@ def test_the_screen(
     screen = capsys.readouterr().out
     assert screen.startswith("cabinet: healthy: nothing left to read\n")
     assert f"{stack.prefix}.cabinet in {stack.topic('tracking')}, " in screen
-    assert f"{server.url} │ ok    │ last heartbeat 0.3 s ago" in screen
+    assert f"{server.url}   ok      last heartbeat 0.3 s ago" in screen
     assert "offsets: 0 behind; 0.0/s arrive, 0.0/s are read (watched for " in screen
     assert "tables: 0 records are in them whose offsets are not committed yet" in screen
     assert TRACKING in screen
