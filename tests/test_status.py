@@ -239,15 +239,15 @@ def test_status_tells_healthy_lagging_waiting_stuck_and_dead_apart(stack: Stack,
         assert asked()["verdict"] == "unknown"
 
         stack.claimx.faults.latency_seconds = 0.2
-        feed(stack, 400, seed=2)
-        lagging = asked(metrics, "--threshold=20", "--window_seconds=5")
+        feed(stack, 150, seed=2)
+        lagging = asked(metrics, "--threshold=20", "--window_seconds=3")
         assert lagging["verdict"] == "lagging", lagging
         assert lagging["offsets"]["lag"] > 20
         assert lagging["offsets"]["moved"] > 0 or lagging["tables"]["moved"] > 0
         assert lagging["offsets"]["oldest_unread_seconds"] > 1
         assert "records behind, more than 20" in lagging["reason"]
 
-        stack.claimx.faults.outage = True
+        stack.claimx.faults = Faults(outage=True)
         wait_for(lambda: asked(metrics)["verdict"] == "waiting", "the job waits for ClaimX")
         waiting = asked(metrics)
         assert "ClaimX" in waiting["reason"]
