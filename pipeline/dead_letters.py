@@ -199,7 +199,7 @@ def recent_letters(
             if message.partition not in met:
                 met.add(message.partition)
                 partial |= recent and sizes.get(message.partition, 0) > newest
-            headers = {name: one_line((value or b"").decode(errors="replace"), 100) for name, value in message.headers}
+            headers = {name: one_line((value or b"").decode(errors="replace"), 250) for name, value in message.headers}
             if headers.get("x-group") == group:
                 reason = headers.get("x-stage", "?"), headers.get("x-error-class", "?")
                 counts[reason] += 1

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from itel_cabinet.pipeline import commands
 from itel_cabinet.pipeline.commands import (
@@ -65,13 +66,19 @@ def lag(
         option = "--consumer_group" if consumer_group else "--input_topic"
         raise Refused(f"{option}: goes with one JOB: ask for each job by itself", wrong_use=True)
     client = client_settings(bootstrap_servers, kafka_config)
-    with asking(bootstrap_servers), ExitStack() as open_views:
-        views: dict[str, GroupView] = {}
+    views: dict[str, GroupView] = {}
+
+    def look() -> Screen:
+        with asking(bootstrap_servers):
+            return _lag_screen(views, threshold)
+
+    with ExitStack() as open_views:
         for job in chosen:
             group, topic = _names(job, consumer_group, input_topic)
-            view = GroupView(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
+            with asking(bootstrap_servers):
+                view = GroupView(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
             views[job.value] = open_views.enter_context(closing(view))
-        return _shown(lambda: _lag_screen(views, threshold), watch=watch, every=every, as_json=as_json)
+        return _shown(look, watch=watch, every=every, as_json=as_json)
 
 
 def _names(job: JobName, consumer_group: str | None, input_topic: str | None) -> tuple[str, str]:
@@ -214,24 +221,29 @@ def _subject(
 
 
 def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bool) -> int:
-    """Print one look, or look after look until Ctrl-C; the exit status of the last one."""
-    console = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
-    exit_status = 1
+    """Print one look, or look after look until Ctrl-C; the exit status of the last one.
+
+    Only the first look may be refused: later, whoever watches waits for what is away.
+    """
+    console = Console(markup=False, highlight=False, emoji=False)
+    view, report, exit_status = look()
     if not watch:
-        view, report, exit_status = look()
         typer.echo(json.dumps(report, indent=2)) if as_json else console.print(view)
         return exit_status
     live = console.is_terminal and not as_json
     try:
-        with Live(console=console, auto_refresh=False) if live else ExitStack() as screen:
+        with Live(console=console, auto_refresh=False) if live else nullcontext() as screen:
             while True:
-                view, report, exit_status = look()
-                if isinstance(screen, Live):
+                if screen is not None:
                     screen.update(view, refresh=True)
                 elif as_json:
                     print(json.dumps(report), flush=True)
                 else:
                     console.print(view)
                 time.sleep(every)
+                try:
+                    view, report, exit_status = look()
+                except Refused as refused:
+                    view, report, exit_status = Text(refused.message), {"error": refused.message}, refused.exit_code
     except KeyboardInterrupt:
         return exit_status

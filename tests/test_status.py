@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,7 +266,7 @@ def test_status_tells_healthy_lagging_waiting_stuck_and_dead_apart(stack: Stack,
             assert stuck["offsets"]["lag"] == unread
         job.process.send_signal(signal.SIGCONT)
         stack.settle("cabinet")
-        assert asked(metrics)["verdict"] == "healthy"
+        wait_for(lambda: asked(metrics)["verdict"] == "healthy", "the job goes on")
 
         job.kill()
         for unread in (0, 2):
@@ -393,3 +394,33 @@ def test_watching_ends_on_ctrl_c_with_the_last_verdict(stack: Stack, asked: Aske
         finally:
             watching.kill()
     assert (watching.returncode, errors) == (1, "")
+
+
+@pytest.mark.services
+@pytest.mark.parametrize("command", ["lag", "status"])
+def test_watching_goes_on_when_the_broker_is_back(command: str, tmp_path: Path) -> None:
+    def seen(report: Any) -> int | None:
+        """The lag in a line of JSON, None for a broker that is away."""
+        offsets = report[0] if isinstance(report, list) else report.get("offsets", report)
+        return offsets.get("lag")
+
+    with Broker.start(tmp_path / "broker") as broker:
+        for name in ("itel.cabinet.task.tracking", "itel.cabinet.api.errors"):
+            broker.create_topic(name, 1)
+        more = ["--window_seconds=0.2"] if command == "status" else []
+        arguments = [command, "api", f"--bootstrap_servers={broker.bootstrap_servers}", *more]
+        full = [sys.executable, "-m", "itel_cabinet.pipeline.cli", *arguments, "--watch", "--every=0.1", "--json"]
+        with subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+            try:
+                assert watching.stdout is not None
+                lines = (seen(json.loads(line)) for line in watching.stdout)
+                assert next(lines) == 0
+                broker.kill()
+                assert next(lag for lag in lines if lag != 0) is None
+                broker.start_again()
+                assert next(lag for lag in lines if lag is not None) == 0
+                watching.send_signal(signal.SIGINT)
+                _, errors = watching.communicate(timeout=60)
+            finally:
+                watching.kill()
+    assert (watching.returncode, errors) == (0 if command == "lag" else 1, "")
