@@ -151,7 +151,7 @@ class Observer:
             if moved or not last.unread or {worker.state for worker in workers} != {WorkerState.OK}:
                 break
         self._samples.append(last)
-        return self._observed(first, last, workers)
+        return self._observed(last, workers)
 
     def again(self) -> Observed:
         """Look once more, and compare with what was seen up to three windows ago. Waits for nothing."""
@@ -159,7 +159,7 @@ class Observer:
         self._samples.append(last)
         while len(self._samples) > 2 and self._samples[1].at <= last.at - _WINDOWS * self._window:
             self._samples.popleft()
-        return self._observed(self._samples[0], last, self._workers())
+        return self._observed(last, self._workers())
 
     def _sample(self) -> _Sample:
         positions: list[PartitionLag] | Unseen
@@ -178,8 +178,10 @@ class Observer:
             fences = {ids[app]: at for app, at in glance.fences.items()} if glance else {}
         return _Sample(self._clock(), topic.topic_id, positions, fences)
 
-    def _observed(self, first: _Sample, last: _Sample, workers: list[Worker]) -> Observed:
+    def _observed(self, last: _Sample, workers: list[Worker]) -> Observed:
         subject = self._subject
+        # Nothing can be compared with a sample of another topic, or of none while the broker was away.
+        first = next(sample for sample in self._samples if sample.topic_id == last.topic_id)
         return Observed(
             job=subject.job,
             group=subject.group,
@@ -193,9 +195,7 @@ class Observer:
     def _offsets(self, first: _Sample, last: _Sample) -> Offsets | Unseen:
         if isinstance(last.positions, Unseen):
             return last.positions
-        before = first.positions
-        if isinstance(before, Unseen) or first.topic_id != last.topic_id:
-            before = last.positions
+        before = last.positions if isinstance(first.positions, Unseen) else first.positions
         try:
             ages = self._view.ages(last.positions, self._now())
         except (KafkaException, UnknownTopic) as error:
@@ -205,7 +205,7 @@ class Observer:
             topic_id=last.topic_id,
             before=before,
             now=last.positions,
-            seconds=max(last.at - first.at, 0.001),
+            seconds=last.at - first.at,
             oldest_unread_seconds=None if oldest is None else ages[oldest],
             oldest_partition=oldest,
         )
@@ -215,8 +215,7 @@ class Observer:
             seen = [_table(name, spec) for name, spec in specs.items()]
         except WorldError as error:
             return Unseen(table_refusal(error))
-        before = first.fences if first.topic_id == last.topic_id else last.fences
-        return Tables(seen, before, last.fences)
+        return Tables(seen, first.fences, last.fences)
 
     def _letters(self) -> RecentLetters | Unseen:
         until = self._clock() + _LETTERS_SECONDS

@@ -70,7 +70,8 @@ class Unseen:
 
 @dataclass(frozen=True, slots=True)
 class Offsets:
-    """The group's positions at both ends of ``seconds`` of watching; both of one incarnation of the topic.
+    """The group's positions at both ends of ``seconds`` of watching; both of one incarnation of the topic. With 0
+    seconds there is nothing to compare (yet).
 
     ``oldest_unread_seconds``: how long the oldest record that the group has not passed lies on the topic, and
     ``oldest_partition``, where; None where all is read.
@@ -97,18 +98,19 @@ class Offsets:
     @property
     def unread_throughout(self) -> bool:
         """Whether there was something to read from the beginning, and there is something still."""
-        return any(one.lag for one in self.before) and self.lag > 0
+        return self.seconds > 0 and any(one.lag for one in self.before) and self.lag > 0
 
     @property
     def arriving(self) -> float:
         """Records a second that were written to the topic."""
         before = {one.partition: one.end for one in self.before}
-        return sum(max(0, one.end - before.get(one.partition, one.start)) for one in self.now) / self.seconds
+        written = sum(max(0, one.end - before.get(one.partition, one.start)) for one in self.now)
+        return written / self.seconds if self.seconds else 0.0
 
     @property
     def reading(self) -> float:
         """Records a second that the group has passed."""
-        return self.moved / self.seconds
+        return self.moved / self.seconds if self.seconds else 0.0
 
     @property
     def beyond_the_end(self) -> list[int]:

@@ -48,6 +48,7 @@ STANDING = group([20, 50], [20, 50], 50, 5.0)
 FAR_BEHIND = group([20, 20], [40, 30], 500, 5.0)
 OLD = group([20, 20], [40, 30], 50, 61.0)
 JUST_ARRIVED = Offsets("id", [PartitionLag(0, 50, 10, 50)], [PartitionLag(0, 50, 10, 51)], 10.0, 0.2, 0)
+FIRST_LOOK = Offsets("id", STANDING.now, STANDING.now, 0.0, 5.0, 0)
 CUT = group([70], [70], 50)
 NOTHING_COMMITTED = group([None], [None], 50, 5.0)
 
@@ -55,6 +56,7 @@ CASES: dict[str, tuple[Offsets | Unseen, list[Worker], Tables | Unseen | None, H
     "idle, and its process answers": (IDLE, [OK], None, Health.HEALTHY),
     "moving, and its process answers": (MOVING, [OK], None, Health.HEALTHY),
     "a record has just arrived": (JUST_ARRIVED, [OK], None, Health.HEALTHY),
+    "nothing to compare yet": (FIRST_LOOK, [OK], None, Health.HEALTHY),
     "moving, no process to ask": (MOVING, [], None, Health.HEALTHY),
     "moving, nobody at the address": (MOVING, [ABSENT], None, Health.HEALTHY),
     "idle, one of two processes answers": (IDLE, [ABSENT, OK], None, Health.HEALTHY),
@@ -152,5 +154,6 @@ def test_what_has_moved() -> None:
     assert retention.moved == 0
     new_partition = Offsets("id", [PartitionLag(0, 20, 10, 50)], [*MOVING.now], 10.0)
     assert new_partition.arriving == 4.0
+    assert (FIRST_LOOK.arriving, FIRST_LOOK.reading) == (0.0, 0.0)
     assert fences(20, 35).ahead_of(STANDING) == 15
     assert fences(20, 35).moved == 15
