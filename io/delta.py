@@ -51,15 +51,12 @@ delta-rs can tell of the files they touch.
 from __future__ import annotations
 
 import functools
-import json
 import logging
-import os
 import random as _random
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -70,24 +67,13 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
-from deltalake import CommitProperties, DeltaTable, Field, Transaction, WriterProperties, write_deltalake
-from deltalake.exceptions import (
-    CommitFailedError,
-    DeltaError,
-    DeltaProtocolError,
-    SchemaMismatchError,
-    TableNotFoundError,
-)
-from deltalake.fs import DeltaStorageHandler
-from pyarrow import parquet
-from pyarrow.fs import FileSelector, PyFileSystem
+from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
+from deltalake.exceptions import CommitFailedError, DeltaError
 
 from itel_cabinet.io import crash_points
-from itel_cabinet.io.delta_decisions import Decision, decide, missing_columns, split_by_fence, to_arrow
+from itel_cabinet.io.delta_decisions import Decision, decide, split_by_fence, to_arrow
 from itel_cabinet.io.delta_spec import (
-    RETENTION,
     Append,
-    Pairs,
     Row,
     RowRefused,
     TableGlance,
@@ -97,9 +83,23 @@ from itel_cabinet.io.delta_spec import (
     Upsert,
     WriteResult,
 )
+from itel_cabinet.io.delta_tables import (
+    UPSERT_FILE_BYTES,
+    check_writable,
+    create_table,
+    describe_table,
+    error_text,
+    glance_at_table,
+    is_world,
+    literal,
+    open_or_create,
+    open_table,
+    records_written,
+    refusal,
+)
 from itel_cabinet.io.health import beat
 from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.world import WorldError, full_jitter, one_line, retry_world
+from itel_cabinet.io.world import WorldError, full_jitter, retry_world
 from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import UnweighedCoder
 
@@ -126,24 +126,13 @@ _LOGGER = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_DEFAULT_PROPERTIES = {
-    "delta.checkpointInterval": "100",
-    # A streaming job makes tens of thousands of versions a day: a month of them, the usual default, slows every
-    # listing.
-    "delta.logRetentionDuration": "interval 7 days",
-}
 _CONFLICT_WAITS = (0.02, 1.0)  # seconds: the first and the longest, before jitter; a commit takes about 0.02
 _MOST_LITERALS = 100
-# A merge holds and rewrites every file it meets a row in, and left alone it makes one large file of them. (m: with
-# 18,000 forms 140 ms of CPU a merge instead of 345, and no more as the table grows.)
-_UPSERT_FILE_BYTES = 1024 * 1024
 # Each file costs delta-rs time and memory at every commit (m: 0.2 ms of CPU), so small ones are put together; in files
 # that a worker can hold, not in the large ones that `optimize` makes.
 _APPEND_FILE_BYTES = 8 * 1024 * 1024
 # The writer holds a row group until it is full; of the usual million rows that is the worker's memory.
 _PARQUET = WriterProperties(max_row_group_size=4_096, compression="SNAPPY")
-# For a look that nobody wants to wait minutes for.
-_IMPATIENT = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "1", "retry_timeout": "10s"}
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
 
 
@@ -211,8 +200,8 @@ class FencedTable:
                 lambda: self._until_decided(attempt),
                 what=str(self.spec),
                 seconds=self.spec.world_seconds,
-                is_world=_is_world,
-                describe=functools.partial(_describe, self.spec),
+                is_world=is_world,
+                describe=functools.partial(error_text, self.spec),
                 clock=self._clock,
                 sleep=self._sleep,
                 random=self._random,
@@ -225,20 +214,20 @@ class FencedTable:
                 return attempt(conflicts)
             except CommitFailedError as error:
                 metrics.COMMIT_CONFLICTS.labels(self.spec.name).inc()
-                _LOGGER.debug("%s: %s; deciding again", self.spec, _describe(self.spec, error))
+                _LOGGER.debug("%s: %s; deciding again", self.spec, error_text(self.spec, error))
                 if self._clock() >= deadline:
                     raise WorldError(
                         f"{self.spec}: lost against other writers for {self.spec.world_seconds:.0f} s "
-                        f"({_describe(self.spec, error)}); run fewer of them, with larger bundles"
+                        f"({error_text(self.spec, error)}); run fewer of them, with larger bundles"
                     ) from error
                 self._sleep(wait)
             except Exception as error:
                 # Opened anew by the next attempt, with fresh credentials and whatever is there then.
                 self._handle = None
                 metrics.COMMIT_FAILURES.labels(self.spec.name).inc()
-                refusal = _refusal(self.spec, error)
-                if refusal is not None:
-                    raise refusal from None
+                refused = refusal(self.spec, error)
+                if refused is not None:
+                    raise refused from None
                 raise
         raise AssertionError("the waits never end")
 
@@ -289,11 +278,11 @@ class FencedTable:
     def _refreshed(self) -> DeltaTable:
         """The handle at the newest version, checked against the specification, with all its columns."""
         if self._handle is None:
-            self._handle = _open(self.spec) if self._seen else _open_or_create(self.spec)[0]
+            self._handle = open_table(self.spec) if self._seen else open_or_create(self.spec)[0]
             self._seen, self._fences_version = True, -1
         table = self._handle
         table.update_incremental()
-        missing = _checked(self.spec, table)
+        missing = check_writable(self.spec, table)
         if missing:
             table.alter.add_columns(missing)
         if table.version() != self._fences_version:
@@ -332,12 +321,12 @@ class FencedTable:
         every = self.spec.compact_every
         if not every or self._commits % every:
             return
-        size = _APPEND_FILE_BYTES if isinstance(self.spec.mode, Append) else _UPSERT_FILE_BYTES
+        size = _APPEND_FILE_BYTES if isinstance(self.spec.mode, Append) else UPSERT_FILE_BYTES
         try:
             table.optimize.compact(target_size=size, max_concurrent_tasks=1, writer_properties=_PARQUET)
         except (DeltaError, OSError) as error:  # the rows are committed; the next round compacts
             self._handle = None
-            _LOGGER.info("%s: not compacted: %s", self.spec, _describe(self.spec, error))
+            _LOGGER.info("%s: not compacted: %s", self.spec, error_text(self.spec, error))
 
 
 def _append(table: DeltaTable, data: pa.Table, commit: CommitProperties) -> None:
@@ -370,12 +359,8 @@ def _among(column: str, values: Iterable[Any], alias: str = "") -> str:
     ordered = sorted(values)
     # A long list costs delta-rs more, for each file of the table, than reading the range between.
     if len(ordered) <= _MOST_LITERALS:
-        return f"{alias}`{column}` IN ({', '.join(map(_literal, ordered))})"
-    return f"{alias}`{column}` BETWEEN {_literal(ordered[0])} AND {_literal(ordered[-1])}"
-
-
-def _literal(value: str | int) -> str:
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+        return f"{alias}`{column}` IN ({', '.join(map(literal, ordered))})"
+    return f"{alias}`{column}` BETWEEN {literal(ordered[0])} AND {literal(ordered[-1])}"
 
 
 def _merge_source(spec: TableSpec, decision: Decision, schema: pa.Schema) -> pa.Table:
@@ -415,218 +400,10 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
     merger.when_not_matched_insert({f"`{c}`": f"s.`{c}`" for c in spec.schema.names}).execute()
 
 
-def _properties(spec: TableSpec) -> dict[str, str]:
-    upsert = {"delta.targetFileSize": str(_UPSERT_FILE_BYTES)} if isinstance(spec.mode, Upsert) else {}
-    return _DEFAULT_PROPERTIES | upsert | dict(spec.properties)
-
-
-def _open(spec: TableSpec) -> DeltaTable:
-    return DeltaTable(spec.uri, storage_options=dict(spec.storage_options))
-
-
-def _open_or_create(spec: TableSpec) -> tuple[DeltaTable, bool]:
-    """The table, and whether this call made it. Of two creators at once one makes it and the other opens it."""
-    _check_store(spec)
-    try:
-        return _open(spec), False
-    except TableNotFoundError:
-        DeltaTable.create(
-            spec.uri,
-            schema=spec.schema,
-            mode="ignore",
-            partition_by=list(spec.partition_by),
-            configuration=_properties(spec),
-            storage_options=dict(spec.storage_options),
-        )
-        return _open(spec), True
-
-
-def _checked(spec: TableSpec, table: DeltaTable) -> list[Field]:
-    """The columns still to be added. Raises TableRefused if the table cannot be written exactly once, or not at all."""
-    metadata = table.metadata()
-    if RETENTION in metadata.configuration:
-        raise TableRefused(
-            f"{spec}: its property {RETENTION} lets the fences of idle partitions expire, and replays would be "
-            f"written twice: ALTER TABLE ... UNSET TBLPROPERTIES ('{RETENTION}')"
-        )
-    return missing_columns(spec, table.schema(), metadata.partition_columns)
-
-
-def _check_store(spec: TableSpec) -> None:
-    """Refuse S3 unless it is told how to make a commit atomic: two writers could otherwise both make one version."""
-    if not spec.uri.startswith(("s3://", "s3a://")):
-        return
-    options = {k.lower().removeprefix("aws_"): v for k, v in {**os.environ, **dict(spec.storage_options)}.items()}
-    if options.get("s3_allow_unsafe_rename", "").lower() in ("true", "1"):
-        raise TableRefused(
-            f"{spec}: AWS_S3_ALLOW_UNSAFE_RENAME lets two writers overwrite each other's commits; unset it"
-        )
-    if not options.get("s3_locking_provider") and not options.get("conditional_put"):
-        raise TableRefused(
-            f"{spec}: S3 needs an atomic commit: set the storage option conditional_put=etag "
-            "(AWS, MinIO, R2), or AWS_S3_LOCKING_PROVIDER=dynamodb"
-        )
-
-
-def _is_world(error: Exception) -> bool:
-    return isinstance(error, DeltaError | OSError)
-
-
-def _refusal(spec: TableSpec, error: Exception) -> TableRefused | None:
-    """What an error of delta-rs means if waiting cannot mend it."""
-    if isinstance(error, SchemaMismatchError | DeltaProtocolError):
-        return TableRefused(f"{spec}: {_describe(spec, error)}")
-    if isinstance(error, DeltaError) and "Invalid data found" in str(error):  # goes on to show the rows: not repeated
-        return TableRefused(f"{spec}: a row breaks one of the table's CHECK constraints: drop it, or mend the rows")
-    return None
-
-
-def _describe(spec: TableSpec, error: Exception) -> str:
-    """One line of an error, with nothing of the storage options in it."""
-    text = one_line(error)
-    for value in dict(spec.storage_options).values():
-        if len(value) > 3:
-            text = text.replace(value, "***")
-    return text
-
-
 @once_per_process
 def table_for(spec: TableSpec) -> FencedTable:
     """This process's one :class:`FencedTable` for a specification: runners make many copies of a DoFn."""
     return FencedTable(spec)
-
-
-def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
-    """Make the table where it is missing, check it where it exists, and describe it. May be repeated; adds no columns.
-
-    With ``dry_run`` nothing is made. Raises TableRefused, and WorldError at once if the store does not answer.
-    """
-
-    def look() -> TableState:
-        try:
-            if dry_run:
-                _check_store(spec)
-                table, created = _open(spec), False
-            else:
-                table, created = _open_or_create(spec)
-        except TableNotFoundError:
-            if not dry_run:
-                raise
-            properties = _properties(spec)
-            return TableState(spec.uri, None, spec.schema, spec.partition_by, 0, {}, properties)
-        _checked(spec, table)
-        return _state(spec, table, created)
-
-    return _now(spec, look)
-
-
-def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
-    """Describe an existing table; ``fences`` are all its ``txn`` ids. Raises WorldError at once if unreadable."""
-    spec = _unspecified(uri, storage_options)
-    return _now(spec, lambda: _state(spec, _open(spec), False))
-
-
-def glance_at_table(
-    uri: str, storage_options: Pairs = (), *, newest: Sequence[str] = (), fences: Iterable[str] = ()
-) -> TableGlance | None:
-    """What is cheaply told of a table by its log; ``newest`` names columns of instants. None if there is no table.
-
-    Raises WorldError within some seconds if it is unreadable.
-    """
-    spec = _unspecified(uri, {**_IMPATIENT, **dict(storage_options)})
-
-    def look() -> TableGlance | None:
-        try:
-            table = _open(spec)
-        except TableNotFoundError:
-            return None
-        files = pa.table(table.get_add_actions(flatten=True))
-        found = {app: table.transaction_version(app) for app in fences}
-        return TableGlance(
-            version=table.version(),
-            committed_at=_commit_time(table),
-            newest={c: _greatest(files, f"max.{c}") for c in newest},
-            fences={app: version for app, version in found.items() if version is not None},
-        )
-
-    return _now(spec, look)
-
-
-def _commit_time(table: DeltaTable) -> datetime | None:
-    for commit in table.history(1):
-        return datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) if "timestamp" in commit else None
-    return None
-
-
-def _greatest(files: pa.Table, column: str) -> datetime | None:
-    greatest = pc.max(files[column]).as_py() if column in files.column_names else None
-    return greatest if isinstance(greatest, datetime) else None
-
-
-def _unspecified(uri: str, storage_options: Pairs) -> TableSpec:
-    """A specification for only looking at a table."""
-    return TableSpec(
-        uri, pa.schema([(c, pa.string()) for c in "tpo"]), Append(), (), storage_options, source=("t", "p", "o")
-    )
-
-
-def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
-    """Those of ``records`` (topic id, partition, offset) that the table has a row of.
-
-    Raises WorldError at once if the table is unreadable or not there.
-    """
-    wanted = set(records)
-    found: set[tuple[str, int, int]] = set()
-
-    def look() -> set[tuple[str, int, int]]:
-        table = _open(spec)
-        topic, _, offset = spec.source
-        for topic_id in sorted({one[0] for one in wanted}):
-            offsets = sorted(one[2] for one in wanted if one[0] == topic_id)
-            within = f"`{topic}` = {_literal(topic_id)} AND `{offset}` BETWEEN {offsets[0]} AND {offsets[-1]}"
-            for batch in pa.RecordBatchReader.from_stream(table.scan(columns=list(spec.source), predicate=within)):
-                found.update(wanted.intersection(zip(*(column.to_pylist() for column in batch.columns), strict=True)))
-        return found
-
-    return _now(spec, look)
-
-
-def _now(spec: TableSpec, look: Callable[[], T]) -> T:
-    return retry_world(look, what=str(spec), seconds=0, is_world=_is_world, describe=functools.partial(_describe, spec))
-
-
-def _state(spec: TableSpec, table: DeltaTable, created: bool) -> TableState:
-    metadata = table.metadata()
-    return TableState(
-        uri=spec.uri,
-        version=table.version(),
-        schema=pa.schema(table.schema().to_arrow()),
-        partition_by=tuple(metadata.partition_columns),
-        files=len(table.file_uris()),
-        fences=_all_fences(spec, table),
-        properties=dict(metadata.configuration),
-        created=created,
-    )
-
-
-def _all_fences(spec: TableSpec, table: DeltaTable) -> dict[str, int]:
-    """All ``txn`` ids of a table and their versions; delta-rs itself answers only for ids that one knows."""
-    log = PyFileSystem(DeltaStorageHandler(spec.uri, dict(spec.storage_options)))
-    files = {info.base_name: info.path for info in log.get_file_info(FileSelector("_delta_log"))}
-    numbers = {name: int(name[:20]) for name in files if name[:20].isdigit() and int(name[:20]) <= table.version()}
-    checkpoints = {name: n for name, n in numbers.items() if ".checkpoint" in name and name.endswith(".parquet")}
-    newest = max(checkpoints.values(), default=-1)
-    apps: set[str] = set()
-    for name, number in numbers.items():
-        if checkpoints.get(name) == newest:
-            actions = parquet.read_table(log.open_input_file(files[name]), columns=["txn"])["txn"].to_pylist()
-        elif name == f"{number:020}.json" and number > newest:
-            with log.open_input_stream(files[name]) as lines:
-                actions = [json.loads(line).get("txn") for line in lines.read().splitlines()]
-        else:
-            continue
-        apps |= {txn["appId"] for txn in actions if txn}
-    return {app: version for app in sorted(apps) if (version := table.transaction_version(app)) is not None}
 
 
 # ---------------------------------------------------------------------------------------------------------------------

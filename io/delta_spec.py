@@ -142,7 +142,10 @@ class WriteResult:
 
 @dataclass(frozen=True)
 class TableState:
-    """A table as it is, or with ``version=None`` as :func:`create_table` would make it."""
+    """A table as it is, or with ``version=None`` as :func:`create_table` would make it.
+
+    ``history``: the latest commits, newest first, as version, time and operation; only a description has it.
+    """
 
     uri: str
     version: int | None
@@ -152,6 +155,8 @@ class TableState:
     fences: Mapping[str, int]
     properties: Mapping[str, str]
     created: bool = False
+    bytes: int = 0
+    history: tuple[tuple[int, datetime, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,313 @@
+"""Delta tables as a whole: made, opened, described, and what an error about one means.
+
+What :mod:`itel_cabinet.io.delta` writes by, and tools look at tables with. Knows nothing of what the rows are about.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import DeltaTable, Field
+from deltalake.exceptions import DeltaError, DeltaProtocolError, SchemaMismatchError, TableNotFoundError
+from deltalake.fs import DeltaStorageHandler
+from pyarrow import parquet
+from pyarrow.fs import FileSelector, PyFileSystem
+
+from itel_cabinet.io.delta_decisions import missing_columns
+from itel_cabinet.io.delta_spec import (
+    RETENTION,
+    Append,
+    Pairs,
+    TableGlance,
+    TableRefused,
+    TableSpec,
+    TableState,
+    Upsert,
+)
+from itel_cabinet.io.world import one_line, retry_world
+
+__all__ = [
+    "UPSERT_FILE_BYTES",
+    "all_fences",
+    "at_once",
+    "check_writable",
+    "create_table",
+    "describe_table",
+    "error_text",
+    "file_sizes",
+    "glance_at_table",
+    "is_world",
+    "literal",
+    "open_or_create",
+    "open_table",
+    "records_written",
+    "refusal",
+    "storage",
+    "table_exists",
+]
+
+T = TypeVar("T")
+
+_DEFAULT_PROPERTIES = {
+    "delta.checkpointInterval": "100",
+    # A streaming job makes tens of thousands of versions a day: a month of them, the usual default, slows every
+    # listing.
+    "delta.logRetentionDuration": "interval 7 days",
+}
+# A merge holds and rewrites every file it meets a row in, and left alone it makes one large file of them. (m: with
+# 18,000 forms 140 ms of CPU a merge instead of 345, and no more as the table grows.)
+UPSERT_FILE_BYTES = 1024 * 1024
+_RECENT = 5
+# For a look that nobody wants to wait minutes for.
+_IMPATIENT = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "1", "retry_timeout": "10s"}
+
+
+def _properties(spec: TableSpec) -> dict[str, str]:
+    upsert = {"delta.targetFileSize": str(UPSERT_FILE_BYTES)} if isinstance(spec.mode, Upsert) else {}
+    return _DEFAULT_PROPERTIES | upsert | dict(spec.properties)
+
+
+def open_table(spec: TableSpec, version: int | None = None) -> DeltaTable:
+    """A handle of its own, at a version or the newest one. Raises what delta-rs raises."""
+    return DeltaTable(spec.uri, version=version, storage_options=dict(spec.storage_options))
+
+
+def table_exists(spec: TableSpec) -> bool:
+    """Whether there is a table at the place. Raises WorldError at once if the store does not answer."""
+    return at_once(spec, lambda: DeltaTable.is_deltatable(spec.uri, dict(spec.storage_options)))
+
+
+def open_or_create(spec: TableSpec) -> tuple[DeltaTable, bool]:
+    """The table, and whether this call made it. Of two creators at once one makes it and the other opens it."""
+    _check_store(spec)
+    try:
+        return open_table(spec), False
+    except TableNotFoundError:
+        DeltaTable.create(
+            spec.uri,
+            schema=spec.schema,
+            mode="ignore",
+            partition_by=list(spec.partition_by),
+            configuration=_properties(spec),
+            storage_options=dict(spec.storage_options),
+        )
+        return open_table(spec), True
+
+
+def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
+    """The columns still to be added. Raises TableRefused if the table cannot be written exactly once, or not at all."""
+    metadata = table.metadata()
+    if RETENTION in metadata.configuration:
+        raise TableRefused(
+            f"{spec}: its property {RETENTION} lets the fences of idle partitions expire, and replays would be "
+            f"written twice: ALTER TABLE ... UNSET TBLPROPERTIES ('{RETENTION}')"
+        )
+    return missing_columns(spec, table.schema(), metadata.partition_columns)
+
+
+def _check_store(spec: TableSpec) -> None:
+    """Refuse S3 unless it is told how to make a commit atomic: two writers could otherwise both make one version."""
+    if not spec.uri.startswith(("s3://", "s3a://")):
+        return
+    options = {k.lower().removeprefix("aws_"): v for k, v in {**os.environ, **dict(spec.storage_options)}.items()}
+    if options.get("s3_allow_unsafe_rename", "").lower() in ("true", "1"):
+        raise TableRefused(
+            f"{spec}: AWS_S3_ALLOW_UNSAFE_RENAME lets two writers overwrite each other's commits; unset it"
+        )
+    if not options.get("s3_locking_provider") and not options.get("conditional_put"):
+        raise TableRefused(
+            f"{spec}: S3 needs an atomic commit: set the storage option conditional_put=etag "
+            "(AWS, MinIO, R2), or AWS_S3_LOCKING_PROVIDER=dynamodb"
+        )
+
+
+def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
+    """Make the table where it is missing, check it where it exists, and describe it. May be repeated; adds no columns.
+
+    With ``dry_run`` nothing is made. Raises TableRefused, and WorldError at once if the store does not answer.
+    """
+
+    def look() -> TableState:
+        try:
+            if dry_run:
+                _check_store(spec)
+                table, created = open_table(spec), False
+            else:
+                table, created = open_or_create(spec)
+        except TableNotFoundError:
+            if not dry_run:
+                raise
+            properties = _properties(spec)
+            return TableState(spec.uri, None, spec.schema, spec.partition_by, 0, {}, properties)
+        check_writable(spec, table)
+        return _state(spec, table, created)
+
+    return at_once(spec, look)
+
+
+def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
+    """Describe an existing table; ``fences`` are all its ``txn`` ids. Raises WorldError at once if unreadable."""
+    spec = _unspecified(uri, storage_options)
+
+    def look() -> TableState:
+        table = open_table(spec)
+        history = tuple(
+            (entry["version"], datetime.fromtimestamp(entry["timestamp"] / 1000, UTC), str(entry["operation"]))
+            for entry in table.history(_RECENT)
+        )
+        return replace(_state(spec, table, False), history=history)
+
+    return at_once(spec, look)
+
+
+def glance_at_table(
+    uri: str, storage_options: Pairs = (), *, newest: Sequence[str] = (), fences: Iterable[str] = ()
+) -> TableGlance | None:
+    """What is cheaply told of a table by its log; ``newest`` names columns of instants. None if there is no table.
+
+    Raises WorldError within some seconds if it is unreadable.
+    """
+    spec = _unspecified(uri, {**_IMPATIENT, **dict(storage_options)})
+
+    def look() -> TableGlance | None:
+        try:
+            table = open_table(spec)
+        except TableNotFoundError:
+            return None
+        files = pa.table(table.get_add_actions(flatten=True))
+        found = {app: table.transaction_version(app) for app in fences}
+        return TableGlance(
+            version=table.version(),
+            committed_at=_commit_time(table),
+            newest={c: _greatest(files, f"max.{c}") for c in newest},
+            fences={app: version for app, version in found.items() if version is not None},
+        )
+
+    return at_once(spec, look)
+
+
+def _commit_time(table: DeltaTable) -> datetime | None:
+    for commit in table.history(1):
+        return datetime.fromtimestamp(commit["timestamp"] / 1000, UTC) if "timestamp" in commit else None
+    return None
+
+
+def _greatest(files: pa.Table, column: str) -> datetime | None:
+    greatest = pc.max(files[column]).as_py() if column in files.column_names else None
+    return greatest if isinstance(greatest, datetime) else None
+
+
+def _unspecified(uri: str, storage_options: Pairs) -> TableSpec:
+    """A specification for only looking at a table."""
+    return TableSpec(
+        uri, pa.schema([(c, pa.string()) for c in "tpo"]), Append(), (), storage_options, source=("t", "p", "o")
+    )
+
+
+def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
+    """Those of ``records`` (topic id, partition, offset) that the table has a row of.
+
+    Raises WorldError at once if the table is unreadable or not there.
+    """
+    wanted = set(records)
+    found: set[tuple[str, int, int]] = set()
+
+    def look() -> set[tuple[str, int, int]]:
+        table = open_table(spec)
+        topic, _, offset = spec.source
+        for topic_id in sorted({one[0] for one in wanted}):
+            offsets = sorted(one[2] for one in wanted if one[0] == topic_id)
+            within = f"`{topic}` = {literal(topic_id)} AND `{offset}` BETWEEN {offsets[0]} AND {offsets[-1]}"
+            for batch in pa.RecordBatchReader.from_stream(table.scan(columns=list(spec.source), predicate=within)):
+                found.update(wanted.intersection(zip(*(column.to_pylist() for column in batch.columns), strict=True)))
+        return found
+
+    return at_once(spec, look)
+
+
+def literal(value: str | int) -> str:
+    """A value as SQL has it."""
+    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def at_once(spec: TableSpec, look: Callable[[], T]) -> T:
+    """What ``look`` returns; an error of the world is raised as WorldError, without a second try."""
+    return retry_world(look, what=str(spec), seconds=0, is_world=is_world, describe=functools.partial(error_text, spec))
+
+
+def _state(spec: TableSpec, table: DeltaTable, created: bool) -> TableState:
+    metadata = table.metadata()
+    sizes = file_sizes(table)
+    return TableState(
+        uri=spec.uri,
+        version=table.version(),
+        schema=pa.schema(table.schema().to_arrow()),
+        partition_by=tuple(metadata.partition_columns),
+        files=len(sizes),
+        bytes=sum(sizes),
+        fences=all_fences(spec, table),
+        properties=dict(metadata.configuration),
+        created=created,
+    )
+
+
+def file_sizes(table: DeltaTable) -> list[int]:
+    """The size in bytes of each file that is part of the table at the handle's version."""
+    sizes: list[int] = pa.table(table.get_add_actions())["size_bytes"].to_pylist()
+    return sizes
+
+
+def storage(spec: TableSpec) -> PyFileSystem:
+    """The table's folder as a file system, its log included."""
+    return PyFileSystem(DeltaStorageHandler(spec.uri, dict(spec.storage_options)))
+
+
+def all_fences(spec: TableSpec, table: DeltaTable) -> dict[str, int]:
+    """All ``txn`` ids of a table and their versions; delta-rs itself answers only for ids that one knows."""
+    log = storage(spec)
+    files = {info.base_name: info.path for info in log.get_file_info(FileSelector("_delta_log"))}
+    numbers = {name: int(name[:20]) for name in files if name[:20].isdigit() and int(name[:20]) <= table.version()}
+    checkpoints = {name: n for name, n in numbers.items() if ".checkpoint" in name and name.endswith(".parquet")}
+    newest = max(checkpoints.values(), default=-1)
+    apps: set[str] = set()
+    for name, number in numbers.items():
+        if checkpoints.get(name) == newest:
+            actions = parquet.read_table(log.open_input_file(files[name]), columns=["txn"])["txn"].to_pylist()
+        elif name == f"{number:020}.json" and number > newest:
+            with log.open_input_stream(files[name]) as lines:
+                actions = [json.loads(line).get("txn") for line in lines.read().splitlines()]
+        else:
+            continue
+        apps |= {txn["appId"] for txn in actions if txn}
+    return {app: version for app in sorted(apps) if (version := table.transaction_version(app)) is not None}
+
+
+def is_world(error: Exception) -> bool:
+    """Whether an error is the table store's, and so worth waiting for."""
+    return isinstance(error, DeltaError | OSError)
+
+
+def refusal(spec: TableSpec, error: Exception) -> TableRefused | None:
+    """What an error of delta-rs means if waiting cannot mend it."""
+    if isinstance(error, SchemaMismatchError | DeltaProtocolError):
+        return TableRefused(f"{spec}: {error_text(spec, error)}")
+    if isinstance(error, DeltaError) and "Invalid data found" in str(error):  # goes on to show the rows: not repeated
+        return TableRefused(f"{spec}: a row breaks one of the table's CHECK constraints: drop it, or mend the rows")
+    return None
+
+
+def error_text(spec: TableSpec, error: Exception) -> str:
+    """One line of an error, with nothing of the storage options in it."""
+    text = one_line(error)
+    for value in dict(spec.storage_options).values():
+        if len(value) > 3:
+            text = text.replace(value, "***")
+    return text
