@@ -29,20 +29,17 @@ from itel_cabinet.pipeline.commands import (
     KafkaConfig,
     Refused,
     Servers,
-    StorageOptions,
-    TablesRoot,
     asking,
     open_cluster,
     storing,
-    table_settings,
 )
 from itel_cabinet.pipeline.letters_cli import letters_app
 from itel_cabinet.pipeline.status_cli import lag, status
+from itel_cabinet.pipeline.tables_cli import tables_app
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
-    from itel_cabinet.io.delta_spec import TableState
 
 __all__ = ["app", "main"]
 
@@ -53,7 +50,6 @@ app = typer.Typer(
     add_completion=False,
 )
 topics_app = typer.Typer(help="The Kafka topics that the jobs use.")
-tables_app = typer.Typer(help="The Delta tables that the jobs write.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(tables_app, name="tables")
 media_app = typer.Typer(help="The files of the photos on the forms.")
@@ -353,78 +349,6 @@ def describe_topics(bootstrap_servers: Servers, kafka_config: KafkaConfig = "{}"
     Console().print(table)
     if missing:
         typer.echo(f"missing: {', '.join(missing)}; `{PROGRAM} topics create` makes them")
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-
-@tables_app.command("create")
-def create_tables(
-    tables_root: TablesRoot,
-    partition_by: Annotated[
-        str, typer.Option("--partition_by", metavar="COLUMNS", help="Partition columns of the tracking table.")
-    ] = "year,month,day",
-    storage_options: StorageOptions = "{}",
-    dry_run: DryRun = False,
-) -> None:
-    """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
-    repeated.
-    """
-    from itel_cabinet.io.delta import create_table
-    from itel_cabinet.pipeline.tables import table_specs
-
-    settings = table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
-    try:
-        specs = table_specs(settings)
-    except ValueError as error:
-        raise Refused(f"--partition_by: {error}", wrong_use=True) from None
-    for spec in specs.values():
-        with storing():
-            state = create_table(spec, dry_run=dry_run)
-        partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
-        shape = f"{len(state.schema)} columns{partitions}"
-        if state.version is None:
-            typer.echo(f"{state.uri}: would be created ({shape})")
-        else:
-            typer.echo(f"{state.uri}: {f'created ({shape})' if state.created else 'exists, left alone'}")
-
-
-@tables_app.command("describe")
-def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}") -> None:
-    """Show each table's version, files, columns and fences (how far each partition of a topic is in the table)."""
-    from deltalake.exceptions import TableNotFoundError
-
-    from itel_cabinet.io.delta import describe_table
-    from itel_cabinet.pipeline.tables import table_specs
-
-    console = Console()
-    missing = []
-    for spec in table_specs(table_settings(tables_root=tables_root, storage_options=storage_options)).values():
-        try:
-            with storing():
-                state = describe_table(spec.uri, spec.storage_options)
-        except Refused as refused:
-            world = refused.__cause__
-            if world is None or not isinstance(world.__cause__, TableNotFoundError):
-                raise
-            missing.append(spec.name)
-        else:
-            _print_table(console, state)
-    if missing:
-        typer.echo(f"missing: {', '.join(missing)}; `{PROGRAM} tables create` makes them")
-
-
-def _print_table(console: Console, state: TableState) -> None:
-    partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
-    console.print(f"{state.uri}: version {state.version}, {state.files} files{partitions}", soft_wrap=True)
-    for name, value in sorted(state.properties.items()):
-        console.print(f"  {name} = {value}", soft_wrap=True)
-    columns = Table("column", "type", "")
-    for field in state.schema:
-        columns.add_row(field.name, str(field.type), "" if field.nullable else "not null")
-    console.print(columns)
-    for application, at in state.fences.items():
-        console.print(f"  fence {application}: {at}", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------------------------- media

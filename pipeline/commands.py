@@ -24,6 +24,7 @@ __all__ = [
     "Servers",
     "StorageOptions",
     "TablesRoot",
+    "WatchSeconds",
     "asking",
     "client_settings",
     "open_cluster",
@@ -75,6 +76,12 @@ StorageOptions = Annotated[
         "--storage_options",
         metavar="JSON",
         help="Object-store options of delta-rs as a JSON object; secrets belong in the environment.",
+    ),
+]
+WatchSeconds = Annotated[
+    float,
+    typer.Option(
+        "--watch_seconds", min=0, max=600, help="How long to look whether a job is at work before anything is changed."
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -9,6 +9,7 @@
 | ``cluster`` | session | a real Flink cluster: two TaskManagers, a slot each; to kill its JobManager, start your own |
 | ``azurite`` | session | a real object store (``itel_cabinet.local.azurite.Azurite``) with the container ``tables`` |
 | ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
+| ``printed`` | test | what commands of `itel-cabinet` print: ``printed.Printed`` |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
 A test that uses the broker or Azurite, itself or through another fixture, is marked ``services``, and one that uses the
@@ -27,6 +28,7 @@ from typing import Protocol
 
 import pytest
 from jobs import TOPICS, Stack
+from printed import Printed
 
 from itel_cabinet.local.azurite import Azurite
 from itel_cabinet.local.claimx import ClaimXSimulator
@@ -107,6 +109,11 @@ def topic(broker: Broker, request: pytest.FixtureRequest) -> TopicFactory:
         return name
 
     return create
+
+
+@pytest.fixture
+def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printed:
+    return Printed(capsys, monkeypatch)
 
 
 @pytest.fixture

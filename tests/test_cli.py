@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient
 from conftest import TopicFactory
 from deltalake import DeltaTable
 from jobs import Stack, wait_for
+from printed import Printed
 from pydantic_core import to_json
 
 from itel_cabinet.io.delta import FencedTable
@@ -46,40 +47,6 @@ NOW = datetime(2026, 1, 10, 16, tzinfo=UTC)
 OF_THE_RUN = {"event_id", "event_timestamp", "ingested_at", "created_at", "updated_at"} | {
     f"kafka_{part}" for part in ("topic", "topic_id", "partition", "offset")
 }
-
-
-class Printed:
-    """What commands print in this process: ``stdout`` without line breaks inside tables, ``error`` the one line."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys = capsys
-        monkeypatch.setenv("COLUMNS", "240")
-        for name in ENVIRONMENT.values():
-            monkeypatch.delenv(name, raising=False)
-
-    def stdout(self, *arguments: str) -> str:
-        assert main(arguments) == 0, self._capsys.readouterr().err
-        printed = self._capsys.readouterr()
-        assert printed.err == ""
-        return printed.out
-
-    def error(self, status: int, *arguments: str) -> str:
-        assert main(arguments) == status
-        printed = self._capsys.readouterr()
-        assert printed.out == ""
-        (line,) = printed.err.splitlines()
-        assert line.startswith("itel-cabinet: ")
-        return line.removeprefix("itel-cabinet: ")
-
-    def cells(self, *arguments: str) -> list[list[str]]:
-        """The rows of the table that a command prints, heads left out."""
-        lines = (line for line in self.stdout(*arguments).splitlines() if line.startswith("│"))
-        return [[cell.strip() for cell in line.strip("│").split("│")] for line in lines]
-
-
-@pytest.fixture
-def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printed:
-    return Printed(capsys, monkeypatch)
 
 
 # --------------------------------------------------------------------------------------------------------- the command
@@ -353,10 +320,15 @@ def test_tables_describe(printed: Printed, tmp_path: Path) -> None:
     table = FencedTable(table_specs(Settings.of(settings))[TRACKING])
     table.write([tracking_row(record({}, topic_id="ThisTopic", partition=2, offset=41), event(), None, NOW)])
     told = printed.stdout("tables", "describe", f"--tables_root={tmp_path}")
-    assert f"{tmp_path}/{TRACKING}: version 1, 1 files, partitioned by year, month, day\n" in told
+    assert re.search(
+        rf"{tmp_path}/{TRACKING}: version 1, 1 file \([\d.]+ kB\), partitioned by year, month, day\n", told
+    )
+    assert re.search(
+        r"  version 1 at 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d UTC: WRITE\n  version 0 at .* CREATE TABLE\n", told
+    )
     assert "  fence itel-cabinet/1/ThisTopic/2: 42\n" in told
     assert "  delta.logRetentionDuration = interval 7 days\n" in told
-    assert f"{tmp_path}/{FORMS}: version 0, 0 files\n" in told
+    assert f"{tmp_path}/{FORMS}: version 0, 0 files (0 bytes)\n" in told
     for column in table.spec.schema:
         assert re.search(rf"│ {column.name} +│ \w+ +│ {'' if column.nullable else 'not null'} *│", told), column.name
 

@@ -1,0 +1,252 @@
+"""The commands `itel-cabinet tables restore` and `tables fence ...`: see docs/maintenance.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.pipeline import commands
+from itel_cabinet.pipeline.commands import (
+    PROGRAM,
+    AsJson,
+    DryRun,
+    KafkaConfig,
+    Refused,
+    StorageOptions,
+    TablesRoot,
+    WatchSeconds,
+    asking,
+    client_settings,
+)
+from itel_cabinet.pipeline.table_choice import OneTable, TableName, chosen, working
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.delta_fences import Move
+
+__all__ = ["fence_app", "restore_table"]
+
+fence_app = typer.Typer(
+    help="How far each partition of a topic is in a table: what lies below counts as written and is dropped."
+)
+OfTopic = Annotated[str | None, typer.Option("--topic_id", metavar="ID", help="Whose; default: the only one there is.")]
+
+
+# -------------------------------------------------------------------------------------------------------------- fences
+
+
+@fence_app.command("show")
+def show_fences(
+    tables_root: TablesRoot,
+    table: OneTable = None,
+    version: Annotated[int | None, typer.Option("--version", min=0, help="As they were then; needs --table.")] = None,
+    storage_options: StorageOptions = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Show the first offset of each partition that a table counts as not written."""
+    from itel_cabinet.io.delta_fences import fences_at
+
+    if version is not None and table is None:
+        raise Refused("--version: needs --table, since each table has versions of its own", wrong_use=True)
+    rows = []
+    for spec in chosen(tables_root, storage_options, table):
+        with working():
+            at, fences = fences_at(spec, version)
+        rows += [
+            {"table": spec.name, "version": at, "topic_id": topic_id, "partition": partition, "fence": fence}
+            for (topic_id, partition), fence in sorted(fences.items())
+        ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    shown = Table("table", "version", "topic id", "partition", "fence")
+    for row in rows:
+        shown.add_row(*map(str, row.values()))
+    Console().print(shown)
+
+
+@fence_app.command("set")
+def set_fences(
+    tables_root: TablesRoot,
+    table: TableName,
+    partition: Annotated[int | None, typer.Option("--partition", min=0, help="Default with --to_start: all.")] = None,
+    offset: Annotated[
+        int | None, typer.Option("--offset", min=0, help="The first offset that counts as not written.")
+    ] = None,
+    to_start: Annotated[bool, typer.Option("--to_start", help="Nothing counts as written.")] = False,
+    topic_id: OfTopic = None,
+    skip_records: Annotated[
+        bool, typer.Option("--skip_records", help="Raise a fence: what lies below it and has no row never gets one.")
+    ] = False,
+    watch_seconds: WatchSeconds = 5.0,
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Say which records a table counts as written, after it was emptied, overwritten or restored by another tool.
+
+    Refused while a job writes to the table; one that has nothing to write cannot be seen, so stop it first. Records are
+    only written again if they are read again: see `offsets reset`.
+    """
+    from itel_cabinet.io.delta_fences import carry_out, plan_fences
+
+    if (offset is None) == (not to_start) or (offset is not None and partition is None):
+        raise Refused("give --partition and --offset, or --to_start", wrong_use=True)
+
+    def wanted(now: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        of = topic_id or _only_topic(now)
+        if to_start and partition is None:
+            return {at: 0 for at in now if at[0] == of}
+        assert partition is not None
+        return {(of, partition): offset or 0}
+
+    (spec,) = chosen(tables_root, storage_options, table)
+    with working():
+        change = plan_fences(spec, wanted)
+        if not change.moves:
+            raise Refused(f"--topic_id: {spec.name} has no fence of the topic {topic_id}: see `tables fence show`")
+        for move in change.moves:
+            if move.after > move.before and not skip_records:
+                raise Refused(
+                    f"--offset: the fence of partition {move.partition} is at {move.before}, and at {move.after} it "
+                    "hides the records between: --skip_records says that they shall never be written"
+                )
+        if not dry_run:
+            carry_out(spec, change, watch_seconds=watch_seconds)
+    typer.echo(f"{spec.name}: fences {'would be set' if dry_run else 'set'}")
+    _print_moves(change.moves)
+
+
+def _only_topic(fences: Mapping[tuple[str, int], int]) -> str:
+    topics = sorted({topic_id for topic_id, _ in fences})
+    if len(topics) != 1:
+        told = f"the table has those of {', '.join(topics)}" if topics else "the table has no fence"
+        raise Refused(f"--topic_id: say whose fence is meant: {told}", wrong_use=True)
+    return topics[0]
+
+
+def _print_moves(moves: Sequence[Move]) -> None:
+    table = Table("topic id")
+    for column in ("partition", "before", "after"):
+        table.add_column(column, justify="right")
+    table.add_column("means")
+    for move in moves:
+        means = "as it was"
+        if move.after < move.before:
+            means = f"[{move.after}, {move.before}) is written when read again"
+        elif move.after > move.before:
+            means = f"[{move.before}, {move.after}) counts as written"
+        table.add_row(move.topic_id, str(move.partition), str(move.before), str(move.after), means)
+    Console().print(table)
+
+
+# ------------------------------------------------------------------------------------------------------------- restore
+
+
+def restore_table(
+    tables_root: TablesRoot,
+    table: TableName,
+    version: Annotated[int, typer.Option("--version", min=0, help="Whose rows come back; see `tables describe`.")],
+    consumer_group: Annotated[
+        str | None,
+        typer.Option("--group", "--consumer_group", help="That the table's job reads with; default: tracking's."),
+    ] = None,
+    input_topic: Annotated[
+        str | None, typer.Option("--topic", "--input_topic", help="That it reads; default: the jobs'.")
+    ] = None,
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap_servers",
+            envvar="KAFKA_BOOTSTRAP_SERVERS",
+            metavar="HOST:PORT[,HOST:PORT]",
+            help="Kafka brokers, to check that the topic still has what the table loses.",
+        ),
+    ] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept_loss", help="Although the topic no longer has all of it, or nobody can say.")
+    ] = False,
+    watch_seconds: WatchSeconds = 5.0,
+    topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
+    storage_options: StorageOptions = "{}",
+    kafka_config: KafkaConfig = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Bring back a table's older version, and lower its fences to what they were, in one commit.
+
+    Stop the table's job first, and set its group's offsets back before it is started again, as this says: it would
+    otherwise go on behind the gap, and hide it. Refused while a job writes to the table.
+    """
+    from itel_cabinet.io.delta_fences import carry_out, plan_restore
+    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
+
+    group = consumer_group or JOB_DEFAULTS[Job.TRACKING]["consumer_group"]
+    topic = input_topic or JOB_DEFAULTS[Job.TRACKING]["input_topic"]
+    (spec,) = chosen(tables_root, storage_options, table)
+    with working():
+        change = plan_restore(spec, version)
+    lowered = [move for move in change.moves if move.after < move.before]
+    starts = _log_starts(bootstrap_servers, kafka_config, topic, topic_epoch) if bootstrap_servers else None
+    losses = _losses(lowered, starts, topic)
+    if losses and not (accept_loss or dry_run):
+        raise Refused(f"{'; '.join(losses)}: --accept_loss says to restore the table all the same")
+    if dry_run:
+        typer.echo(f"{spec.name}: version {change.version} would be restored to {version}")
+    else:
+        with working():
+            made = carry_out(spec, change, watch_seconds=watch_seconds)
+        typer.echo(f"{spec.name}: restored to version {version}, as version {made}")
+    _print_moves(change.moves)
+    for loss in losses:
+        typer.echo(f"lost: {loss}")
+    _print_next(lowered, starts, group, topic)
+
+
+def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tuple[str, dict[int, int]]:
+    """The topic's id, and where its partitions start."""
+    from itel_cabinet.io.kafka_admin import Cluster
+
+    with asking(servers):
+        cluster = Cluster(client_settings(servers, kafka_config), timeout=commands.BROKER_SECONDS)
+        one = cluster.topic(topic, epoch=epoch)
+        return one.topic_id, {p: start for p, (start, _) in cluster.bounds(topic, one.partitions).items()}
+
+
+def _losses(lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, topic: str) -> list[str]:
+    """What the table would lose and no topic has, in words."""
+    if starts is None:
+        return ["--bootstrap_servers: is not given, so nobody knows whether the topic has the rest"] if lowered else []
+    topic_id, start = starts
+    losses = []
+    for move in lowered:
+        which = f"[{move.after}, {move.before}) of partition {move.partition}"
+        if move.topic_id != topic_id:
+            losses.append(f"--topic: {which} is of {move.topic_id}, and {topic} is {topic_id} now")
+        elif move.after < start.get(move.partition, 0):
+            end = min(move.before, start[move.partition])
+            losses.append(f"--topic: retention has deleted [{move.after}, {end}) of partition {move.partition}")
+    return losses
+
+
+def _print_next(lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, group: str, topic: str) -> None:
+    """The commands that have the rows read again, one for each incarnation of the topic that may still be there."""
+    topics = sorted({m.topic_id for m in lowered if starts is None or m.topic_id == starts[0]})
+    if not topics:
+        typer.echo("nothing is to be read again")
+        return
+    typer.echo(
+        "then, before a job writes to this table again (on Flink: start it without a savepoint, whose offsets are the "
+        "old ones):"
+    )
+    for topic_id in topics:
+        first = {m.partition: m.after for m in lowered if m.topic_id == topic_id}
+        if starts is not None:
+            first = {p: max(offset, starts[1][p]) for p, offset in first.items()}
+        offsets = ",".join(f"{p}={offset}" for p, offset in sorted(first.items()))
+        typer.echo(
+            f"  {PROGRAM} offsets reset --group={group} --topic={topic} --topic_id={topic_id} --to_offset={offsets} "
+            "--only_back"
+        )

@@ -1,0 +1,195 @@
+"""The commands `itel-cabinet tables ...`: see docs/maintenance.md."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.pipeline.commands import (
+    PROGRAM,
+    DryRun,
+    Refused,
+    StorageOptions,
+    TablesRoot,
+    storing,
+    table_settings,
+)
+from itel_cabinet.pipeline.fences_cli import fence_app, restore_table
+from itel_cabinet.pipeline.table_choice import OneTable, chosen, sized, working
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.delta_spec import TableState
+
+__all__ = ["tables_app"]
+
+_LEAST_BYTES = 1_000_000
+
+tables_app = typer.Typer(help="The Delta tables that the jobs write.")
+
+
+@tables_app.command("create")
+def create_tables(
+    tables_root: TablesRoot,
+    partition_by: Annotated[
+        str, typer.Option("--partition_by", metavar="COLUMNS", help="Partition columns of the tracking table.")
+    ] = "year,month,day",
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
+    repeated.
+    """
+    from itel_cabinet.io.delta import create_table
+    from itel_cabinet.pipeline.tables import table_specs
+
+    settings = table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
+    try:
+        specs = table_specs(settings)
+    except ValueError as error:
+        raise Refused(f"--partition_by: {error}", wrong_use=True) from None
+    for spec in specs.values():
+        with storing():
+            state = create_table(spec, dry_run=dry_run)
+        partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
+        shape = f"{len(state.schema)} columns{partitions}"
+        if state.version is None:
+            typer.echo(f"{state.uri}: would be created ({shape})")
+        else:
+            typer.echo(f"{state.uri}: {f'created ({shape})' if state.created else 'exists, left alone'}")
+
+
+@tables_app.command("describe")
+def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}") -> None:
+    """Show each table's version, files, columns, latest commits and fences (how far each partition of a topic is in
+    the table).
+    """
+    from deltalake.exceptions import TableNotFoundError
+
+    from itel_cabinet.io.delta import describe_table
+    from itel_cabinet.pipeline.tables import table_specs
+
+    console = Console()
+    missing = []
+    for spec in table_specs(table_settings(tables_root=tables_root, storage_options=storage_options)).values():
+        try:
+            with storing():
+                state = describe_table(spec.uri, spec.storage_options)
+        except Refused as refused:
+            world = refused.__cause__
+            if world is None or not isinstance(world.__cause__, TableNotFoundError):
+                raise
+            missing.append(spec.name)
+        else:
+            _print_table(console, state)
+    if missing:
+        typer.echo(f"missing: {', '.join(missing)}; `{PROGRAM} tables create` makes them")
+
+
+def _print_table(console: Console, state: TableState) -> None:
+    partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
+    size = sized(state.files, state.bytes)
+    console.print(f"{state.uri}: version {state.version}, {size}{partitions}", soft_wrap=True)
+    for name, value in sorted(state.properties.items()):
+        console.print(f"  {name} = {value}", soft_wrap=True)
+    columns = Table("column", "type", "")
+    for field in state.schema:
+        columns.add_row(field.name, str(field.type), "" if field.nullable else "not null")
+    console.print(columns)
+    for version, moment, operation in state.history:
+        console.print(f"  version {version} at {moment:%Y-%m-%d %H:%M:%S} UTC: {operation}", soft_wrap=True)
+    for application, at in state.fences.items():
+        console.print(f"  fence {application}: {at}", soft_wrap=True)
+
+
+@tables_app.command("optimize")
+def optimize_tables(
+    tables_root: TablesRoot,
+    table: OneTable = None,
+    target_size: Annotated[
+        str | None,
+        typer.Option("--target_size", metavar="SIZE", help="Of a file, such as 64MB; default: the table's, or 100MB."),
+    ] = None,
+    z_order: Annotated[
+        str | None,
+        typer.Option("--z_order", metavar="COLUMNS", help="Sort the rows by these, such as task_id,assignment_id."),
+    ] = None,
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Put small files together. May run beside the jobs, whose commits it makes try again now and then; touches no
+    fence.
+
+    --z_order needs --table, and rewrites every file. The files that this replaces stay until `vacuum`.
+    """
+    from itel_cabinet.io.delta_maintenance import optimize
+
+    columns = [name.strip() for name in z_order.split(",")] if z_order else []
+    if columns and table is None:
+        raise Refused("--z_order: needs --table, since each table has other columns", wrong_use=True)
+    target_bytes = _bytes(target_size) if target_size else None
+    for spec in chosen(tables_root, storage_options, table):
+        with working():
+            done = optimize(spec, target_bytes=target_bytes, z_order=columns, dry_run=dry_run)
+        if done.after is None:
+            typer.echo(f"{spec.name}: {sized(*done.before)}, {done.rewritten} of them would be put together")
+        elif done.version is None:
+            typer.echo(f"{spec.name}: {sized(*done.before)}, nothing to be done")
+        else:
+            tried = f", after {done.conflicts} conflicts with other writers" if done.conflicts else ""
+            typer.echo(
+                f"{spec.name}: {sized(*done.before)} before, {sized(*done.after)} in version {done.version}{tried}"
+            )
+
+
+def _bytes(text: str) -> int:
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        size = TypeAdapter(ByteSize).validate_python(text)
+    except ValidationError:
+        raise Refused(
+            f"--target_size: must be a number of bytes or such as 64MB: got {text!r}", wrong_use=True
+        ) from None
+    if size < _LEAST_BYTES:
+        raise Refused(f"--target_size: must be 1MB or more, got {text}", wrong_use=True)
+    return size
+
+
+@tables_app.command("vacuum")
+def vacuum_tables(
+    tables_root: TablesRoot,
+    table: OneTable = None,
+    retention_hours: Annotated[
+        int, typer.Option("--retention_hours", min=0, help="Keep what versions of so many last hours need.")
+    ] = 168,
+    allow_short_retention: Annotated[
+        bool,
+        typer.Option("--allow_short_retention", help="Below 168 h: readers of older versions and `restore` break."),
+    ] = False,
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Delete files that no version of the last days needs. May run beside the jobs.
+
+    Also what killed jobs have written and not committed, from 168 h on; below that only files that the log says were
+    replaced, since others may be a running job's.
+    """
+    from itel_cabinet.io.delta_maintenance import SAFE_RETENTION_HOURS, vacuum
+
+    if retention_hours < SAFE_RETENTION_HOURS and not allow_short_retention:
+        raise Refused(
+            f"--retention_hours: below {SAFE_RETENTION_HOURS} h, queries that still read an older version fail, and "
+            "neither time travel nor `tables restore` reaches further back: --allow_short_retention says that you know",
+            wrong_use=True,
+        )
+    for spec in chosen(tables_root, storage_options, table):
+        with working():
+            gone = vacuum(spec, retention_hours=retention_hours, dry_run=dry_run)
+        typer.echo(f"{spec.name}: {sized(gone.files, gone.bytes)} {'would be deleted' if dry_run else 'deleted'}")
+
+
+tables_app.command("restore")(restore_table)
+tables_app.add_typer(fence_app, name="fence")
