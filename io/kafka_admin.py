@@ -11,7 +11,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupState,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
 __all__ = [
@@ -20,6 +28,7 @@ __all__ = [
     "PartitionLag",
     "Topic",
     "UnknownTopic",
+    "committed_entries",
     "committed_offsets",
     "group_lag",
     "group_positions",
@@ -150,6 +159,25 @@ class Cluster:
         """The names of all topics the credentials can see."""
         return frozenset(self._listed().topics)
 
+    def offsets_at(self, topic: str, partitions: Sequence[int], timestamp_ms: int) -> dict[int, int]:
+        """The first offset of each partition whose record bears that time or a later one; -1 where there is none."""
+        return self._offsets(topic, partitions, OffsetSpec.for_timestamp(timestamp_ms))
+
+    def members(self, group: str) -> int | None:
+        """How many members a consumer group has, or None if the broker does not know it. Jobs are no members."""
+        try:
+            found = self._admin.describe_consumer_groups([group], request_timeout=self._timeout)[group].result()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return None
+            raise
+        return None if found.state == ConsumerGroupState.DEAD else len(found.members)
+
+    def groups(self) -> list[str]:
+        """The names of the consumer groups that the credentials can see."""
+        found = self._admin.list_consumer_groups(request_timeout=self._timeout).result()
+        return sorted(group.group_id for group in found.valid)
+
     def retention_ms(self, topic: str) -> int:
         """How long a topic keeps its records, in milliseconds; -1 for ever."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
@@ -178,6 +206,17 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
 
 def _committed(consumer: Consumer, topic: Topic, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
     """The group's offsets by partition: of this incarnation of the topic, and of others."""
+    present: dict[int, int] = {}
+    stale: dict[int, int] = {}
+    for partition, (offset, metadata) in committed_entries(consumer, topic, timeout=timeout).items():
+        (present if (metadata or topic.topic_id) == topic.topic_id else stale)[partition] = offset
+    return present, stale
+
+
+def committed_entries(
+    consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS
+) -> dict[int, tuple[int, str]]:
+    """The group's committed offsets and their metadata, of whatever incarnation, by partition."""
     deadline = time.monotonic() + timeout
     while True:
         try:
@@ -190,12 +229,7 @@ def _committed(consumer: Consumer, topic: Topic, timeout: float) -> tuple[dict[i
             if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
                 raise
             time.sleep(_COORDINATOR_SECONDS)
-    present: dict[int, int] = {}
-    stale: dict[int, int] = {}
-    for e in answer:
-        if e.offset >= 0:
-            (present if (e.metadata or topic.topic_id) == topic.topic_id else stale)[e.partition] = e.offset
-    return present, stale
+    return {e.partition: (e.offset, e.metadata or "") for e in answer if e.offset >= 0}
 
 
 def group_positions(

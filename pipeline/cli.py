@@ -34,6 +34,7 @@ from itel_cabinet.pipeline.commands import (
     storing,
 )
 from itel_cabinet.pipeline.letters_cli import letters_app
+from itel_cabinet.pipeline.offsets_cli import offsets_app
 from itel_cabinet.pipeline.status_cli import lag, status
 from itel_cabinet.pipeline.tables_cli import tables_app
 
@@ -55,6 +56,7 @@ app.add_typer(tables_app, name="tables")
 media_app = typer.Typer(help="The files of the photos on the forms.")
 app.add_typer(media_app, name="media")
 app.add_typer(letters_app, name="dead-letters")
+app.add_typer(offsets_app, name="offsets")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
 

@@ -1,0 +1,172 @@
+"""A consumer group's offsets in a topic: looked at, and moved while nobody reads with the group.
+
+Offsets are written with the topic's id as metadata, as the jobs do it, so that they never count for a topic of the same
+name that is made later.
+"""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+
+from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_entries
+
+__all__ = ["ConsumerGroup", "GroupRefused", "Shift", "Standing", "shifts"]
+
+_MEMBERS = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS})
+
+
+class GroupRefused(ValueError):
+    """A group or an offset is not as it must be. One line with the mend; no offset was moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a group stands in a partition; ``committed`` is None without an offset.
+
+    ``topic_id`` is the incarnation that the offset was committed for, or None if whoever committed it did not say.
+    """
+
+    partition: int
+    committed: int | None
+    topic_id: str | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shift:
+    """A partition's offset and what becomes of it; ``before`` is None where none counts."""
+
+    partition: int
+    before: int | None
+    after: int
+
+
+class ConsumerGroup:
+    """A group's offsets in a topic as it is now. Raises UnknownTopic and, of every call, KafkaException as it comes.
+
+    Joins no group. Not thread-safe.
+    """
+
+    def __init__(
+        self, client: Mapping[str, object], group: str, topic: str, *, epoch: int = 0, timeout: float = 10.0
+    ) -> None:
+        self.name = group
+        self._client = client
+        self._epoch = epoch
+        self._timeout = timeout
+        self._cluster = Cluster(client, timeout=timeout)
+        self.topic: Topic = self._cluster.topic(topic, epoch=epoch)
+
+    def check_known(self) -> None:
+        """Raise GroupRefused if the broker has never heard of the group."""
+        if self._cluster.members(self.name) is None:
+            alike = difflib.get_close_matches(self.name, self._cluster.groups(), n=1)
+            hint = f"did you mean {alike[0]}?" if alike else "give one that has committed offsets"
+            raise GroupRefused(f"the broker knows no group {self.name!r}: {hint}")
+
+    def standings(self) -> list[Standing]:
+        """Where the group stands in each partition of the topic."""
+        with closing(self._consumer()) as consumer:
+            entries = committed_entries(consumer, self.topic, timeout=self._timeout)
+        bounds = self._cluster.bounds(self.topic.name, self.topic.partitions)
+        standings = []
+        for partition in self.topic.partitions:
+            committed, metadata = entries.get(partition, (None, ""))
+            standings.append(Standing(partition, committed, metadata or None, *bounds[partition]))
+        return standings
+
+    def counts(self, standing: Standing) -> bool:
+        """Whether the jobs go by this offset: not if it was committed for another incarnation of the topic."""
+        return standing.committed is not None and standing.topic_id in (None, self.topic.topic_id)
+
+    def at_time(self, timestamp_ms: int) -> dict[int, int]:
+        """The offset of each partition's first record of that time or later, or its end."""
+        found = self._cluster.offsets_at(self.topic.name, self.topic.partitions, timestamp_ms)
+        bounds = self._cluster.bounds(self.topic.name, self.topic.partitions)
+        return {p: bounds[p][1] if offset < 0 else offset for p, offset in found.items()}
+
+    def check_at_rest(self, watch_seconds: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
+        """Raise GroupRefused if the group has members, or if its offsets move within ``watch_seconds``.
+
+        The jobs assign partitions to themselves and are no members: only their commits can be seen, and an idle one
+        commits nothing.
+        """
+        members = self._cluster.members(self.name)
+        if members:
+            raise GroupRefused(f"the group {self.name} has {members} members that read: stop them first")
+        before = self._committed()
+        sleep(watch_seconds)
+        after = self._committed()
+        if before != after:
+            partition = min(p for p in {*before, *after} if before.get(p) != after.get(p))
+            at, now = (entries.get(partition, (None, ""))[0] for entries in (before, after))
+            raise GroupRefused(
+                f"the group {self.name} moves: partition {partition} went from {at} to {now} within "
+                f"{watch_seconds:g} s: stop the job that reads with it first"
+            )
+
+    def move(self, to: Mapping[int, int]) -> None:
+        """Set offsets, marked with the topic's id. Raises GroupRefused if the group has got members, or the offsets are
+        others when they are read back.
+        """
+        if not to:
+            return
+        offsets = [TopicPartition(self.topic.name, p, o, self.topic.topic_id) for p, o in sorted(to.items())]
+        with closing(self._consumer()) as consumer:
+            try:
+                consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                if error.args[0].code() in _MEMBERS:
+                    raise GroupRefused(f"the group {self.name} has got members that read: stop them first") from None
+                raise
+        entries = self._committed()
+        if {p: entries.get(p, (None, ""))[0] for p in to} != dict(to):
+            raise GroupRefused(f"the group {self.name} moved at the same moment: stop the job that reads with it first")
+
+    def check_in_range(self, to: Mapping[int, int]) -> None:
+        """Raise GroupRefused unless each offset is between the log's start and end, in a partition that there is."""
+        bounds = self._cluster.bounds(self.topic.name, self.topic.partitions)
+        for partition, offset in sorted(to.items()):
+            if partition not in bounds:
+                raise GroupRefused(
+                    f"topic {self.topic.name} has no partition {partition}: it has 0 to {max(self.topic.partitions)}"
+                )
+            start, end = bounds[partition]
+            if not start <= offset <= end:
+                lost = f"; retention has deleted what lies before {start}" if offset < start else ""
+                raise GroupRefused(
+                    f"partition {partition} of topic {self.topic.name} goes from {start} to {end}, which {offset} is "
+                    f"out of{lost}"
+                )
+
+    def _committed(self) -> dict[int, tuple[int, str]]:
+        with closing(self._consumer()) as consumer:
+            return committed_entries(consumer, self.topic, timeout=self._timeout)
+
+    def _consumer(self) -> Consumer:
+        return Consumer(
+            dict(self._client)
+            | {"group.id": self.name, "enable.auto.commit": False, "session.timeout.ms": 6_000, "logger": QUIET}
+        )
+
+
+def shifts(group: ConsumerGroup, to: Mapping[int, int], *, only_back: bool = False) -> list[Shift]:
+    """What moving the group's offsets ``to`` there means.
+
+    With ``only_back`` those that would not move backwards are left out; so are those of partitions without an offset,
+    which the jobs read from the beginning.
+    """
+    before = {s.partition: s.committed if group.counts(s) else None for s in group.standings()}
+    moved = []
+    for partition, after in sorted(to.items()):
+        at = before.get(partition)
+        if not only_back or (at is not None and after < at):
+            moved.append(Shift(partition, at, after))
+    return moved

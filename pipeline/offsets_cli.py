@@ -1,0 +1,314 @@
+"""The commands `itel-cabinet offsets ...`: see docs/maintenance.md."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.pipeline import commands
+from itel_cabinet.pipeline.commands import (
+    PROGRAM,
+    AsJson,
+    DryRun,
+    KafkaConfig,
+    Refused,
+    Servers,
+    WatchSeconds,
+    asking,
+    client_settings,
+)
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift
+
+__all__ = ["offsets_app"]
+
+offsets_app = typer.Typer(help="Where consumer groups stand in topics.")
+Group = Annotated[str, typer.Option("--group", "--consumer_group", help="The consumer group.")]
+Topic = Annotated[str, typer.Option("--topic", "--input_topic", help="The topic that it reads.")]
+TopicEpoch = Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")]
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """What a group or an offset is refused for in here, as one line."""
+    from itel_cabinet.io.kafka_groups import GroupRefused
+
+    try:
+        yield
+    except GroupRefused as refused:
+        raise Refused(str(refused)) from None
+
+
+def _opened(client: Mapping[str, object], group: str, topic: str, epoch: int) -> ConsumerGroup:
+    from itel_cabinet.io.kafka_groups import ConsumerGroup
+
+    return ConsumerGroup(client, group, topic, epoch=epoch, timeout=commands.BROKER_SECONDS)
+
+
+@offsets_app.command("show")
+def show_offsets(
+    group: Group,
+    topic: Topic,
+    bootstrap_servers: Servers,
+    topic_epoch: TopicEpoch = 0,
+    kafka_config: KafkaConfig = "{}",
+    as_json: AsJson = False,
+) -> None:
+    """Show a group's offsets in a topic, and whether they were committed for the topic as it is now.
+
+    Those of a topic of the same name that was deleted count for nothing. What --json prints can be given back to
+    `reset --from_json`.
+    """
+    with asking(bootstrap_servers), _refusing():
+        one = _opened(client_settings(bootstrap_servers, kafka_config), group, topic, topic_epoch)
+        one.check_known()
+        standings = one.standings()
+    rows: list[dict[str, Any]] = []
+    for s in standings:
+        position = max(s.committed or 0, s.start) if one.counts(s) else s.start
+        rows.append(
+            {
+                "partition": s.partition,
+                "committed": s.committed,
+                "committed_for": s.topic_id,
+                "counts": one.counts(s),
+                "start": s.start,
+                "end": s.end,
+                "lag": max(0, s.end - position),
+            }
+        )
+    if as_json:
+        typer.echo(json.dumps({"group": group, "topic": topic, "topic_id": one.topic.topic_id, "partitions": rows}))
+        return
+    typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(row['lag'] for row in rows)} behind")
+    table = Table()
+    for column in ("partition", "committed", "log start", "end", "lag"):
+        table.add_column(column, justify="right")
+    table.add_column("committed for")
+    for row in rows:
+        whose = (
+            "-" if row["committed"] is None
+            else f"another topic of this name: {row['committed_for']}" if not row["counts"]
+            else "this topic" if row["committed_for"] else "not said"
+        )  # fmt: skip
+        numbers = (row["partition"], row["committed"], row["start"], row["end"], row["lag"])
+        table.add_row(*("-" if n is None else str(n) for n in numbers), whose)
+    Console().print(table)
+
+
+@offsets_app.command("reset")
+def reset_offsets(
+    group: Group,
+    topic: Topic,
+    bootstrap_servers: Servers,
+    to_start: Annotated[bool, typer.Option("--to_start", help="To where the log starts.")] = False,
+    to_end: Annotated[bool, typer.Option("--to_end", help="To its end: what is there now is never read.")] = False,
+    to_time: Annotated[
+        str | None, typer.Option("--to_time", metavar="TIME", help="To the first record of that time or later.")
+    ] = None,
+    to_offset: Annotated[
+        str | None, typer.Option("--to_offset", metavar="P=N[,P=N]", help="To these offsets, by partition.")
+    ] = None,
+    from_json: Annotated[
+        Path | None, typer.Option("--from_json", metavar="FILE", help="To those that `show --json` has printed.")
+    ] = None,
+    only_back: Annotated[bool, typer.Option("--only_back", help="Leave alone what would not move backwards.")] = False,
+    topic_id: Annotated[
+        str | None, typer.Option("--topic_id", metavar="ID", help="Refuse if the topic is not this one any more.")
+    ] = None,
+    new_group: Annotated[bool, typer.Option("--new_group", help="The broker need not know the group.")] = False,
+    watch_seconds: WatchSeconds = 5.0,
+    topic_epoch: TopicEpoch = 0,
+    kafka_config: KafkaConfig = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Set a group's offsets. Stop what reads with it first: a job that runs puts them back.
+
+    Refused while the group has members or moves; a job that has nothing to read cannot be seen. Tables drop what they
+    have when it is read again; iTel gets submissions again, under the same keys.
+    """
+    ways = {
+        "--to_start": to_start, "--to_end": to_end, "--to_time": to_time, "--to_offset": to_offset,
+        "--from_json": from_json,
+    }  # fmt: skip
+    given = [name for name, value in ways.items() if value]
+    if len(given) != 1:
+        told = f"not {' and '.join(given)}" if given else "none is there"
+        raise Refused(f"give one of {', '.join(ways)}: {told}", wrong_use=True)
+    moment = _milliseconds(to_time) if to_time else None
+    offsets = _offsets(to_offset) if to_offset else {}
+    with asking(bootstrap_servers), _refusing():
+        one = _opened(client_settings(bootstrap_servers, kafka_config), group, topic, topic_epoch)
+        if from_json:
+            offsets = _read_offsets(from_json, one.topic.topic_id)
+        if topic_id and one.topic.topic_id != topic_id:
+            raise Refused(
+                f"--topic_id: topic {topic} is {one.topic.topic_id} now, not {topic_id}: it was deleted and made anew, "
+                "and what these offsets are about is gone"
+            )
+        if not new_group:
+            one.check_known()
+        if moment is not None:
+            offsets = one.at_time(moment)
+        elif to_start or to_end:
+            offsets = {s.partition: s.end if to_end else s.start for s in one.standings()}
+        one.check_in_range(offsets)
+        _move(one, offsets, only_back=only_back, watch_seconds=watch_seconds, dry_run=dry_run)
+
+
+@offsets_app.command("copy")
+def copy_offsets(
+    from_group: Annotated[str, typer.Option("--from", metavar="GROUP", help="Whose offsets, such as an old worker's.")],
+    to_group: Annotated[str, typer.Option("--to", metavar="GROUP", help="The group that goes on from there.")],
+    topic: Topic,
+    bootstrap_servers: Servers,
+    watch_seconds: WatchSeconds = 5.0,
+    topic_epoch: TopicEpoch = 0,
+    kafka_config: KafkaConfig = "{}",
+    dry_run: DryRun = False,
+) -> None:
+    """Let a group go on where another one has stopped, such as a job where an old worker did.
+
+    Both must be at rest. Partitions that the other group has no offset of are told; the job starts them at their
+    beginning, or where they are in its own group.
+    """
+    if from_group == to_group:
+        raise Refused(f"--to: is the same group as --from, {from_group}", wrong_use=True)
+    with asking(bootstrap_servers), _refusing():
+        client = client_settings(bootstrap_servers, kafka_config)
+        old, new = (_opened(client, name, topic, topic_epoch) for name in (from_group, to_group))
+        old.check_known()
+        standings = old.standings()
+        offsets = {s.partition: s.committed for s in standings if s.committed is not None and old.counts(s)}
+        if not offsets:
+            raise Refused(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
+        _check_not_overtaken(old, offsets)
+        if not dry_run:
+            old.check_at_rest(watch_seconds)
+            if _committed(old) != offsets:
+                raise Refused(f"--from: the group {from_group} moves: stop what reads with it first")
+        _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
+    for s in standings:
+        if s.partition not in offsets:
+            why = "is of another topic of this name" if s.committed is not None else "is not there"
+            warning = f"partition {s.partition}: its offset in {from_group} {why}, and is not copied"
+            print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+
+
+def _committed(group: ConsumerGroup) -> dict[int, int]:
+    return {s.partition: s.committed for s in group.standings() if s.committed is not None and group.counts(s)}
+
+
+def _check_not_overtaken(old: ConsumerGroup, offsets: Mapping[int, int]) -> None:
+    """Refuse offsets below the log's start, with the line that takes what is left."""
+    starts = {s.partition: s.start for s in old.standings()}
+    lost = {p: o for p, o in offsets.items() if o < starts[p]}
+    if lost:
+        at = ", ".join(f"[{o}, {starts[p]}) of partition {p}" for p, o in lost.items())
+        rest = ",".join(f"{p}={max(o, starts[p])}" for p, o in offsets.items())
+        raise Refused(
+            f"--from: retention has deleted {at} before {old.name} read it; to go on without: `{PROGRAM} offsets reset "
+            f"--new_group --topic={old.topic.name} --to_offset={rest} --group=...`"
+        )
+    old.check_in_range(offsets)
+
+
+def _move(
+    group: ConsumerGroup,
+    offsets: Mapping[int, int],
+    *,
+    watch_seconds: float,
+    dry_run: bool,
+    only_back: bool = False,
+) -> None:
+    from itel_cabinet.io.kafka_groups import shifts
+
+    if not dry_run:
+        group.check_at_rest(watch_seconds)
+    moved = shifts(group, offsets, only_back=only_back)
+    if not dry_run:
+        group.move({shift.partition: shift.after for shift in moved})
+    _print_shifts(group, moved, dry_run=dry_run)
+
+
+def _print_shifts(group: ConsumerGroup, moved: Sequence[Shift], *, dry_run: bool) -> None:
+    verb = "would be set" if dry_run else "set"
+    number = f"{len(moved)} {'partition' if len(moved) == 1 else 'partitions'}"
+    typer.echo(f"{group.name} in {group.topic.name}: {number} {verb}")
+    if not moved:
+        return
+    table = Table()
+    for column in ("partition", "before", "after"):
+        table.add_column(column, justify="right")
+    table.add_column("means")
+    for s in moved:
+        if s.before is None:
+            means = "had none"
+        elif s.after < s.before:
+            means = f"reads [{s.after}, {s.before}) again"
+        else:
+            means = f"never reads [{s.before}, {s.after})" if s.after > s.before else "as it was"
+        table.add_row(str(s.partition), "-" if s.before is None else str(s.before), str(s.after), means)
+    Console().print(table)
+
+
+def _milliseconds(text: str) -> int:
+    from itel_cabinet.transforms.events import parse_timestamp
+
+    try:
+        return int(parse_timestamp(text).timestamp() * 1000)
+    except ValueError as error:
+        reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
+        raise Refused(f"--to_time: {reason}", wrong_use=True) from None
+
+
+def _offsets(text: str) -> dict[int, int]:
+    pairs = [re.fullmatch(r"\s*([0-9]{1,9})=([0-9]{1,18})\s*", part) for part in text.split(",")]
+    offsets = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
+    if len(offsets) != len(pairs):
+        raise Refused(
+            f"--to_offset: must be partition=offset, each partition once, such as 0=120,1=98: got {text!r}",
+            wrong_use=True,
+        )
+    return offsets
+
+
+def _read_offsets(file: Path, topic_id: str) -> dict[int, int]:
+    """The offsets that `offsets show --json` has printed into a file."""
+    from pydantic import BaseModel, NonNegativeInt, ValidationError
+
+    class Row(BaseModel):
+        partition: NonNegativeInt
+        committed: NonNegativeInt | None
+        counts: bool
+
+    class Saved(BaseModel):
+        topic_id: str
+        partitions: list[Row]
+
+    try:
+        saved = Saved.model_validate_json(file.read_bytes())
+    except OSError as error:
+        raise Refused(f"--from_json: {file} cannot be read: {error.strerror}", wrong_use=True) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise Refused(
+            f"--from_json: {file} is not what `{PROGRAM} offsets show --json` prints: {where}: {first['msg']}",
+            wrong_use=True,
+        ) from None
+    if saved.topic_id != topic_id:
+        raise Refused(
+            f"--from_json: {file} is about the topic {saved.topic_id}, which was deleted: this one is {topic_id}"
+        )
+    return {row.partition: row.committed for row in saved.partitions if row.committed is not None and row.counts}
