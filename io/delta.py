@@ -40,7 +40,8 @@ the commit, and the sink decides again. Without the same handle this does not ho
 decision, and the commit would be let through.
 
 What is asked of the source: within a partition, offsets grow, and a record's rows are all in one bundle. Gaps are
-welcome. RESTORE, DELETE and overwrites of the table do not lower its fences: rows so removed are not written again.
+welcome. RESTORE, DELETE and overwrites of the table do not lower its fences: rows so removed are not written again,
+unless :mod:`itel_cabinet.io.delta_fences` lowers them.
 
 Upserts (:class:`Upsert`) are decided likewise: the rows of the table that they meet are read at the handle's version, a
 pure function (:func:`~itel_cabinet.io.delta_decisions.decide`) says what changes, and one merge makes it so. All

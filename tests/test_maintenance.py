@@ -20,6 +20,9 @@ from typing import Any
 import pytest
 from accounting import assert_everything_accounted_for
 from cabinet_samples import event, record
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from conftest import TopicFactory
 from delta_rows import album, albums, form, forms, just_before_commit, reading, readings, stored, version
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
@@ -32,7 +35,9 @@ from itel_cabinet.io.delta import FencedTable, TableRefused, TableSpec, describe
 from itel_cabinet.io.delta_fences import Change, Move, carry_out, fences_at, plan_fences, plan_restore
 from itel_cabinet.io.delta_maintenance import Vacuumed, optimize, vacuum
 from itel_cabinet.io.delta_tables import storage
+from itel_cabinet.io.kafka_admin import Cluster
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
+from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.transforms.rows import tracking_row
@@ -390,14 +395,14 @@ def test_optimize_and_vacuum_on_an_object_store(azure: str) -> None:
 # ------------------------------------------------------------------------------------------------------------- commands
 
 
-def made(folder: Path, printed: Printed, *rows: int) -> TableSpec:
-    """The three tables, with tracking rows of these offsets, one a version."""
+def made(folder: Path, printed: Printed, *rows: int, topic_id: str = TOPIC) -> TableSpec:
+    """The three tables, with tracking rows of these offsets of partition 2, one a version."""
     printed.stdout("tables", "create", f"--tables_root={folder}")
     settings = {"job": "tracking", "bootstrap_servers": "x", "claimx_url": "http://x", "tables_root": str(folder)}
     spec = table_specs(Settings.of(settings))[TRACKING]
     table = FencedTable(spec)
     for offset in rows:
-        table.write([tracking_row(record({}, topic_id=TOPIC, partition=2, offset=offset), event(), None, NOW)])
+        table.write([tracking_row(record({}, topic_id=topic_id, partition=2, offset=offset), event(), None, NOW)])
     return spec
 
 
@@ -453,6 +458,42 @@ def test_fences_by_command(tmp_path: Path, printed: Printed) -> None:
     )
     assert printed.cells(*higher, "--skip_records") == [[TOPIC, "2", "0", "9", "[0, 9) counts as written"]]
     assert fences(spec) == {2: 9}
+
+
+def test_a_restore_that_the_topic_cannot_make_good_must_be_meant(
+    broker: Broker, topic: TopicFactory, tmp_path: Path, printed: Printed
+) -> None:
+    name, client = topic(3), {"bootstrap.servers": broker.bootstrap_servers}
+    producer = broker.producer()
+    for _ in range(5):
+        producer.produce(name, b"{}", partition=2)
+    assert producer.flush(30) == 0
+    admin = AdminClient(client)
+    for future in admin.delete_records([TopicPartition(name, 2, 3)]).values():
+        future.result(30)
+    this = Cluster(client).topic(name).topic_id
+    spec = made(tmp_path, printed, 0, 1, 2, 3, 4, topic_id=this)
+    FencedTable(spec).write([tracking_row(record({}, topic_id="old", partition=0, offset=8), event(), None, NOW)])
+
+    restore = ["tables", "restore", f"--tables_root={tmp_path}", f"--table={TRACKING}", f"--topic={name}", "--group=g"]
+    restore += ["--watch_seconds=0", f"--bootstrap_servers={broker.bootstrap_servers}"]
+    retained = "--topic: retention has deleted [2, 3) of partition 2"
+    made_anew = f"--topic: [0, 9) of partition 0 is of old, and {name} is {this} now"
+    lost = [retained, made_anew] if this < "old" else [made_anew, retained]
+    line = f"  itel-cabinet offsets reset --group=g --topic={name} --topic_id={this} --to_offset=2="
+    told = printed.error(1, *restore, "--version=2")
+    assert told == f"{'; '.join(lost)}: --accept_loss says to restore the table all the same"
+    assert (version(spec), stored(spec, "kafka_offset")) == (6, [0, 1, 2, 3, 4, 8])
+    lines = printed.stdout(*restore, "--version=2", "--dry_run").splitlines()
+    assert [one.removeprefix("lost: ") for one in lines if one.startswith("lost: ")] == lost
+    lines = printed.stdout(*restore, "--version=2", "--accept_loss").splitlines()
+    assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 2, as version 7", f"{line}3 --only_back")
+    assert stored(spec, "kafka_offset") == [0, 1]
+    # What the topic still has is no loss.
+    FencedTable(spec).write([tracking_row(record({}, topic_id=this, partition=2, offset=4), event(), None, NOW)])
+    lines = printed.stdout(*restore, "--version=5", "--accept_loss").splitlines()
+    assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 5, as version 9", "nothing is to be read again")
+    assert printed.stdout(*restore, "--version=4").splitlines()[-1] == f"{line}4 --only_back"
 
 
 def test_what_the_commands_refuse(tmp_path: Path, printed: Printed) -> None:
@@ -585,7 +626,7 @@ def content(stack: Stack, name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("names", [(TRACKING,), (FORMS, ATTACHMENTS), (TRACKING, FORMS, ATTACHMENTS)])
+@pytest.mark.parametrize("names", [(FORMS, ATTACHMENTS), (TRACKING, FORMS, ATTACHMENTS)])
 def test_restored_tables_equal_those_that_never_were(stack: Stack, printed: Printed, names: tuple[str, ...]) -> None:
     """The commands that `restore` prints are run as they stand."""
     stack.options = {"max_batch_records": "40"}
