@@ -134,7 +134,7 @@ def optimize_tables(
         with working():
             done = optimize(spec, target_bytes=target_bytes, z_order=columns, dry_run=dry_run)
         if done.after is None:
-            typer.echo(f"{spec.name}: {sized(*done.before)}, {done.rewritten} of them would be put together")
+            typer.echo(f"{spec.name}: {sized(*done.before)}, {done.rewritten} of them would be rewritten")
         elif done.version is None:
             typer.echo(f"{spec.name}: {sized(*done.before)}, nothing to be done")
         else:

@@ -410,9 +410,9 @@ def test_the_commands_say_what_they_would_do_and_what_they_did(tmp_path: Path, p
     spec = made(tmp_path, printed, 0, 1, 2)
     root, size = f"--tables_root={tmp_path}", r"\([\d.]+ \w+\)"
     assert re.fullmatch(
-        rf"{TRACKING}: 3 files {size}, 3 of them would be put together\n"
-        rf"{FORMS}: 0 files {size}, 0 of them would be put together\n"
-        rf"{ATTACHMENTS}: 0 files {size}, 0 of them would be put together\n",
+        rf"{TRACKING}: 3 files {size}, 3 of them would be rewritten\n"
+        rf"{FORMS}: 0 files {size}, 0 of them would be rewritten\n"
+        rf"{ATTACHMENTS}: 0 files {size}, 0 of them would be rewritten\n",
         printed.stdout("tables", "optimize", root, "--dry_run"),
     )
     assert version(spec) == 3
