@@ -23,9 +23,9 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
 from itel_cabinet.io.delta_spec import TableRefused, TableSpec
-from itel_cabinet.io.delta_tables import all_fences, at_once, open_table, storage
+from itel_cabinet.io.delta_tables import all_fences, at_once, literal, open_table, storage
 
-__all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore"]
+__all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore", "rows_from"]
 
 Fences = Mapping[tuple[str, int], int]
 
@@ -91,6 +91,21 @@ def plan_restore(spec: TableSpec, version: int) -> Change:
         now, back = (_parsed(spec, all_fences(spec, one)) for one in (table, then))
         moves = (Move(*at, now.get(at, 0), back.get(at, 0)) for at in sorted(now.keys() | back.keys()))
         return Change(table.version(), tuple(moves), restore=version)
+
+    return at_once(spec, look)
+
+
+def rows_from(spec: TableSpec, version: int, topic_id: str, partition: int, offsets: range) -> int:
+    """How many rows of a version come from these records. Raises WorldError if the table cannot be read."""
+    topic_column, partition_column, offset_column = spec.source
+    condition = (
+        f"`{topic_column}` = {literal(topic_id)} AND `{partition_column}` = {partition} AND "
+        f"`{offset_column}` BETWEEN {offsets.start} AND {offsets.stop - 1}"
+    )
+
+    def look() -> int:
+        found = pa.table(open_table(spec, version).scan(columns=[offset_column], predicate=condition))
+        return int(found.num_rows)
 
     return at_once(spec, look)
 

@@ -27,6 +27,7 @@ from itel_cabinet.pipeline.table_choice import OneTable, TableName, chosen, work
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta_fences import Move
+    from itel_cabinet.io.delta_spec import TableSpec
 
 __all__ = ["fence_app", "restore_table"]
 
@@ -167,7 +168,7 @@ def restore_table(
         ),
     ] = None,
     accept_loss: Annotated[
-        bool, typer.Option("--accept_loss", help="Although the topic no longer has all of it, or nobody can say.")
+        bool, typer.Option("--accept_loss", help="Although the topic no longer has it all, or nobody can say.")
     ] = False,
     watch_seconds: WatchSeconds = 5.0,
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
@@ -190,7 +191,7 @@ def restore_table(
         change = plan_restore(spec, version)
     lowered = [move for move in change.moves if move.after < move.before]
     starts = _log_starts(bootstrap_servers, kafka_config, topic, topic_epoch) if bootstrap_servers else None
-    losses = _losses(lowered, starts, topic)
+    losses = _losses(spec, change.version, lowered, starts, topic)
     if losses and not (accept_loss or dry_run):
         raise Refused(f"{'; '.join(losses)}: --accept_loss says to restore the table all the same")
     if dry_run:
@@ -202,7 +203,7 @@ def restore_table(
     _print_moves(change.moves)
     for loss in losses:
         typer.echo(f"lost: {loss}")
-    _print_next(lowered, starts, group, topic)
+    _print_next(lowered, starts, group, topic, bootstrap_servers)
 
 
 def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tuple[str, dict[int, int]]:
@@ -215,23 +216,38 @@ def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tupl
         return one.topic_id, {p: start for p, (start, _) in cluster.bounds(topic, one.partitions).items()}
 
 
-def _losses(lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, topic: str) -> list[str]:
-    """What the table would lose and no topic has, in words."""
+def _losses(
+    spec: TableSpec, version: int, lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, topic: str
+) -> list[str]:
+    """What the table, which is at ``version``, would lose and the topic no longer has, in words."""
+    from itel_cabinet.io.delta_fences import rows_from
+
     if starts is None:
         return ["--bootstrap_servers: is not given, so nobody knows whether the topic has the rest"] if lowered else []
     topic_id, start = starts
     losses = []
     for move in lowered:
-        which = f"[{move.after}, {move.before}) of partition {move.partition}"
-        if move.topic_id != topic_id:
-            losses.append(f"--topic: {which} is of {move.topic_id}, and {topic} is {topic_id} now")
-        elif move.after < start.get(move.partition, 0):
-            end = min(move.before, start[move.partition])
-            losses.append(f"--topic: retention has deleted [{move.after}, {end}) of partition {move.partition}")
+        end = min(move.before, start.get(move.partition, 0)) if move.topic_id == topic_id else move.before
+        with working():
+            rows = rows_from(spec, version, move.topic_id, move.partition, range(move.after, end))
+        if rows:
+            why = (
+                f"retention has deleted [{move.after}, {end}) of partition {move.partition}"
+                if move.topic_id == topic_id
+                else f"[{move.after}, {end}) of partition {move.partition} is of {move.topic_id}, and {topic} is "
+                f"{topic_id} now"
+            )
+            losses.append(f"--topic: {why}: rows that cannot be written again: {rows}")
     return losses
 
 
-def _print_next(lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, group: str, topic: str) -> None:
+def _print_next(
+    lowered: Sequence[Move],
+    starts: tuple[str, Mapping[int, int]] | None,
+    group: str,
+    topic: str,
+    servers: str | None,
+) -> None:
     """The commands that have the rows read again, one for each incarnation of the topic that may still be there."""
     topics = sorted({m.topic_id for m in lowered if starts is None or m.topic_id == starts[0]})
     if not topics:
@@ -248,5 +264,5 @@ def _print_next(lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] |
         offsets = ",".join(f"{p}={offset}" for p, offset in sorted(first.items()))
         typer.echo(
             f"  {PROGRAM} offsets reset --group={group} --topic={topic} --topic_id={topic_id} --to_offset={offsets} "
-            "--only_back"
+            f"--only_back{f' --bootstrap_servers={servers}' if servers else ''}"
         )

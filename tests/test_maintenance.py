@@ -465,35 +465,41 @@ def test_a_restore_that_the_topic_cannot_make_good_must_be_meant(
 ) -> None:
     name, client = topic(3), {"bootstrap.servers": broker.bootstrap_servers}
     producer = broker.producer()
-    for _ in range(5):
-        producer.produce(name, b"{}", partition=2)
+    for n in range(10):
+        producer.produce(name, b"{}", partition=1 + n % 2)
     assert producer.flush(30) == 0
     admin = AdminClient(client)
-    for future in admin.delete_records([TopicPartition(name, 2, 3)]).values():
+    for future in admin.delete_records([TopicPartition(name, p, 3) for p in (1, 2)]).values():
         future.result(30)
     this = Cluster(client).topic(name).topic_id
     spec = made(tmp_path, printed, 0, 1, 2, 3, 4, topic_id=this)
-    FencedTable(spec).write([tracking_row(record({}, topic_id="old", partition=0, offset=8), event(), None, NOW)])
+    for at in ({"topic_id": "old", "partition": 0, "offset": 8}, {"topic_id": this, "partition": 1, "offset": 3}):
+        FencedTable(spec).write([tracking_row(record({}, **at), event(), None, NOW)])
 
     restore = ["tables", "restore", f"--tables_root={tmp_path}", f"--table={TRACKING}", f"--topic={name}", "--group=g"]
-    restore += ["--watch_seconds=0", f"--bootstrap_servers={broker.bootstrap_servers}"]
-    retained = "--topic: retention has deleted [2, 3) of partition 2"
-    made_anew = f"--topic: [0, 9) of partition 0 is of old, and {name} is {this} now"
+    servers = f"--bootstrap_servers={broker.bootstrap_servers}"
+    restore += ["--watch_seconds=0", servers]
+    rest = "rows that cannot be written again: 1"
+    retained = f"--topic: retention has deleted [2, 3) of partition 2: {rest}"
+    made_anew = f"--topic: [0, 9) of partition 0 is of old, and {name} is {this} now: {rest}"
     lost = [retained, made_anew] if this < "old" else [made_anew, retained]
-    line = f"  itel-cabinet offsets reset --group=g --topic={name} --topic_id={this} --to_offset=2="
+    line = f"  itel-cabinet offsets reset --group=g --topic={name} --topic_id={this} --to_offset="
     told = printed.error(1, *restore, "--version=2")
     assert told == f"{'; '.join(lost)}: --accept_loss says to restore the table all the same"
-    assert (version(spec), stored(spec, "kafka_offset")) == (6, [0, 1, 2, 3, 4, 8])
+    assert (version(spec), stored(spec, "kafka_offset")) == (7, [0, 1, 2, 3, 3, 4, 8])
     lines = printed.stdout(*restore, "--version=2", "--dry_run").splitlines()
     assert [one.removeprefix("lost: ") for one in lines if one.startswith("lost: ")] == lost
     lines = printed.stdout(*restore, "--version=2", "--accept_loss").splitlines()
-    assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 2, as version 7", f"{line}3 --only_back")
+    assert (lines[0], lines[-1]) == (
+        f"{TRACKING}: restored to version 2, as version 8",
+        f"{line}1=3,2=3 --only_back {servers}",
+    )
     assert stored(spec, "kafka_offset") == [0, 1]
-    # What the topic still has is no loss.
+    # What the topic still has is no loss; nor is what the table never had, which is all below 3 of partition 1 above.
     FencedTable(spec).write([tracking_row(record({}, topic_id=this, partition=2, offset=4), event(), None, NOW)])
     lines = printed.stdout(*restore, "--version=5", "--accept_loss").splitlines()
-    assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 5, as version 9", "nothing is to be read again")
-    assert printed.stdout(*restore, "--version=4").splitlines()[-1] == f"{line}4 --only_back"
+    assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 5, as version 10", "nothing is to be read again")
+    assert printed.stdout(*restore, "--version=4").splitlines()[-1] == f"{line}2=4 --only_back {servers}"
 
 
 def test_what_the_commands_refuse(tmp_path: Path, printed: Printed) -> None:
@@ -658,7 +664,7 @@ def test_restored_tables_equal_those_that_never_were(stack: Stack, printed: Prin
     for line in next_steps:
         program, *arguments = shlex.split(line)
         assert program == "itel-cabinet"
-        printed.stdout(*arguments, servers, "--watch_seconds=0.2")
+        printed.stdout(*arguments, "--watch_seconds=0.2")
     assert stack.committed("cabinet") != stack.ends()
     stack.run("cabinet")
     assert {name: content(stack, name) for name in (TRACKING, FORMS, ATTACHMENTS)} == never_restored
