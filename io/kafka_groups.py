@@ -29,14 +29,22 @@ class GroupRefused(ValueError):
 class Standing:
     """Where a group stands in a partition; ``committed`` is None without an offset.
 
-    ``topic_id`` is the incarnation that the offset was committed for, or None if whoever committed it did not say.
+    ``topic_id`` is the incarnation that the offset was committed for, or None if whoever committed it did not say; one
+    of another incarnation than the topic's is not among those that the jobs go by, ``counts``.
     """
 
     partition: int
     committed: int | None
     topic_id: str | None
+    counts: bool
     start: int
     end: int
+
+    @property
+    def lag(self) -> int:
+        """Records between where a job would go on and the end."""
+        position = self.start if self.committed is None or not self.counts else max(self.committed, self.start)
+        return max(0, self.end - position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +87,13 @@ class ConsumerGroup:
         standings = []
         for partition in self.topic.partitions:
             committed, metadata = entries.get(partition, (None, ""))
-            standings.append(Standing(partition, committed, metadata or None, *bounds[partition]))
+            counts = committed is not None and metadata in ("", self.topic.topic_id)
+            standings.append(Standing(partition, committed, metadata or None, counts, *bounds[partition]))
         return standings
 
-    def counts(self, standing: Standing) -> bool:
-        """Whether the jobs go by this offset: not if it was committed for another incarnation of the topic."""
-        return standing.committed is not None and standing.topic_id in (None, self.topic.topic_id)
+    def offsets(self) -> dict[int, int]:
+        """The offsets that count, by partition."""
+        return {s.partition: s.committed for s in self.standings() if s.committed is not None and s.counts}
 
     def at_time(self, timestamp_ms: int) -> dict[int, int]:
         """The offset of each partition's first record of that time or later, or its end."""
@@ -100,7 +109,7 @@ class ConsumerGroup:
         """
         members = self._cluster.members(self.name)
         if members:
-            raise GroupRefused(f"the group {self.name} has {members} members that read: stop them first")
+            raise GroupRefused(f"the group {self.name} has members that read ({members}): stop them first")
         before = self._committed()
         sleep(watch_seconds)
         after = self._committed()
@@ -163,7 +172,7 @@ def shifts(group: ConsumerGroup, to: Mapping[int, int], *, only_back: bool = Fal
     With ``only_back`` those that would not move backwards are left out; so are those of partitions without an offset,
     which the jobs read from the beginning.
     """
-    before = {s.partition: s.committed if group.counts(s) else None for s in group.standings()}
+    before = group.offsets()
     moved = []
     for partition, after in sorted(to.items()):
         at = before.get(partition)

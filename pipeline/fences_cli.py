@@ -67,7 +67,7 @@ def show_fences(
     shown = Table("table", "version", "topic id", "partition", "fence")
     for row in rows:
         shown.add_row(*map(str, row.values()))
-    Console().print(shown)
+    Console(markup=False, highlight=False, emoji=False).print(shown)
 
 
 @fence_app.command("set")
@@ -141,7 +141,7 @@ def _print_moves(moves: Sequence[Move]) -> None:
         elif move.after > move.before:
             means = f"[{move.before}, {move.after}) counts as written"
         table.add_row(move.topic_id, str(move.partition), str(move.before), str(move.after), means)
-    Console().print(table)
+    Console(markup=False, highlight=False, emoji=False).print(table)
 
 
 # ------------------------------------------------------------------------------------------------------------- restore

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -28,7 +28,7 @@ from itel_cabinet.pipeline.commands import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift
+    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift, Standing
 
 __all__ = ["offsets_app"]
 
@@ -73,37 +73,40 @@ def show_offsets(
         one = _opened(client_settings(bootstrap_servers, kafka_config), group, topic, topic_epoch)
         one.check_known()
         standings = one.standings()
-    rows: list[dict[str, Any]] = []
-    for s in standings:
-        position = max(s.committed or 0, s.start) if one.counts(s) else s.start
-        rows.append(
-            {
-                "partition": s.partition,
-                "committed": s.committed,
-                "committed_for": s.topic_id,
-                "counts": one.counts(s),
-                "start": s.start,
-                "end": s.end,
-                "lag": max(0, s.end - position),
-            }
-        )
+    rows = [
+        {
+            "partition": s.partition,
+            "committed": s.committed,
+            "committed_for": s.topic_id,
+            "counts": s.counts,
+            "start": s.start,
+            "end": s.end,
+            "lag": s.lag,
+        }
+        for s in standings
+    ]
     if as_json:
         typer.echo(json.dumps({"group": group, "topic": topic, "topic_id": one.topic.topic_id, "partitions": rows}))
         return
-    typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(row['lag'] for row in rows)} behind")
+    typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(s.lag for s in standings)} behind")
     table = Table()
     for column in ("partition", "committed", "log start", "end", "lag"):
         table.add_column(column, justify="right")
     table.add_column("committed for")
-    for row in rows:
-        whose = (
-            "-" if row["committed"] is None
-            else f"another topic of this name: {row['committed_for']}" if not row["counts"]
-            else "this topic" if row["committed_for"] else "not said"
-        )  # fmt: skip
-        numbers = (row["partition"], row["committed"], row["start"], row["end"], row["lag"])
-        table.add_row(*("-" if n is None else str(n) for n in numbers), whose)
-    Console().print(table)
+    for s in standings:
+        numbers = (s.partition, s.committed, s.start, s.end, s.lag)
+        table.add_row(*("-" if n is None else str(n) for n in numbers), _whose(s))
+    Console(markup=False, highlight=False, emoji=False).print(table)
+
+
+def _whose(standing: Standing) -> str:
+    from itel_cabinet.transforms.dead_letters import one_line
+
+    if standing.committed is None:
+        return "-"
+    if not standing.counts:
+        return f"another topic of this name: {one_line(standing.topic_id or '', 100)}"
+    return "this topic" if standing.topic_id else "not said"
 
 
 @offsets_app.command("reset")
@@ -189,13 +192,13 @@ def copy_offsets(
         old, new = (_opened(client, name, topic, topic_epoch) for name in (from_group, to_group))
         old.check_known()
         standings = old.standings()
-        offsets = {s.partition: s.committed for s in standings if s.committed is not None and old.counts(s)}
+        offsets = {s.partition: s.committed for s in standings if s.committed is not None and s.counts}
         if not offsets:
             raise Refused(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
         _check_not_overtaken(old, offsets)
         if not dry_run:
             old.check_at_rest(watch_seconds)
-            if _committed(old) != offsets:
+            if old.offsets() != offsets:
                 raise Refused(f"--from: the group {from_group} moves: stop what reads with it first")
         _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
     for s in standings:
@@ -203,10 +206,6 @@ def copy_offsets(
             why = "is of another topic of this name" if s.committed is not None else "is not there"
             warning = f"partition {s.partition}: its offset in {from_group} {why}, and is not copied"
             print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
-
-
-def _committed(group: ConsumerGroup) -> dict[int, int]:
-    return {s.partition: s.committed for s in group.standings() if s.committed is not None and group.counts(s)}
 
 
 def _check_not_overtaken(old: ConsumerGroup, offsets: Mapping[int, int]) -> None:
@@ -266,7 +265,7 @@ def _milliseconds(text: str) -> int:
     from itel_cabinet.transforms.events import parse_timestamp
 
     try:
-        return int(parse_timestamp(text).timestamp() * 1000)
+        return max(0, int(parse_timestamp(text).timestamp() * 1000))  # to Kafka, a negative one is no time
     except ValueError as error:
         reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
         raise Refused(f"--to_time: {reason}", wrong_use=True) from None

@@ -98,6 +98,7 @@ def test_show(broker: Broker, group: tuple[str, str, list[str]], printed: Printe
         ("--to_end", {0: 5, 1: 3, 2: 4}),
         ("--to_time=2026-01-01T00:00:00.003Z", {0: 3, 1: 3, 2: 3}),
         ("--to_time=2025-01-01", {0: 0, 1: 0, 2: 0}),
+        ("--to_time=1969-12-31T23:59:59.999Z", {0: 0, 1: 0, 2: 0}),
         ("--to_time=2027-01-01", {0: 5, 1: 3, 2: 4}),
         ("--to_offset=0=5, 2=0", {0: 5, 1: 2, 2: 0}),
     ],
@@ -235,7 +236,7 @@ def test_a_group_with_members_is_left_alone(
     commit(broker, name, topic, {0: 2})
     one = ConsumerGroup({"bootstrap.servers": broker.bootstrap_servers}, name, topic)
     with reading(broker, name, topic):
-        told = f"the group {name} has 1 members that read: stop them first"
+        told = f"the group {name} has members that read (1): stop them first"
         assert printed.error(1, "offsets", "reset", *options, "--to_start") == told
         for groups in ([f"--from={name}", f"--to={name}.new"], [f"--from={name}.old", f"--to={name}"]):
             commit(broker, f"{name}.old", topic, {0: 1})
