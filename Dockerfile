@@ -9,6 +9,7 @@ COPY pipeline pipeline
 COPY transforms transforms
 COPY io io
 COPY templates templates
+COPY queries queries
 COPY local local
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
 

@@ -2,7 +2,7 @@
 
 from setuptools import setup
 
-ROOMS = ("pipeline", "transforms", "io", "templates", "local")
+ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
 
 setup(
     packages=[f"itel_cabinet.{room}" for room in ROOMS],
@@ -12,6 +12,7 @@ setup(
         "itel_cabinet.pipeline": ["py.typed"],
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
+        "itel_cabinet.queries": ["*.sql"],
         "itel_cabinet.local": ["*pom.xml", "*.java", "npm/*.json", "py.typed"],
     },
 )

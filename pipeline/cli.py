@@ -35,6 +35,7 @@ from itel_cabinet.pipeline.commands import (
 )
 from itel_cabinet.pipeline.letters_cli import letters_app
 from itel_cabinet.pipeline.offsets_cli import offsets_app
+from itel_cabinet.pipeline.query_cli import query
 from itel_cabinet.pipeline.status_cli import lag, status
 from itel_cabinet.pipeline.tables_cli import tables_app
 
@@ -59,6 +60,7 @@ app.add_typer(letters_app, name="dead-letters")
 app.add_typer(offsets_app, name="offsets")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
+app.command()(query)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -21,7 +21,7 @@ from itel_cabinet.local.events import Generator, produce
 from itel_cabinet.local.flink import FlinkCluster
 
 _PROJECT = Path(__file__).parents[1]
-_ROOMS = ("pipeline", "transforms", "io", "templates", "local")
+_ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
 
 
 def _run(*command: str, folder: Path) -> str:

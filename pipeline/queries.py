@@ -1,0 +1,320 @@
+"""The queries of `queries/`: what they are, what they take, and running them on the tables.
+
+A query's file says all: its number and name are the file's, its first comment tells the purpose and the parameters. The
+text is SQL that Spark and DuckDB read alike; here DuckDB runs it, on the columns that it names and nothing else of the
+tables. Values are bound, never written into the text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
+from typing import Any, Literal, cast, get_args
+
+import duckdb
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from itel_cabinet.io.delta_spec import TableSpec
+from itel_cabinet.io.delta_tables import at_once, error_text, open_table
+from itel_cabinet.io.world import WorldError
+from itel_cabinet.pipeline.tables import TRACKING
+from itel_cabinet.transforms.events import parse_timestamp
+
+__all__ = [
+    "Parameter",
+    "Query",
+    "QueryRefused",
+    "Result",
+    "Session",
+    "TableMissing",
+    "Value",
+    "bind",
+    "catalogue",
+    "find",
+]
+
+Kind = Literal["integer", "month", "time", "version"]
+Value = int | datetime | None
+
+_HISTORY = "table_history"
+_MOST = 2**63 - 1
+_BATCH_ROWS = 4_096
+_PARAMETER = re.compile(r"^-- :(\w+) \((\w+)(?:, (optional)|, default (\S+))?\) (.+)$", re.MULTILINE)
+_SETTINGS = {
+    "TimeZone": "UTC",
+    "default_null_order": "NULLS_FIRST_ON_ASC_LAST_ON_DESC",  # Spark's
+    "autoinstall_known_extensions": "false",  # nothing is fetched
+}
+# The one function of Spark's that DuckDB has under another name.
+_MACRO = "CREATE TEMPORARY MACRO UNIX_MICROS(instant) AS EPOCH_US(instant)"
+
+
+class QueryRefused(ValueError):
+    """There is no such query, or its parameters are wrong. One line with the mend."""
+
+
+class TableMissing(Exception):
+    """A table that a query reads is not there. One line with the mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """What a query takes: an ``integer`` (not negative), a ``month`` (``2026-01``), a ``time`` (ISO; UTC where it names
+    no zone) or a ``version`` of the tracking table.
+    """
+
+    name: str
+    kind: Kind
+    required: bool
+    default: str | None
+    meaning: str
+
+    @property
+    def usage(self) -> str:
+        """The parameter, and how it may be given, in a few words."""
+        return f"{self.name} ({self.kind}{f', default {self.default}' if self.default else ''})"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One file of `queries/`. ``number`` is its place among the twelve, None for one that only the report needs."""
+
+    name: str
+    number: int | None
+    purpose: str
+    parameters: tuple[Parameter, ...]
+    sql: str
+
+    def reads(self, names: Iterable[str]) -> list[str]:
+        """Those of ``names`` that the query, or a view that it reads, is made of."""
+        words = set(re.findall(r"\w+", self.sql))
+        if words & set(_views()):
+            words |= {word for view in _views().values() for word in re.findall(r"\w+", view)}
+        return [name for name in names if name in words]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """The columns of an answer, and its rows, which are read as they are asked for.
+
+    Instants are aware and in UTC. Asking for a row raises WorldError if the tables cannot be read any further.
+    """
+
+    columns: tuple[str, ...]
+    rows: Iterator[tuple[Any, ...]]
+
+
+# ------------------------------------------------------------------------------------------------------- what there is
+
+
+@cache
+def catalogue() -> tuple[Query, ...]:
+    """All queries: the numbered ones in their order, then those of the report."""
+    found = [
+        _parsed(file.name.removesuffix(".sql"), file.read_text(encoding="utf-8"))
+        for file in files("itel_cabinet.queries").iterdir()
+        if file.name.endswith(".sql") and file.name != "views.sql"
+    ]
+    # Of the two with number 11 the rows come before the history.
+    return tuple(sorted(found, key=lambda query: (query.number or 100, query.name == "history", query.name)))
+
+
+def find(name: str) -> Query:
+    """The query of a name or a number. Raises QueryRefused, which names the near ones."""
+    wanted = name.strip().lower().replace("_", "-")
+    for query in catalogue():
+        if wanted in (query.name, str(query.number)):
+            return query
+    near = difflib.get_close_matches(wanted, [query.name for query in catalogue()])
+    meant = f"did you mean {' or '.join(near)}?" if near else "see which there are without a name"
+    raise QueryRefused(f"there is no query {name!r}: {meant}")
+
+
+def bind(query: Query, given: Mapping[str, str], *, now: datetime) -> dict[str, Value]:
+    """A value for each parameter of a query; ``now`` is what a time's default ``now`` means. Raises QueryRefused."""
+    known = {parameter.name: parameter for parameter in query.parameters}
+    for name in given:
+        if name not in known:
+            takes = f"it takes {', '.join(p.usage for p in query.parameters)}" if known else "it takes none"
+            raise QueryRefused(f"query {query.name} has no parameter {name!r}: {takes}")
+    values: dict[str, Value] = {}
+    for parameter in query.parameters:
+        text = given.get(parameter.name, parameter.default)
+        if text is None and parameter.required:
+            example = {"integer": "5430007", "month": "2026-01", "time": "2026-01-10T15:00", "version": "0"}
+            raise QueryRefused(
+                f"query {query.name} needs {parameter.name}, {parameter.meaning}: "
+                f"--param {parameter.name}={example[parameter.kind]}"
+            )
+        values[parameter.name] = None if text is None else _value(parameter, text, now)
+    return values
+
+
+def _value(parameter: Parameter, text: str, now: datetime) -> int | datetime:
+    def refused(must_be: str) -> QueryRefused:
+        return QueryRefused(f"parameter {parameter.name} must be {must_be}, got {text[:100]!r}")
+
+    match parameter.kind:
+        case "integer" | "version":
+            if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > _MOST:
+                raise refused(f"a whole number from 0 to {_MOST}")
+            return int(text)
+        case "month":
+            parts = re.fullmatch(r"(?!0000)([0-9]{4})-(0[1-9]|1[0-2])", text)
+            if not parts:
+                raise refused("a month such as 2026-01")
+            return datetime(int(parts[1]), int(parts[2]), 1, tzinfo=UTC)
+        case "time":
+            try:
+                return now if text == "now" else parse_timestamp(text)
+            except ValueError:
+                raise refused("a date and time such as 2026-01-10T15:00 (UTC where no zone is named), or now") from None
+
+
+def _parsed(stem: str, sql: str) -> Query:
+    number, name = re.fullmatch(r"(?:(\d\d)_)?(\w+)", stem).groups()  # type: ignore[union-attr]
+    parameters = [
+        Parameter(name, cast(Kind, kind), not optional and not default, default or None, meaning)
+        for name, kind, optional, default, meaning in _PARAMETER.findall(sql)
+    ]
+    assert all(parameter.kind in get_args(Kind) for parameter in parameters), stem
+    purpose = sql.split("\n", 1)[0].removeprefix("-- ")
+    return Query(name.replace("_", "-"), int(number) if number else None, purpose, tuple(parameters), sql)
+
+
+@cache
+def _views() -> dict[str, str]:
+    """The statement that makes each view."""
+    text = files("itel_cabinet.queries").joinpath("views.sql").read_text(encoding="utf-8")
+    return {re.findall(r" VIEW (\w+) AS", statement)[0]: statement for statement in text.split(";\n") if statement}
+
+
+# ------------------------------------------------------------------------------------------------------------- running
+
+
+class Session:
+    """Queries on one state of the tables: each table stays as it was when a query first read it.
+
+    With ``version`` the tracking table is read as it was then. Use it as a context manager. Not thread-safe.
+    """
+
+    def __init__(self, specs: Mapping[str, TableSpec], *, version: int | None = None) -> None:
+        self._specs = specs
+        self._version = version
+        self._there: set[str] = set()
+        # Where DuckDB puts what outgrows the memory; else it would be the working directory.
+        self._spill = tempfile.TemporaryDirectory(prefix="itel-cabinet-query-", ignore_cleanup_errors=True)
+        self._engine = duckdb.connect(config={**_SETTINGS, "temp_directory": self._spill.name})
+        self._engine.execute(_MACRO)
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give up the tables and what was spilled. Idempotent."""
+        self._engine.close()
+        self._spill.cleanup()
+
+    def run(self, query: Query, values: Mapping[str, Value]) -> Result:
+        """Run a query with the values of :func:`bind`. Its rows are to be read, all of them, before the next is run.
+
+        Raises TableMissing, and WorldError if a table, or the version asked for, cannot be read.
+        """
+        for name in query.reads([*self._specs, _HISTORY]):
+            if name not in self._there:
+                self._provide(name)
+                self._there.add(name)
+        bound = {p.name: values[p.name] for p in query.parameters if p.kind != "version"}
+        with _reading(self._specs):
+            # Spark's `:name` is DuckDB's `$name`.
+            relation = self._engine.sql(re.sub(r":(\w+)", r"$\1", query.sql), params=bound)
+            reader = relation.to_arrow_reader(_BATCH_ROWS)
+        return Result(tuple(reader.schema.names), self._rows(reader))
+
+    def _rows(self, reader: pa.RecordBatchReader) -> Iterator[tuple[Any, ...]]:
+        while True:
+            with _reading(self._specs):
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+    def _provide(self, name: str) -> None:
+        if name == _HISTORY:
+            table = _opened(self._specs[TRACKING])
+            with _reading(self._specs):
+                self._engine.register(name, _history(table))
+            return
+        spec = self._specs[name]
+        table = _opened(spec)
+        if name == TRACKING and self._version is not None:
+            table = _at_version(spec, table.version(), self._version)
+        with _reading(self._specs):
+            self._engine.register(name, table.to_pyarrow_dataset())
+            if name == TRACKING:
+                for statement in _views().values():
+                    self._engine.execute(statement)
+
+
+def _opened(spec: TableSpec) -> DeltaTable:
+    try:
+        return at_once(spec, lambda: open_table(spec))
+    except WorldError as error:
+        if isinstance(error.__cause__, TableNotFoundError):
+            raise TableMissing(
+                f"there is no table {spec.uri}: `itel-cabinet tables create` makes it, and the jobs fill it"
+            ) from None
+        raise
+
+
+def _at_version(spec: TableSpec, newest: int, version: int) -> DeltaTable:
+    if version > newest:
+        raise WorldError(f"{spec}: there is no version {version} yet, the newest is {newest}")
+    try:
+        return open_table(spec, version)
+    except (DeltaError, OSError) as error:
+        raise WorldError(
+            f"{spec}: version {version} can no longer be read ({error_text(spec, error)[:120]}); "
+            "`itel-cabinet query history` tells which versions there are"
+        ) from None
+
+
+def _history(table: DeltaTable) -> pa.Table:
+    entries = table.history()
+    return pa.table(
+        {
+            "version": pa.array([entry["version"] for entry in entries], pa.int64()),
+            "timestamp": pa.array([entry.get("timestamp") for entry in entries], pa.int64()).cast(
+                pa.timestamp("ms", tz="UTC")
+            ),
+            "operation": pa.array([entry.get("operation") for entry in entries], pa.string()),
+        }
+    )
+
+
+@contextmanager
+def _reading(specs: Mapping[str, TableSpec]) -> Iterator[None]:
+    """What goes wrong in reading the tables, as a WorldError."""
+    spec = specs[TRACKING]
+    root = spec.uri.rpartition("/")[0]
+    try:
+        yield
+    except duckdb.BinderException as error:
+        told = error_text(spec, error).partition(" Candidate bindings")[0]
+        raise WorldError(f"{root}: the tables are not as the jobs make them ({told})") from None
+    except (duckdb.Error, DeltaError, OSError, pa.ArrowException) as error:
+        # DuckDB's words for what came from below it; a vacuum may just have taken a file away.
+        below = OSError(re.sub(r"^.*?reading the stream registered as '\w+' failed: (\w+: )?", "", str(error)))
+        raise WorldError(f"{root}: reading failed, try again: {error_text(spec, below)}") from None

@@ -1,0 +1,176 @@
+"""The commands `itel-cabinet query` and `itel-cabinet report`: see docs/queries.md."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.pipeline.commands import Refused, StorageOptions, table_settings
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from itel_cabinet.io.delta_spec import TableSpec
+    from itel_cabinet.pipeline.queries import Query
+
+__all__ = ["query"]
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+
+
+# A spreadsheet takes a cell that begins so for a formula, and runs it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def query(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A query's name or number; without, they are listed.")
+    ] = None,
+    tables_root: Annotated[
+        str | None,
+        typer.Option("--tables_root", metavar="URI", help="Folder or object-store URI that holds the tables."),
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", metavar="NAME=VALUE", help="A parameter's value; may be repeated.")
+    ] = None,
+    form: Annotated[
+        Format,
+        typer.Option("--format", help="JSON is exact; CSV puts ' before a text that a spreadsheet would run."),
+    ] = Format.TABLE,
+    storage_options: StorageOptions = "{}",
+) -> None:
+    """Ask the tables one of the twelve questions, each event counted once; without NAME, list them."""
+    from itel_cabinet.pipeline.queries import QueryRefused, Session, bind, catalogue, find
+
+    if name is None:
+        listed = [(one.number, one.name, one.purpose, _usage(one)) for one in catalogue()]
+        _print(("number", "query", "tells", "parameters"), listed, form)
+        return
+    try:
+        wanted = find(name)
+        values = bind(wanted, _given(param or ()), now=datetime.now(UTC))
+    except QueryRefused as error:
+        raise Refused(str(error), wrong_use=True) from None
+    specs = table_specs_of(tables_root, storage_options)
+    version = next((values[p.name] for p in wanted.parameters if p.kind == "version"), None)
+    assert version is None or isinstance(version, int)
+    with reading(), Session(specs, version=version) as session:
+        result = session.run(wanted, values)
+        _print(result.columns, result.rows, form)
+
+
+def _usage(query: Query) -> str:
+    return ", ".join(parameter.usage for parameter in query.parameters)
+
+
+def _given(params: Sequence[str]) -> dict[str, str]:
+    given: dict[str, str] = {}
+    for param in params:
+        name, equals, value = param.partition("=")
+        if not equals:
+            raise Refused(f"--param: must be NAME=VALUE, got {param[:100]!r}", wrong_use=True)
+        if name in given:
+            raise Refused(f"--param: {name} is given twice", wrong_use=True)
+        given[name] = value
+    return given
+
+
+def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, TableSpec]:
+    """The tables' specifications by name. Raises Refused."""
+    from itel_cabinet.pipeline.tables import table_specs
+
+    if not tables_root:
+        raise Refused("--tables_root is missing: give the folder or object-store URI of the tables", wrong_use=True)
+    return table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """What cannot be read in here, as one line."""
+    from itel_cabinet.io.world import WorldError
+    from itel_cabinet.pipeline.queries import TableMissing
+
+    try:
+        yield
+    except (TableMissing, WorldError) as error:
+        raise Refused(f"--tables_root: {error}") from error
+
+
+# ------------------------------------------------------------------------------------------------------------ printing
+
+
+def _print(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: Format) -> None:
+    match form:
+        case Format.TABLE:
+            _print_table(columns, rows)
+        case Format.JSON:
+            _print_json(columns, rows)
+        case Format.CSV:
+            _print_csv(columns, rows, sys.stdout)
+
+
+def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    table = Table(*(column.replace("_", " ") for column in columns))
+    for row in rows:
+        table.add_row(*map(_shown, row))
+    Console(markup=False, highlight=False, emoji=False).print(table)
+
+
+def _shown(value: Any) -> Text:
+    from rich.text import Text
+
+    from itel_cabinet.transforms.dead_letters import one_line
+
+    return Text(one_line(_text(value, none="-"), 1_000), justify="right" if isinstance(value, int | float) else "left")
+
+
+def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """An array of objects, one a line, as the rows come."""
+    opening = "["
+    for row in rows:
+        content = dict(zip(columns, map(_plain, row), strict=True))
+        print(opening, json.dumps(content, ensure_ascii=False, allow_nan=False), sep="\n", end="")
+        opening = ","
+    print("[]" if opening == "[" else "\n]")
+
+
+def _print_csv(columns: Sequence[str], rows: Iterable[Sequence[Any]], out: TextIO) -> None:
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow(_harmless(value) for value in row)
+
+
+def _harmless(value: Any) -> str:
+    text = _text(value, none="")
+    return f"'{text}" if isinstance(value, str) and text.startswith(_FORMULA) else text
+
+
+def _text(value: Any, *, none: str) -> str:
+    return none if value is None else str(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: instants in ISO, in UTC; no number that is none."""
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date):
+        return value.isoformat()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
