@@ -9,7 +9,7 @@ setup(
     package_dir={f"itel_cabinet.{room}": room for room in ROOMS},
     package_data={
         "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
-        "itel_cabinet.pipeline": ["py.typed"],
+        "itel_cabinet.pipeline": ["*.j2", "*.css", "py.typed"],
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
         "itel_cabinet.queries": ["*.sql"],

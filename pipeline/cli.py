@@ -35,7 +35,7 @@ from itel_cabinet.pipeline.commands import (
 )
 from itel_cabinet.pipeline.letters_cli import letters_app
 from itel_cabinet.pipeline.offsets_cli import offsets_app
-from itel_cabinet.pipeline.query_cli import query
+from itel_cabinet.pipeline.query_cli import query, report
 from itel_cabinet.pipeline.status_cli import lag, status
 from itel_cabinet.pipeline.tables_cli import tables_app
 
@@ -61,6 +61,7 @@ app.add_typer(offsets_app, name="offsets")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
 app.command()(query)
+app.command()(report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -24,10 +24,12 @@ from itel_cabinet.transforms.replays import has_row, times_replayed
 __all__ = [
     "Entry",
     "ErrorLog",
+    "FailureCount",
     "Filter",
     "RecentLetters",
     "Stranger",
     "error_log",
+    "failure_counts",
     "letters",
     "original",
     "recent_letters",
@@ -79,6 +81,16 @@ class Entry:
             "state": "replayed" if self.replayed else "open",
             "error_topic": self.topic,
         }
+
+
+@dataclass(frozen=True, slots=True)
+class FailureCount:
+    """How many letters of a stage and reason are open, and how many were replayed."""
+
+    stage: str
+    error_class: str
+    open: int
+    replayed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +223,13 @@ def recent_letters(
                 partial = True
                 break
     return RecentLetters(counts, +last_hour, replayed, read, held, partial)
+
+
+def failure_counts(entries: Iterable[Entry]) -> list[FailureCount]:
+    """The letters counted by stage and reason, in the order of those."""
+    counts = Counter((entry.letter.stage, entry.letter.error_class, bool(entry.replayed)) for entry in entries)
+    reasons = sorted({(stage, error_class) for stage, error_class, _ in counts})
+    return [FailureCount(*reason, open=counts[*reason, False], replayed=counts[*reason, True]) for reason in reasons]
 
 
 def original(reader: LogReader, letter: DeadLetter) -> Record | None:

@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,10 +37,18 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.kafka_log import LogReader
-    from itel_cabinet.pipeline.dead_letters import Entry, Filter, Stranger
+    from itel_cabinet.pipeline.dead_letters import Entry, FailureCount, Filter, Stranger
     from itel_cabinet.pipeline.replay import Outcome, Replay
 
-__all__ = ["letters_app"]
+__all__ = [
+    "ITEL_ERRORS",
+    "TRACKING_ERRORS",
+    "DeadLetterTopic",
+    "ItelErrorsTopic",
+    "error_topics",
+    "letters_app",
+    "warn_of",
+]
 
 letters_app = typer.Typer(help="The records that the jobs gave up, on the error topics.")
 DeadLetterTopic = Annotated[
@@ -57,8 +66,8 @@ OfPartition = Annotated[int | None, typer.Option("--partition", min=0, help="...
 OfOffset = Annotated[
     str | None, typer.Option("--offset", metavar="N[-M]", help="... with this offset, or from N to M.")
 ]
-_TRACKING_ERRORS = "itel.cabinet.task.tracking.errors"
-_ITEL_ERRORS = "itel.cabinet.api.errors"
+TRACKING_ERRORS = "itel.cabinet.task.tracking.errors"
+ITEL_ERRORS = "itel.cabinet.api.errors"
 _MOST_REASONS = 20
 
 
@@ -88,7 +97,7 @@ def _filter(*, since: str | None, until: str | None, offset: str | None, job: Jo
 
 
 @contextmanager
-def _error_topics(
+def error_topics(
     bootstrap_servers: str, kafka_config: str, topics: Sequence[str], epoch: int = 0
 ) -> Iterator[tuple[dict[str, object], LogReader]]:
     """The client's settings, and a reader that knows the error topics."""
@@ -115,7 +124,7 @@ def _error_topics(
         ) from None
 
 
-def _warn_of(strangers: Sequence[Stranger]) -> None:
+def warn_of(strangers: Sequence[Stranger]) -> None:
     if strangers:
         first, number = strangers[0], len(strangers)
         print(
@@ -139,25 +148,25 @@ def list_dead_letters(
     partition: OfPartition = None,
     offset: OfOffset = None,
     count: Annotated[bool, typer.Option("--count", help="Only how many there are of each stage and reason.")] = False,
-    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
-    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     kafka_config: KafkaConfig = "{}",
     as_json: AsJson = False,
 ) -> None:
     """Show the dead letters, without what the records hold. Moves no group's offsets."""
-    from itel_cabinet.pipeline.dead_letters import error_log
+    from itel_cabinet.pipeline.dead_letters import error_log, failure_counts
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
         topic=input_topic, partition=partition, offset=offset,
     )  # fmt: skip
     topics = (dead_letter_topic, itel_errors_topic)
-    with _error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
+    with error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
         log = error_log(reader, topics, wanted)
-    _warn_of(log.strangers)
+    warn_of(log.strangers)
     rows = [entry.summary for entry in log.entries]
     if count:
-        _print_counts(rows, as_json)
+        _print_counts(failure_counts(log.entries), as_json)
     elif as_json:
         typer.echo(json.dumps(rows, indent=2))
     else:
@@ -177,21 +186,15 @@ def _plain(text: str) -> Text:
     return Text(one_line(text, 1_000))
 
 
-def _print_counts(rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
-    counts = Counter((row["stage"], row["error_class"], row["state"]) for row in rows)
-    reasons = sorted({(stage, error_class) for stage, error_class, _ in counts})
+def _print_counts(counts: Sequence[FailureCount], as_json: bool) -> None:
     if as_json:
-        found = [
-            {"stage": s, "error_class": e, "open": counts[s, e, "open"], "replayed": counts[s, e, "replayed"]}
-            for s, e in reasons
-        ]
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps([asdict(one) for one in counts], indent=2))
         return
     table = Table("stage", "error class")
     for column in ("open", "replayed"):
         table.add_column(column, justify="right")
-    for s, e in reasons:
-        table.add_row(_plain(s), _plain(e), str(counts[s, e, "open"]), str(counts[s, e, "replayed"]))
+    for one in counts:
+        table.add_row(_plain(one.stage), _plain(one.error_class), str(one.open), str(one.replayed))
     Console(markup=False, highlight=False, emoji=False).print(table)
 
 
@@ -201,8 +204,8 @@ def show_dead_letter(
     bootstrap_servers: Servers,
     raw: Annotated[bool, typer.Option("--raw", help="Print the record's value as it is, and nothing else.")] = False,
     consumer_group: OfGroup = None,
-    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
-    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
     kafka_config: KafkaConfig = "{}",
 ) -> None:
@@ -213,7 +216,7 @@ def show_dead_letter(
     from itel_cabinet.transforms.dead_letters import decode_dead_letter
 
     topics = (dead_letter_topic, itel_errors_topic)
-    with _error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
+    with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
         wanted = Filter(coordinates=frozenset({coordinates}), group=consumer_group)
         entries = error_log(reader, topics, wanted).entries
         if not entries:
@@ -290,8 +293,8 @@ def replay_dead_letters(
             "--transactions/--no_transactions", help="Off for brokers without: a replay cut off may then repeat some."
         ),
     ] = True,
-    dead_letter_topic: DeadLetterTopic = _TRACKING_ERRORS,
-    itel_errors_topic: ItelErrorsTopic = _ITEL_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
     kafka_config: KafkaConfig = "{}",
     dry_run: DryRun = False,
@@ -316,12 +319,12 @@ def replay_dead_letters(
     topics = (dead_letter_topic, itel_errors_topic)
     counts: Counter[Outcome] = Counter()
     told: list[Replay] = []
-    with _error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
+    with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
         # First of all: from here on no other replay of these topics writes, so what is read of them now stays true.
         name = f"{PROGRAM}-replay-{'-'.join(topics)}"
         writer = None if dry_run else LogWriter(client, name, transactions=transactions)
         log = error_log(reader, topics, wanted)
-        _warn_of(log.strangers)
+        warn_of(log.strangers)
         with LogReader(client, epoch=topic_epoch) as originals:
 
             @functools.cache

@@ -5,26 +5,37 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import Refused, StorageOptions, table_settings
+from itel_cabinet.pipeline.commands import KafkaConfig, Refused, StorageOptions, TablesRoot, table_settings
+from itel_cabinet.pipeline.letters_cli import (
+    ITEL_ERRORS,
+    TRACKING_ERRORS,
+    DeadLetterTopic,
+    ItelErrorsTopic,
+    error_topics,
+    warn_of,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.delta_spec import TableSpec
+    from itel_cabinet.pipeline.dead_letters import FailureCount
     from itel_cabinet.pipeline.queries import Query
 
-__all__ = ["query"]
+__all__ = ["query", "report"]
 
 
 class Format(StrEnum):
@@ -111,6 +122,51 @@ def reading() -> Iterator[None]:
         yield
     except (TableMissing, WorldError) as error:
         raise Refused(f"--tables_root: {error}") from error
+
+
+def report(
+    output: Annotated[Path, typer.Option("--output", metavar="FILE.html", help="The page; replaced if it is there.")],
+    tables_root: TablesRoot,
+    storage_options: StorageOptions = "{}",
+    bootstrap_servers: Annotated[
+        str | None,
+        typer.Option(
+            "--bootstrap_servers",
+            metavar="HOST:PORT[,HOST:PORT]",
+            help="Kafka brokers, for the failures; without, the page says how to see them.",
+        ),
+    ] = None,
+    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
+    kafka_config: KafkaConfig = "{}",
+) -> None:
+    """Write one HTML page about the tasks, with charts: it opens without a network and shows nobody's data."""
+    from itel_cabinet.pipeline.queries import Session
+    from itel_cabinet.pipeline.report import gather, render
+
+    specs = table_specs_of(tables_root, storage_options)
+    failures = None
+    if bootstrap_servers:
+        failures = _failures(bootstrap_servers, kafka_config, (dead_letter_topic, itel_errors_topic))
+    with reading(), Session(specs) as session:
+        told = gather(session, tables_root=tables_root, failures=failures, now=datetime.now(UTC))
+    unfinished = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(render(told), encoding="utf-8")
+        unfinished.replace(output)
+    except OSError as error:
+        unfinished.unlink(missing_ok=True)
+        raise Refused(f"--output: {output} cannot be written: {error.strerror}") from None
+    typer.echo(f"{output}: {told.answers['funnel'][0]['tasks']} tasks, {len(told.answers['open-tasks'])} open")
+
+
+def _failures(bootstrap_servers: str, kafka_config: str, topics: tuple[str, str]) -> list[FailureCount]:
+    from itel_cabinet.pipeline.dead_letters import Filter, error_log, failure_counts
+
+    with error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
+        log = error_log(reader, topics, Filter())
+    warn_of(log.strangers)
+    return failure_counts(log.entries)
 
 
 # ------------------------------------------------------------------------------------------------------------ printing
