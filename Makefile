@@ -14,6 +14,8 @@ PACKAGES := $(VENV)/.packages-installed
 JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
+# Programs for the tests, each a Debian package of its own name.
+DEBIAN := chromium
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests demo demo-flink test test-fast chaos lint types bench clean
@@ -67,6 +69,7 @@ clean:
 setup: $(PACKAGES) $(JARS)
 
 setup-tests: setup $(FLINK) $(AZURITE)
+	@tests/debian.sh $(DEBIAN)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

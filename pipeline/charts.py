@@ -9,10 +9,10 @@ from datetime import date, timedelta
 __all__ = ["Bar", "BarChart", "Column", "ColumnChart", "Tick", "bar_chart", "column_chart", "number"]
 
 _WIDTH = 640
-_LABELS = 190  # left of the bars
+_LABELS = 215  # left of the bars
 _VALUES = 70  # right of them
 _ROW = 30
-_LONGEST_LABEL = 28
+_LONGEST_LABEL = 26
 _PLOT_HEIGHT = 180
 _MOST_DAYS = 60
 

@@ -81,7 +81,8 @@ class Parameter:
     @property
     def usage(self) -> str:
         """The parameter, and how it may be given, in a few words."""
-        return f"{self.name} ({self.kind}{f', default {self.default}' if self.default else ''})"
+        more = f", default {self.default}" if self.default else "" if self.required else ", optional"
+        return f"{self.name} ({self.kind}{more})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,8 @@ def render(report: Report) -> str:
         return bar_chart([(row[label], row[value]) for row in answers[query]])
 
     daily = {row["day"]: (row["assigned"], row["completed"]) for row in answers["daily"]}
-    failing = [(f"{one.stage}: {one.error_class}", one.open) for one in report.failures or () if one.open]
+    worst_first = sorted(report.failures or (), key=lambda one: -one.open)
+    failing = [(f"{one.stage}: {one.error_class}", one.open) for one in worst_first if one.open]
     page = _template().render(
         report=report,
         answers=answers,
@@ -78,7 +79,7 @@ def render(report: Report) -> str:
         failures=bar_chart(failing) if failing else None,
         failure_rows=[
             {"step": one.stage, "reason": one.error_class, "open": one.open, "replayed": one.replayed}
-            for one in report.failures or ()
+            for one in worst_first
         ],
         longest_idle=[{column: row[column] for column in _IDLE} for row in answers["open-tasks"][:_MOST_ROWS]],
         most_rows=_MOST_ROWS,

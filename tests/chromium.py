@@ -13,6 +13,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -145,10 +146,13 @@ def _started() -> Iterator[_Browser]:
         for end in (to_browser, from_browser, *theirs):
             os.close(end)
         try:
-            yield _Browser(commands, answers)
+            browser = _Browser(commands, answers)
+            yield browser
+            browser.call("Browser.close")
+            process.wait(_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, 9)
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
             os.close(commands)
             os.close(answers)

@@ -7,6 +7,7 @@ transforms and committed by the real sink, in two commits: versions 1 and 2 of t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,7 +22,7 @@ from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
 
-__all__ = ["HOSTILE", "NOW", "PERSON", "PROJECTS", "at", "specs", "write"]
+__all__ = ["HOSTILE", "NOW", "PERSON", "PROJECTS", "Told", "at", "form", "specs", "write"]
 
 NOW = "2026-02-10T00:00:00Z"
 HOSTILE = "=1+1 <script>alert('é')</script>"
@@ -44,10 +45,12 @@ def specs(root: str) -> dict[str, TableSpec]:
     return table_specs(table_settings(tables_root=root))
 
 
-def write(root: str) -> None:
-    """Make the three tables in ``root`` and fill them: the tracking table is at version 2 then."""
+def write(root: str, *batches: Sequence[Told]) -> None:
+    """Make the three tables in ``root`` and fill them, a commit for each of ``batches``; without any, with the known
+    history in two.
+    """
     tables = {name: FencedTable(spec) for name, spec in specs(root).items()}
-    for batch in (_FIRST, _SECOND):
+    for batch in batches or (_FIRST, _SECOND):
         told = [(one.task(), one.processed()) for one in batch]
         tracked = [row for task, now in told for row in tracking_rows([task], clock=now.timestamp)]
         assert tables[TRACKING].write(tracked).version is not None
@@ -57,7 +60,7 @@ def write(root: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Told:
+class Told:
     """An event and what ClaimX says of its task; ``lag`` seconds lie between the event and its row."""
 
     place: tuple[int, int]  # partition and offset
@@ -71,6 +74,7 @@ class _Told:
     lag: float = 2.0
     kind: str | None = None
     form: list[Any] | None = None
+    project: str | None = None
 
     def processed(self) -> datetime:
         return at(self.when) + timedelta(seconds=self.lag)
@@ -82,7 +86,7 @@ class _Told:
             task_status=self.status,
             timestamp=at(self.when).isoformat(),
             assignment_id=self.assignment,
-            project_id=PROJECTS[self.assignment],
+            project_id=self.project or PROJECTS[self.assignment],
             task=None,
         )
         partition, offset = self.place
@@ -102,7 +106,7 @@ class _Told:
         return CabinetTask(source, event, known, None if self.form is None else parse_form(known))
 
 
-def _form(*answers: tuple[str, str, Any], photos: tuple[int, ...] = ()) -> list[Any]:
+def form(*answers: tuple[str, str, Any], photos: tuple[int, ...] = ()) -> list[Any]:
     overview = [group("Overview", question("Upload Overview Photo(s)", list(photos)))] if photos else []
     return [group(where, question(asked, answer)) for where, asked, answer in answers] + overview
 
@@ -111,20 +115,20 @@ _DAMAGED = "Cabinet Types Damaged"
 _FEET = "Linear Feet Capture"
 
 _FIRST = [
-    _Told((0, 0), "a1", "ASSIGNED", "01-05T09:00", 101, user=11, created="01-05T08:00"),
-    _Told(
+    Told((0, 0), "a1", "ASSIGNED", "01-05T09:00", 101, user=11, created="01-05T08:00"),
+    Told(
         (0, 1), "a2", "COMPLETED", "01-06T10:30", 101, user=11, created="01-05T08:00", completed="01-06T10:00",
-        form=_form(
+        form=form(
             (_DAMAGED, "Lower Cabinets Damaged?", "Yes"),
             (_FEET, "Lower Cabinets (linear feet)", 12.5),
             ("Lower Cabinets", "Enter Number of Damaged Lower Boxes", 3),
             photos=(7001, 7002),
         ),
     ),
-    _Told((1, 0), "b1", "ASSIGNED", "01-07T12:00", 102, user=11, created="01-07T11:00", lag=4),
-    _Told(
+    Told((1, 0), "b1", "ASSIGNED", "01-07T12:00", 102, user=11, created="01-07T11:00", lag=4),
+    Told(
         (1, 1), "b3", "COMPLETED", "02-01T12:00", 102, user=12, created="01-07T11:00", completed="02-01T11:00", lag=5,
-        form=_form(
+        form=form(
             (_DAMAGED, "Lower Cabinets Damaged?", "No"),
             (_FEET, "Lower Cabinets (linear feet)", 4),
             (_DAMAGED, "Upper Cabinets Damaged?", "Yes"),
@@ -133,40 +137,40 @@ _FIRST = [
         ),
     ),
     # Late: before b3 by its time, after it by its offset.
-    _Told((1, 2), "b2", "ASSIGNED", "01-08T12:00", 102, user=12, created="01-07T11:00"),
-    _Told((2, 0), "c1", "ASSIGNED", "01-20T00:00", 103, user=13, created="01-19T23:00"),
-    _Told((2, 1), "i1", "assigned", "2025-12-31T23:00", 109, user=14, created="2025-12-31T22:00"),
-    _Told(
+    Told((1, 2), "b2", "ASSIGNED", "01-08T12:00", 102, user=12, created="01-07T11:00"),
+    Told((2, 0), "c1", "ASSIGNED", "01-20T00:00", 103, user=13, created="01-19T23:00"),
+    Told((2, 1), "i1", "assigned", "2025-12-31T23:00", 109, user=14, created="2025-12-31T22:00"),
+    Told(
         (2, 2), "i2", "COMPLETED", "01-01T01:00", 109, user=14, created="2025-12-31T22:00", completed="01-01T00:30",
-        form=_form(
+        form=form(
             (_DAMAGED, "Full Height Cabinets Damaged?", "Yes, all"),
             (_FEET, "Full-Height Cabinets (linear feet)", 7.25),
         ),
     ),
 ]  # fmt: skip
 _SECOND = [
-    _Told((2, 3), "c2", "ON_HOLD", "01-25T00:00", 103, user=13, created="01-19T23:00", kind="UPDATED"),
+    Told((2, 3), "c2", "ON_HOLD", "01-25T00:00", 103, user=13, created="01-19T23:00", kind="UPDATED"),
     # There twice: the copy of the lower partition counts.
-    _Told((2, 4), "d1", "COMPLETED", "01-31T23:30", 104, completed="01-31T23:00"),
-    _Told((0, 4), "d1", "COMPLETED", "01-31T23:31", 104, completed="01-31T23:00"),
+    Told((2, 4), "d1", "COMPLETED", "01-31T23:30", 104, completed="01-31T23:00"),
+    Told((0, 4), "d1", "COMPLETED", "01-31T23:31", 104, completed="01-31T23:00"),
     # There twice: the copy of the lower offset counts.
-    _Told((0, 2), "a1", "ASSIGNED", "01-05T09:05", 101, user=11, created="01-05T08:00", lag=50),
-    _Told((0, 3), "e1", "ASSIGNED", "02-01T00:00", 105, user=12, created="02-01T00:00"),
-    _Told((0, 6), "e2", "CANCELLED", "02-02T00:00", 105, user=12, created="02-01T00:00"),
-    _Told((0, 5), "f1", "ASSIGNED", "02-09T12:00", 106, user=11, created="02-09T12:00"),
-    _Told((1, 3), "g1", "COMPLETED", "02-05T01:00", 107, user=13, created="02-05T00:00", completed="02-04T00:00"),
-    _Told(
+    Told((0, 2), "a1", "ASSIGNED", "01-05T09:05", 101, user=11, created="01-05T08:00", lag=50),
+    Told((0, 3), "e1", "ASSIGNED", "02-01T00:00", 105, user=12, created="02-01T00:00"),
+    Told((0, 6), "e2", "CANCELLED", "02-02T00:00", 105, user=12, created="02-01T00:00"),
+    Told((0, 5), "f1", "ASSIGNED", "02-09T12:00", 106, user=11, created="02-09T12:00"),
+    Told((1, 3), "g1", "COMPLETED", "02-05T01:00", 107, user=13, created="02-05T00:00", completed="02-04T00:00"),
+    Told(
         (1, 4), "h1", "COMPLETED", "01-10T06:00", 108, user=12, created="01-10T00:00", completed="01-10T05:30",
-        form=_form(
+        form=form(
             (_DAMAGED, "Island Cabinets Damaged?", "Yes"),
             ("Island Cabinets", "Enter Number of Damaged Island Boxes", 1),
             photos=(7003,),
         ),
     ),
     # Sent once more, without its photo, and nobody says when it was completed.
-    _Told(
+    Told(
         (1, 5), "h2", "COMPLETED", "01-12T00:00", 108, user=12, created="01-10T00:00",
-        form=_form(
+        form=form(
             (_DAMAGED, "Island Cabinets Damaged?", "Yes"),
             (_FEET, "Island Cabinets (linear feet)", 6.5),
             ("Island Cabinets", "Enter Number of Damaged Island Boxes", 2),

@@ -418,6 +418,17 @@ def test_without_a_name_the_queries_are_listed(told: Told) -> None:
     }
 
 
+def test_the_docs_list_the_queries_and_show_an_answer(folder: str, told: Told) -> None:
+    page = (_QUERIES.parent / "docs" / "queries.md").read_text(encoding="utf-8")
+    listed = [
+        f"| {query.number or '-'} | `{query.name}` | {query.purpose} | {', '.join(p.usage for p in query.parameters)} |"
+        for query in catalogue()
+    ]
+    assert [line.replace(" |  |", " | |") for line in listed] == re.findall(r"^\| [\d-]+ \| `.+$", page, re.MULTILINE)
+    shown = re.findall(r"```csv\n(.+?)```", page, re.DOTALL)
+    assert shown == [told("transitions", f"--tables_root={folder}", "--format=csv")]
+
+
 # ---------------------------------------------------------------------------------------------------------- parameters
 
 
