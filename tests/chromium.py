@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Page", "opened"]
+__all__ = ["Browser", "Page", "started"]
 
 _SECONDS = 120.0
 # What Chromium itself would do on the network, and the sandbox, which root has not.
@@ -39,35 +39,78 @@ class Page:
     policy has stopped it; ``complaints`` the console's errors and warnings, exceptions, and what the policy says.
     """
 
-    text: str = ""
-    picture: bytes = b""
+    text: str
+    picture: bytes
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 
-def opened(file: Path, *, width: int = 1400, height: int = 1500, dark: bool = False) -> Page:
-    """Open a file, wait until it is loaded and at rest, and tell what happened."""
-    url = file.absolute().as_uri()
-    page = Page()
-    with _started() as browser:
-        target = browser.call("Target.createTarget", url="about:blank")["targetId"]
-        session = browser.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+class Browser:
+    """A running headless Chromium; use :func:`started`. Not thread-safe."""
+
+    def __init__(self, commands: int, answers: int) -> None:
+        self._commands, self._answers = commands, answers
+        self._buffer = b""
+        self._last = 0
+        self._events: list[dict[str, Any]] = []
+
+    def open(self, file: Path, *, width: int = 1400, height: int = 1500, dark: bool = False) -> Page:
+        """Open a file in a page of its own, wait until it is loaded and at rest, and tell what happened."""
+        url = file.absolute().as_uri()
+        self._events.clear()
+        target = self._call("Target.createTarget", url="about:blank")["targetId"]
+        session = self._call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Network", "Log", "Runtime"):
-            browser.call(f"{domain}.enable", session)
+            self._call(f"{domain}.enable", session)
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-        browser.call("Emulation.setDeviceMetricsOverride", session, **size)
+        self._call("Emulation.setDeviceMetricsOverride", session, **size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        browser.call("Emulation.setEmulatedMedia", session, features=[scheme])
-        browser.call("Page.navigate", session, url=url)
-        browser.wait_for("Page.loadEventFired")
-        # A round trip through the renderer: what the load has caused is known by then.
-        shown = browser.call("Runtime.evaluate", session, expression="document.body.innerText")
-        page.text = shown["result"]["value"]
-        picture = browser.call("Page.captureScreenshot", session, format="png", captureBeyondViewport=True)
-        page.picture = base64.b64decode(picture["data"])
-        for event in browser.events:
-            _tell(page, event, url)
-    return page
+        self._call("Emulation.setEmulatedMedia", session, features=[scheme])
+        self._call("Page.setLifecycleEventsEnabled", session, enabled=True)
+        loader = self._call("Page.navigate", session, url=url)["loaderId"]
+        # Half a second after the last request; of this page, not of the blank one before it.
+        while not any(
+            event["method"] == "Page.lifecycleEvent"
+            and (event["params"]["loaderId"], event["params"]["name"]) == (loader, "networkIdle")
+            for event in self._events
+        ):
+            self._next("Page.navigate")
+        shown = self._call("Runtime.evaluate", session, expression="document.body.innerText")
+        picture = self._call("Page.captureScreenshot", session, format="png", captureBeyondViewport=True)
+        self._call("Target.closeTarget", targetId=target)
+        page = Page(shown["result"]["value"], base64.b64decode(picture["data"]))
+        for event in self._events:
+            if event.get("sessionId") == session:
+                _tell(page, event, url)
+        return page
+
+    def close(self) -> None:
+        self._call("Browser.close")
+
+    def _call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
+        self._last += 1
+        message = {"id": self._last, "method": method, "params": params} | ({"sessionId": session} if session else {})
+        os.write(self._commands, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next(method)
+            if answer.get("id") == self._last:
+                assert "error" not in answer, answer
+                result: dict[str, Any] = answer["result"]
+                return result
+
+    def _next(self, waiting_for: str) -> dict[str, Any]:
+        deadline = time.monotonic() + _SECONDS
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._answers], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"Chromium does not answer to {waiting_for} within {_SECONDS:.0f} s"
+            part = os.read(self._answers, 1 << 16)
+            assert part, f"Chromium ended before it answered to {waiting_for}"
+            self._buffer += part
+        line, _, self._buffer = self._buffer.partition(b"\0")
+        message: dict[str, Any] = json.loads(line)
+        if "method" in message:
+            self._events.append(message)
+        return message
 
 
 def _tell(page: Page, event: dict[str, Any], url: str) -> None:
@@ -83,45 +126,9 @@ def _tell(page: Page, event: dict[str, Any], url: str) -> None:
             page.complaints.append(json.dumps(told["args"]))
 
 
-class _Browser:
-    def __init__(self, commands: int, answers: int) -> None:
-        self._commands, self._answers = commands, answers
-        self._buffer = b""
-        self._last = 0
-        self.events: list[dict[str, Any]] = []
-
-    def call(self, method: str, session: str | None = None, **params: Any) -> dict[str, Any]:
-        self._last += 1
-        message = {"id": self._last, "method": method, "params": params} | ({"sessionId": session} if session else {})
-        os.write(self._commands, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next(method)
-            if answer.get("id") == self._last:
-                assert "error" not in answer, answer
-                result: dict[str, Any] = answer["result"]
-                return result
-
-    def wait_for(self, method: str) -> None:
-        while not any(event["method"] == method for event in self.events):
-            self._next(method)
-
-    def _next(self, waiting_for: str) -> dict[str, Any]:
-        deadline = time.monotonic() + _SECONDS
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._answers], [], [], max(0, deadline - time.monotonic()))
-            assert ready, f"Chromium does not answer to {waiting_for} within {_SECONDS:.0f} s"
-            part = os.read(self._answers, 1 << 16)
-            assert part, f"Chromium ended before it answered to {waiting_for}"
-            self._buffer += part
-        line, _, self._buffer = self._buffer.partition(b"\0")
-        message: dict[str, Any] = json.loads(line)
-        if "method" in message:
-            self.events.append(message)
-        return message
-
-
 @contextlib.contextmanager
-def _started() -> Iterator[_Browser]:
+def started() -> Iterator[Browser]:
+    """A browser with a fresh profile; nothing of it is left at the end."""
     program = shutil.which("chromium")
     assert program, "no `chromium` found: run `make setup-tests`"
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
@@ -146,9 +153,9 @@ def _started() -> Iterator[_Browser]:
         for end in (to_browser, from_browser, *theirs):
             os.close(end)
         try:
-            browser = _Browser(commands, answers)
+            browser = Browser(commands, answers)
             yield browser
-            browser.call("Browser.close")
+            browser.close()
             process.wait(_SECONDS)
         finally:
             with contextlib.suppress(ProcessLookupError):

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 import known_history
-from chromium import opened
+from chromium import started
 from known_history import Told, form
 from PIL import Image
 
@@ -36,8 +36,10 @@ def main() -> None:
             report = gather(session, tables_root="az://claims/tables", failures=_FAILURES, now=_NOW)
         file = Path(folder, "report.html")
         file.write_text(render(report), encoding="utf-8")
+        with started() as browser:
+            picture = browser.open(file, width=1200, height=900).picture
         # A palette of so many colours looks the same and takes a third of the bytes.
-        Image.open(BytesIO(opened(file, width=1200, height=900).picture)).quantize(64).save(page, optimize=True)
+        Image.open(BytesIO(picture)).quantize(64).save(page, optimize=True)
 
 
 def _tasks(chance: random.Random) -> list[Told]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
@@ -14,7 +14,7 @@ from typing import Any
 
 import known_history
 import pytest
-from chromium import opened
+from chromium import Browser, started
 from conftest import TopicFactory
 from known_history import HOSTILE, NOW, PERSON
 
@@ -47,6 +47,12 @@ def known(folder: str) -> Report:
     """The report of the known history, with failures, as of its NOW."""
     with Session(known_history.specs(folder)) as session:
         return gather(session, tables_root=folder, failures=FAILURES, now=datetime.fromisoformat(NOW))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with started() as running:
+        yield running
 
 
 class _Tables(HTMLParser):
@@ -212,14 +218,14 @@ def test_what_is_told_of_failures(known: Report, failures: list[FailureCount] | 
     assert ("<dt>failures open</dt><dd>0</dd>" in page) is (failures is not None)
 
 
-def test_empty_tables_make_a_page(tmp_path: Path) -> None:
+def test_empty_tables_make_a_page(tmp_path: Path, browser: Browser) -> None:
     assert main(["tables", "create", f"--tables_root={tmp_path}"]) == 0
     file = tmp_path / "report.html"
     assert main(["report", f"--tables_root={tmp_path}", f"--output={file}"]) == 0
     page = file.read_text()
     assert "There is no event yet." in page
     assert [bar[1:] for bar in bars(page, "funnel-chart")] == [("0", 0.0)] * 4
-    assert opened(file).complaints == []
+    assert browser.open(file).complaints == []
 
 
 # ------------------------------------------------------------------------------------------------------------ strangers
@@ -242,11 +248,11 @@ def test_nobody_is_in_it(known: Report) -> None:
     assert "@" not in page.replace("@media", "")
 
 
-def test_a_browser_has_nothing_to_complain_of(known: Report, tmp_path: Path) -> None:
+def test_a_browser_has_nothing_to_complain_of(known: Report, tmp_path: Path, browser: Browser) -> None:
     file = tmp_path / "report.html"
     file.write_text(render(known), encoding="utf-8")
     for dark in (False, True):
-        page = opened(file, dark=dark)
+        page = browser.open(file, dark=dark)
         assert page.requests == []
         assert page.complaints == []
         assert f"{HOSTILE}\t1" in page.text, "shown as it is"
@@ -254,18 +260,18 @@ def test_a_browser_has_nothing_to_complain_of(known: Report, tmp_path: Path) -> 
     assert page.picture.startswith(b"\x89PNG")
 
 
-def test_a_browser_would_complain(known: Report, tmp_path: Path) -> None:
+def test_a_browser_would_complain(known: Report, tmp_path: Path, browser: Browser) -> None:
     """That nothing is found above means something: here the page has a script, a picture and a style of its own."""
     file = tmp_path / "report.html"
     bad = '<script>console.error("x")</script><img src="http://127.0.0.1:1/x.png"><p style="color: red">x</p></body>'
     page = render(known).replace("</body>", bad)
     file.write_text(page, encoding="utf-8")
-    guarded = opened(file)
+    guarded = browser.open(file)
     assert len(guarded.complaints) == 3
     assert all("Content Security Policy" in complaint for complaint in guarded.complaints)
     assert guarded.requests == ["http://127.0.0.1:1/x.png"]
     file.write_text(re.sub(r"<meta http-equiv[^>]+>", "", page), encoding="utf-8")
-    unguarded = opened(file)
+    unguarded = browser.open(file)
     assert unguarded.requests == ["http://127.0.0.1:1/x.png"]
     assert any('"x"' in complaint for complaint in unguarded.complaints)
 
