@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -33,7 +34,10 @@ __all__ = [
     "group_lag",
     "group_positions",
     "is_world_error",
+    "when_coordinated",
 ]
+
+T = TypeVar("T")
 
 _REQUEST_SECONDS = 10.0
 # librdkafka prints every failed connection to stderr; the callers here report what matters themselves.
@@ -48,6 +52,7 @@ _COORDINATOR_MOVES = frozenset(
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError._WAIT_COORD,
     }
 )
 _COORDINATOR_SECONDS = 0.2
@@ -217,19 +222,30 @@ def committed_entries(
     consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS
 ) -> dict[int, tuple[int, str]]:
     """The group's committed offsets and their metadata, of whatever incarnation, by partition."""
+
+    def ask() -> list[TopicPartition]:
+        answer: list[TopicPartition] = consumer.committed(
+            [TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout
+        )
+        for entry in answer:
+            if entry.error is not None:
+                raise KafkaException(entry.error)
+        return answer
+
+    answer = when_coordinated(ask, timeout)
+    return {e.partition: (e.offset, e.metadata or "") for e in answer if e.offset >= 0}
+
+
+def when_coordinated(call: Callable[[], T], timeout: float = _REQUEST_SECONDS) -> T:
+    """What a call about a group returns once the group's coordinator is found; KafkaException as it comes."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            answer = consumer.committed([TopicPartition(topic.name, p) for p in topic.partitions], timeout=timeout)
-            for entry in answer:
-                if entry.error is not None:
-                    raise KafkaException(entry.error)
-            break
+            return call()
         except KafkaException as error:
             if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() >= deadline:
                 raise
             time.sleep(_COORDINATOR_SECONDS)
-    return {e.partition: (e.offset, e.metadata or "") for e in answer if e.offset >= 0}
 
 
 def group_positions(

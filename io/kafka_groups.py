@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_entries
+from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_entries, when_coordinated
 
 __all__ = ["ConsumerGroup", "GroupRefused", "Shift", "Standing", "shifts"]
 
@@ -130,7 +130,7 @@ class ConsumerGroup:
         offsets = [TopicPartition(self.topic.name, p, o, self.topic.topic_id) for p, o in sorted(to.items())]
         with closing(self._consumer()) as consumer:
             try:
-                consumer.commit(offsets=offsets, asynchronous=False)
+                when_coordinated(lambda: consumer.commit(offsets=offsets, asynchronous=False), self._timeout)
             except KafkaException as error:
                 if error.args[0].code() in _MEMBERS:
                     raise GroupRefused(f"the group {self.name} has got members that read: stop them first") from None

@@ -265,7 +265,7 @@ def _milliseconds(text: str) -> int:
     from itel_cabinet.transforms.events import parse_timestamp
 
     try:
-        return max(0, int(parse_timestamp(text).timestamp() * 1000))  # to Kafka, a negative one is no time
+        return int(parse_timestamp(text).timestamp() * 1000)
     except ValueError as error:
         reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
         raise Refused(f"--to_time: {reason}", wrong_use=True) from None
