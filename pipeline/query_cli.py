@@ -183,7 +183,9 @@ def _print(columns: Sequence[str], rows: Iterable[Sequence[Any]], form: Format) 
 
 
 def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    table = Table(*(column.replace("_", " ") for column in columns))
+    table = Table()
+    for column in columns:
+        table.add_column(column.replace("_", " "), overflow="fold")  # cut nothing off
     for row in rows:
         table.add_row(*map(_shown, row))
     Console(markup=False, highlight=False, emoji=False).print(table)

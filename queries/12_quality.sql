@@ -1,27 +1,32 @@
 -- Events that lack what the other queries stand on, and rows that repeat an event.
-SELECT problem, events
+SELECT
+  problem,
+  CASE place
+    WHEN 1 THEN without_assignment
+    WHEN 2 THEN without_project
+    WHEN 3 THEN without_creation
+    WHEN 4 THEN without_completion
+    WHEN 5 THEN backwards
+    ELSE table_rows - events_once
+  END AS events
 FROM (
-  SELECT 1 AS place, 'without assignment id' AS problem, COUNT(*) AS events
+  SELECT
+    COUNT(*) AS events_once,
+    COUNT(CASE WHEN assignment_id IS NULL THEN 1 END) AS without_assignment,
+    COUNT(CASE WHEN project_id IS NULL OR TRIM(project_id) = '' THEN 1 END) AS without_project,
+    COUNT(CASE WHEN task_status = 'COMPLETED' AND task_created_at IS NULL THEN 1 END) AS without_creation,
+    COUNT(CASE WHEN task_status = 'COMPLETED' AND task_completed_at IS NULL THEN 1 END) AS without_completion,
+    COUNT(CASE WHEN task_status = 'COMPLETED' AND task_completed_at < task_created_at THEN 1 END) AS backwards
   FROM task_events
-  WHERE assignment_id IS NULL
-  UNION ALL
-  SELECT 2 AS place, 'without project id' AS problem, COUNT(*) AS events
-  FROM task_events
-  WHERE project_id IS NULL OR TRIM(project_id) = ''
-  UNION ALL
-  SELECT 3 AS place, 'completed, without creation time' AS problem, COUNT(*) AS events
-  FROM task_events
-  WHERE task_status = 'COMPLETED' AND task_created_at IS NULL
-  UNION ALL
-  SELECT 4 AS place, 'completed, without completion time' AS problem, COUNT(*) AS events
-  FROM task_events
-  WHERE task_status = 'COMPLETED' AND task_completed_at IS NULL
-  UNION ALL
-  SELECT 5 AS place, 'completed before it was created' AS problem, COUNT(*) AS events
-  FROM task_events
-  WHERE task_status = 'COMPLETED' AND task_completed_at < task_created_at
-  UNION ALL
-  SELECT 6 AS place, 'rows that repeat an event' AS problem, COUNT(*) - COUNT(DISTINCT event_id) AS events
-  FROM itel_cabinet_task_tracking
-) AS checks
+) AS counts
+CROSS JOIN (SELECT COUNT(*) AS table_rows FROM itel_cabinet_task_tracking) AS everything
+CROSS JOIN (
+  VALUES
+    (1, 'without assignment id'),
+    (2, 'without project id'),
+    (3, 'completed, without creation time'),
+    (4, 'completed, without completion time'),
+    (5, 'completed before it was created'),
+    (6, 'rows that repeat an event')
+) AS problems(place, problem)
 ORDER BY place

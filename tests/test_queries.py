@@ -407,6 +407,13 @@ def test_a_table_shows_nothing_for_nothing(folder: str, told: Told) -> None:
     assert re.search(r"│ +1 │ +0 │ +1 │ +- +│", printed)
 
 
+def test_a_table_cuts_nothing_off(folder: str, told: Told) -> None:
+    printed = told("time-travel", f"--tables_root={folder}", "--param=version=1")
+    assert "…" not in printed
+    shown = "".join(line.split("│")[1].strip() for line in printed.splitlines() if line.startswith("│"))
+    assert shown.startswith("2026-02-01T12:00:00Z2026-01-20T00:00:00Z"), "over several lines, but whole"
+
+
 def test_without_a_name_the_queries_are_listed(told: Told) -> None:
     listed = json.loads(told("--format=json"))
     assert [one["query"] for one in listed] == [query.name for query in catalogue()]
