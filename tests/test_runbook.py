@@ -27,7 +27,7 @@ from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
-from itel_cabinet.pipeline.tables import FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 RUNBOOK = Path(__file__).parent.parent / "docs" / "operations.md"
 TOPIC = "itel.cabinet.task.tracking"
@@ -201,6 +201,12 @@ def _replayed(site: Site) -> None:
     site.check_rows()
 
 
+def _with_photos(site: Site) -> None:
+    active = [row for row in site.rows(ATTACHMENTS) if row["is_active"]]
+    assert active
+    assert {row["claim_media_id"] for row in active if row["blob_path"] is None} == set()
+
+
 def _forms_as_they_were(site: Site) -> None:
     site.operator.printed["forms before"] = json.dumps(_forms(site))
 
@@ -277,6 +283,7 @@ AFTER: dict[str, Callable[[Site], None]] = {
     "Stop, and go on": _started,
     "A new version, or other options": _started,
     "Records that failed": _replayed,
+    "Photos that are missing": _with_photos,
     "Read again from a moment": _started,
     "Rebuild a table": _rebuilt,
     "Another number of shards": _started,
@@ -337,4 +344,4 @@ def test_every_block_on_a_cluster(site: Site, cluster: FlinkCluster) -> None:
         "Stop for good",
     ]
     assert done["Start, and what it starts from"].strip().splitlines()[-1] in {job.id for job in cluster.jobs()}
-    assert not [job for job in cluster.jobs() if job.active]
+    wait_for(lambda: not any(job.active for job in cluster.jobs()), "the job is cancelled")
