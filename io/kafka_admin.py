@@ -82,7 +82,8 @@ class Topic:
 class PartitionLag:
     """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation.
 
-    ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing.
+    ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing. ``topic_id`` is the
+    incarnation that the offset, of either kind, was committed for; None if whoever committed it did not say.
     """
 
     partition: int
@@ -90,6 +91,7 @@ class PartitionLag:
     start: int
     end: int
     stale: int | None = None
+    topic_id: str | None = None
 
     @property
     def position(self) -> int:
@@ -206,16 +208,8 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
     An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by
     an older worker) counts, one of another topic id does not.
     """
-    return _committed(consumer, topic, timeout)[0]
-
-
-def _committed(consumer: Consumer, topic: Topic, timeout: float) -> tuple[dict[int, int], dict[int, int]]:
-    """The group's offsets by partition: of this incarnation of the topic, and of others."""
-    present: dict[int, int] = {}
-    stale: dict[int, int] = {}
-    for partition, (offset, metadata) in committed_entries(consumer, topic, timeout=timeout).items():
-        (present if (metadata or topic.topic_id) == topic.topic_id else stale)[partition] = offset
-    return present, stale
+    entries = committed_entries(consumer, topic, timeout=timeout)
+    return {p: offset for p, (offset, metadata) in entries.items() if metadata in ("", topic.topic_id)}
 
 
 def committed_entries(
@@ -255,9 +249,15 @@ def group_positions(
 
     Ends are asked for after offsets, so a group that keeps up is never seen ahead of an end.
     """
-    present, stale = _committed(consumer, topic, timeout)
+    entries = committed_entries(consumer, topic, timeout=timeout)
     bounds = cluster.bounds(topic.name, topic.partitions)
-    return [PartitionLag(p, present.get(p), *bounds[p], stale.get(p)) for p in topic.partitions]
+    positions = []
+    for partition in topic.partitions:
+        offset, metadata = entries.get(partition, (None, ""))
+        counts = metadata in ("", topic.topic_id)
+        present, stale = (offset, None) if counts else (None, offset)
+        positions.append(PartitionLag(partition, present, *bounds[partition], stale, metadata or None))
+    return positions
 
 
 def group_lag(

@@ -14,37 +14,23 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_entries, when_coordinated
+from itel_cabinet.io.kafka_admin import (
+    QUIET,
+    Cluster,
+    PartitionLag,
+    Topic,
+    committed_entries,
+    group_positions,
+    when_coordinated,
+)
 
-__all__ = ["ConsumerGroup", "GroupRefused", "Shift", "Standing", "shifts"]
+__all__ = ["ConsumerGroup", "GroupRefused", "Shift", "shifts"]
 
 _MEMBERS = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS})
 
 
 class GroupRefused(ValueError):
     """A group or an offset is not as it must be. One line with the mend; no offset was moved."""
-
-
-@dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a group stands in a partition; ``committed`` is None without an offset.
-
-    ``topic_id`` is the incarnation that the offset was committed for, or None if whoever committed it did not say; one
-    of another incarnation than the topic's is not among those that the jobs go by, ``counts``.
-    """
-
-    partition: int
-    committed: int | None
-    topic_id: str | None
-    counts: bool
-    start: int
-    end: int
-
-    @property
-    def lag(self) -> int:
-        """Records between where a job would go on and the end."""
-        position = self.start if self.committed is None or not self.counts else max(self.committed, self.start)
-        return max(0, self.end - position)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +65,14 @@ class ConsumerGroup:
             hint = f"did you mean {alike[0]}?" if alike else "give one that has committed offsets"
             raise GroupRefused(f"the broker knows no group {self.name!r}: {hint}")
 
-    def standings(self) -> list[Standing]:
+    def positions(self) -> list[PartitionLag]:
         """Where the group stands in each partition of the topic."""
         with closing(self._consumer()) as consumer:
-            entries = committed_entries(consumer, self.topic, timeout=self._timeout)
-        bounds = self._cluster.bounds(self.topic.name, self.topic.partitions)
-        standings = []
-        for partition in self.topic.partitions:
-            committed, metadata = entries.get(partition, (None, ""))
-            counts = committed is not None and metadata in ("", self.topic.topic_id)
-            standings.append(Standing(partition, committed, metadata or None, counts, *bounds[partition]))
-        return standings
+            return group_positions(self._cluster, consumer, self.topic, timeout=self._timeout)
 
     def offsets(self) -> dict[int, int]:
         """The offsets that count, by partition."""
-        return {s.partition: s.committed for s in self.standings() if s.committed is not None and s.counts}
+        return {p.partition: p.committed for p in self.positions() if p.committed is not None}
 
     def at_time(self, timestamp_ms: int) -> dict[int, int]:
         """The offset of each partition's first record of that time or later, or its end."""

@@ -28,7 +28,8 @@ from itel_cabinet.pipeline.commands import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift, Standing
+    from itel_cabinet.io.kafka_admin import PartitionLag
+    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift
 
 __all__ = ["offsets_app"]
 
@@ -72,41 +73,41 @@ def show_offsets(
     with asking(bootstrap_servers), _refusing():
         one = _opened(client_settings(bootstrap_servers, kafka_config), group, topic, topic_epoch)
         one.check_known()
-        standings = one.standings()
+        positions = one.positions()
     rows = [
         {
-            "partition": s.partition,
-            "committed": s.committed,
-            "committed_for": s.topic_id,
-            "counts": s.counts,
-            "start": s.start,
-            "end": s.end,
-            "lag": s.lag,
+            "partition": p.partition,
+            "committed": p.stale if p.committed is None else p.committed,
+            "committed_for": p.topic_id,
+            "counts": p.committed is not None,
+            "start": p.start,
+            "end": p.end,
+            "lag": p.lag,
         }
-        for s in standings
+        for p in positions
     ]
     if as_json:
         typer.echo(json.dumps({"group": group, "topic": topic, "topic_id": one.topic.topic_id, "partitions": rows}))
         return
-    typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(s.lag for s in standings)} behind")
+    typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(p.lag for p in positions)} behind")
     table = Table()
     for column in ("partition", "committed", "log start", "end", "lag"):
         table.add_column(column, justify="right")
     table.add_column("committed for")
-    for s in standings:
-        numbers = (s.partition, s.committed, s.start, s.end, s.lag)
-        table.add_row(*("-" if n is None else str(n) for n in numbers), _whose(s))
+    for p, row in zip(positions, rows, strict=True):
+        numbers = (row[name] for name in ("partition", "committed", "start", "end", "lag"))
+        table.add_row(*("-" if n is None else str(n) for n in numbers), _whose(p))
     Console(markup=False, highlight=False, emoji=False).print(table)
 
 
-def _whose(standing: Standing) -> str:
+def _whose(position: PartitionLag) -> str:
     from itel_cabinet.transforms.dead_letters import one_line
 
-    if standing.committed is None:
+    if position.stale is not None:
+        return f"another topic of this name: {one_line(position.topic_id or '', 100)}"
+    if position.committed is None:
         return "-"
-    if not standing.counts:
-        return f"another topic of this name: {one_line(standing.topic_id or '', 100)}"
-    return "this topic" if standing.topic_id else "not said"
+    return "this topic" if position.topic_id else "not said"
 
 
 @offsets_app.command("reset")
@@ -164,7 +165,7 @@ def reset_offsets(
         if moment is not None:
             offsets = one.at_time(moment)
         elif to_start or to_end:
-            offsets = {s.partition: s.end if to_end else s.start for s in one.standings()}
+            offsets = {p.partition: p.end if to_end else p.start for p in one.positions()}
         one.check_in_range(offsets)
         _move(one, offsets, only_back=only_back, watch_seconds=watch_seconds, dry_run=dry_run)
 
@@ -191,8 +192,8 @@ def copy_offsets(
         client = client_settings(bootstrap_servers, kafka_config)
         old, new = (_opened(client, name, topic, topic_epoch) for name in (from_group, to_group))
         old.check_known()
-        standings = old.standings()
-        offsets = {s.partition: s.committed for s in standings if s.committed is not None and s.counts}
+        positions = old.positions()
+        offsets = {p.partition: p.committed for p in positions if p.committed is not None}
         if not offsets:
             raise Refused(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
         _check_not_overtaken(old, offsets)
@@ -201,16 +202,16 @@ def copy_offsets(
             if old.offsets() != offsets:
                 raise Refused(f"--from: the group {from_group} moves: stop what reads with it first")
         _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
-    for s in standings:
-        if s.partition not in offsets:
-            why = "is of another topic of this name" if s.committed is not None else "is not there"
-            warning = f"partition {s.partition}: its offset in {from_group} {why}, and is not copied"
+    for one in positions:
+        if one.committed is None:
+            why = "is not there" if one.stale is None else "is of another topic of this name"
+            warning = f"partition {one.partition}: its offset in {from_group} {why}, and is not copied"
             print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
 
 
 def _check_not_overtaken(old: ConsumerGroup, offsets: Mapping[int, int]) -> None:
     """Refuse offsets below the log's start, with the line that takes what is left."""
-    starts = {s.partition: s.start for s in old.standings()}
+    starts = {p.partition: p.start for p in old.positions()}
     lost = {p: o for p, o in offsets.items() if o < starts[p]}
     if lost:
         at = ", ".join(f"[{o}, {starts[p]}) of partition {p}" for p, o in lost.items())
