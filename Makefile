@@ -14,6 +14,7 @@ PACKAGES := $(VENV)/.packages-installed
 JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
+PROMETHEUS := $(ITEL_CABINET_LOCAL)/.prometheus-fetched
 # Programs for the tests, each a Debian package of its own name.
 DEBIAN := chromium
 
@@ -68,7 +69,7 @@ clean:
 
 setup: $(PACKAGES) $(JARS)
 
-setup-tests: setup $(FLINK) $(AZURITE)
+setup-tests: setup $(FLINK) $(AZURITE) $(PROMETHEUS)
 	@tests/debian.sh $(DEBIAN)
 
 $(BIN)/python:
@@ -94,4 +95,9 @@ $(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PAC
 # Some 370 MB of Node.js modules, an object store like Azure's: for the tests too.
 $(AZURITE): local/npm/package-lock.json local/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.artifacts azurite
+	@touch $@
+
+# Debian's package, some 20 MB, unpacked and not installed: for the tests and the benchmarks.
+$(PROMETHEUS): local/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.artifacts prometheus
 	@touch $@

@@ -225,11 +225,18 @@ class Connection:
         The deadline begins when the rate limit lets the first try pass, and holds against servers that hang or drip,
         and against a resolver that hangs.
         """
-        if self._breaker.wait() > 0:
-            raise self._breaker_open(0, None)
-        self._take_turn(float("inf"))
-        with metrics.timed(metrics.HTTP_CALL_SECONDS.labels(self.settings.name)):
-            return self._until_answered(method, path, params, body, headers or {}, unusable)
+        api, good = self.settings.name, False
+        try:
+            if self._breaker.wait() > 0:
+                raise self._breaker_open(0, None)
+            self._take_turn(float("inf"))
+            with metrics.timed(metrics.HTTP_CALL_SECONDS.labels(api)):
+                reply = self._until_answered(method, path, params, body, headers or {}, unusable)
+            good = reply.ok
+            return reply
+        finally:
+            if not good:
+                metrics.HTTP_CALLS_FAILED.labels(api).inc()
 
     def _until_answered(
         self,

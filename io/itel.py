@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 from urllib.parse import quote
 
 from itel_cabinet.io.crash_points import reached
@@ -30,6 +30,7 @@ from itel_cabinet.io.http import (
     connection,
     is_transient,
 )
+from itel_cabinet.io.transport import FailureKind
 from itel_cabinet.io.world import retry_world
 from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.ordering import in_order_per_key
@@ -37,6 +38,7 @@ from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 
 __all__ = [
+    "OUTCOMES",
     "Accepted",
     "FolderItel",
     "HttpItel",
@@ -53,6 +55,10 @@ __all__ = [
 
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 _LONGEST_NAME = 180  # with the marks of a temporary file it stays under the 255 bytes of common file systems
+
+
+OUTCOMES = ("accepted", "duplicate", "refused", "redirected", *get_args(FailureKind))
+"""What can become of a submission: see Accepted and Rejected."""
 
 
 @dataclass(frozen=True, slots=True)

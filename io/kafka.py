@@ -337,11 +337,11 @@ class _ShardReader:
 
     def _measure(self, records: Sequence[Record], position: ShardPosition, losses: Sequence[Loss]) -> None:
         topic = self._source.topic
-        for partition, count in Counter(record.partition for record in records).items():
-            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
+        consumed = Counter(record.partition for record in records)
         for loss in losses:
             metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
         for partition, offset in position.offsets.items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(consumed[partition])
             # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
             _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
             if end >= 0:

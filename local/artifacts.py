@@ -1,9 +1,10 @@
 """The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
 ``python -m itel_cabinet.local.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink`` the Flink
-cluster and Beam's Go programs, ``... artifacts azurite`` the object store. Each set of jars is one pom beside this
-module, and its versions are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. The Go
-programs have the version of the installed ``apache-beam``.
+cluster and Beam's Go programs, ``... artifacts azurite`` the object store, ``... artifacts prometheus`` the server that
+scrapes. Each set of jars is one pom beside this module, and its versions are written there and nowhere else; so are
+npm's in ``npm/package.json`` and its lock. The Go programs have the version of the installed ``apache-beam``, Debian's
+packages that of the machine's release.
 """
 
 from __future__ import annotations
@@ -28,8 +29,10 @@ __all__ = [
     "KAFKA",
     "PARTS",
     "PRISM",
+    "PROMETHEUS",
     "ArtifactError",
     "Component",
+    "DebianPackage",
     "NodeProgram",
     "Program",
     "fetch",
@@ -124,7 +127,26 @@ class NodeProgram:
         return (_present(self) / "node_modules" / ".bin" / command).resolve()
 
 
-Part = Component | Program | NodeProgram
+@dataclass(frozen=True, slots=True)
+class DebianPackage:
+    """A package of the machine's own Debian or Ubuntu, unpacked but not installed: for programs that need no more than
+    themselves. So nothing needs root, and no service is started.
+    """
+
+    name: str
+    version: str = "debian"
+
+    @property
+    def folder(self) -> Path:
+        """Where it is, once fetched: ``<home>/<name>-debian``, an absolute path."""
+        return home() / f"{self.name}-{self.version}"
+
+    def program(self, command: str) -> Path:
+        """One of its executables; raises :class:`ArtifactError` if it was not fetched."""
+        return _present(self) / "usr" / "bin" / command
+
+
+Part = Component | Program | NodeProgram | DebianPackage
 
 _HERE = Path(__file__).parent
 
@@ -139,7 +161,15 @@ PRISM = Program("prism", version("apache-beam"), "github.com/apache/beam/sdks/v2
 AZURITE = NodeProgram.of(_HERE / "npm" / "package.json")
 """An object store that speaks Azure's protocol."""
 
-PARTS: dict[str, tuple[Part, ...]] = {"kafka": (KAFKA,), "flink": (FLINK, BOOT, PRISM), "azurite": (AZURITE,)}
+PROMETHEUS = DebianPackage("prometheus")
+"""The server that scrapes, and promtool."""
+
+PARTS: dict[str, tuple[Part, ...]] = {
+    "kafka": (KAFKA,),
+    "flink": (FLINK, BOOT, PRISM),
+    "azurite": (AZURITE,),
+    "prometheus": (PROMETHEUS,),
+}
 
 
 def home() -> Path:
@@ -200,6 +230,8 @@ def fetch(part: Part) -> Path:
                 _build(part, filled)
             case NodeProgram():
                 _install(part, filled)
+            case DebianPackage():
+                _unpack(part, filled)
         try:
             filled.rename(target)
         except OSError:
@@ -277,14 +309,40 @@ def _install(program: NodeProgram, into: Path) -> None:
     )
 
 
-def _run(command: Sequence[str], failure: str, mend: str, made: Path, **environment: str) -> None:
-    """Run ``command``, which has to make the folder ``made``."""
+def _unpack(package: DebianPackage, into: Path) -> None:
+    what = f"Debian's package {package.name}"
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise ArtifactError(
+            f"cannot fetch {what}: no `apt-get` found; put the program's files into {package.folder}/usr/bin yourself"
+        )
+    print(f"fetching {what} by apt-get into {package.folder}", flush=True)
+    failure = f"apt-get could not fetch {what}"
+    mend = f"check the network and /etc/apt/sources.list, then run `{_setup(package)}`"
+    with tempfile.TemporaryDirectory(prefix="apt.", dir=into.parent) as state:
+        # Its own lists and cache: the machine's belong to root, and may be empty.
+        own = {"Dir::State::lists": f"{state}/lists", "Dir::Cache": f"{state}/cache", "Debug::NoLocking": "1"}
+        apt_get = [apt, "-qq", "-o", "APT::Sandbox::User=root", *(f"-o{key}={value}" for key, value in own.items())]
+        lists = Path(state, "lists")
+        for folder in ("lists/partial", "cache/archives/partial"):
+            Path(state, folder).mkdir(parents=True)
+        _run([*apt_get, "update"], failure, mend, lists)
+        _run([*apt_get, "download", package.name], failure, mend, lists, cwd=Path(state))
+        [archive] = Path(state).glob("*.deb")
+        _run(["dpkg-deb", "-x", str(archive), str(into)], failure, mend, into)
+
+
+def _run(
+    command: Sequence[str], failure: str, mend: str, made: Path, *, cwd: Path | None = None, **environment: str
+) -> None:
+    """Run ``command``, which has to make the folder ``made``, or find it there."""
     done = subprocess.run(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        cwd=cwd,
         env={**os.environ, **environment},
     )
     if done.returncode != 0 or not made.is_dir():

@@ -12,15 +12,16 @@ from pathlib import Path
 from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.health import HealthSettings, serve
-from itel_cabinet.io.itel import Itel, ItelSettings, folder_of, itel
+from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, itel
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.media import photos
 from itel_cabinet.io.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup
 from itel_cabinet.pipeline.logs import LogFormat, format_logs
-from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.enrichment import TaskLookup
 from itel_cabinet.transforms.media import PhotoLibrary
 from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
@@ -72,7 +73,29 @@ class Parts:
             version=version("itel-cabinet"),
             stuck_after_seconds=settings.stuck_after_seconds,
         )
-        return functools.partial(_begin, settings.log_format, health)
+        return functools.partial(_begin, settings.log_format, health, self._counts)
+
+    @property
+    def _counts(self) -> Callable[[], None]:
+        """Sets the metrics to 0 that this job can count."""
+        settings = self.settings
+        calls_itel = settings.job.calls_itel
+        is_trigger = settings.job is Job.TRIGGER
+        submits = calls_itel and isinstance(self.itel_settings, ItelSettings)
+        topics = {
+            settings.dead_letter_topic,
+            *([settings.itel_errors_topic, settings.itel_success_topic] if calls_itel else ()),
+            *(((settings.output_topic,) if settings.output_topic else self.rules.topics) if is_trigger else ()),
+            *([settings.tracking_success_topic] if settings.job.writes_tables else ()),
+        }
+        return functools.partial(
+            metrics.start_at_zero,
+            consumed=settings.input_topic,
+            published=sorted(filter(None, topics)),
+            apis=("claimx", *(["itel"] if submits else ())),
+            outcomes=OUTCOMES if calls_itel else (),
+            tables=tuple(spec.name for spec in self.tables.values()) if settings.job.writes_tables else (),
+        )
 
     @functools.cached_property
     def itel(self) -> Callable[[], Itel]:
@@ -123,9 +146,10 @@ class Parts:
         return PublishMessages(self.kafka, self.clock)
 
 
-def _begin(log_format: LogFormat, health: HealthSettings) -> None:
+def _begin(log_format: LogFormat, health: HealthSettings, counts: Callable[[], None]) -> None:
     format_logs(log_format, job=health.job, group=health.group)
     if health.port:
+        counts()
         serve(health)
 
 

@@ -8,12 +8,12 @@ a process has done: records that are read again after a crash are counted again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-__all__ = ["REGISTRY", "observe_freshness", "timed"]
+__all__ = ["REGISTRY", "observe_freshness", "start_at_zero", "timed"]
 
 REGISTRY = CollectorRegistry()
 """All metrics of this process, and nothing else."""
@@ -54,6 +54,7 @@ LOOKUP_SECONDS = _histogram("lookup_seconds", "A task's lookup, waiting for outa
 LOOKUPS_CACHED = _counter("lookups_cached", "Lookups that the cache answered.")
 HTTP_TRIES = _counter("http_tries", "Single requests, by status class (2xx ...) or how they failed.", "api", "outcome")
 HTTP_RETRIES = _counter("http_retries", "Requests made again after a failed one.", "api")
+HTTP_CALLS_FAILED = _counter("http_calls_failed", "Calls without a good answer (2xx) after all tries.", "api")
 HTTP_CALL_SECONDS = _histogram("http_call_seconds", "Calls, all tries and pauses included.", _CALL_SECONDS, "api")
 BREAKER_OPEN = _gauge("breaker_open", "1 while the API is left in peace because most tries failed.", "api")
 SUBMISSIONS = _counter("submissions", "Submissions to iTel: accepted, duplicate, or the error's class.", "outcome")
@@ -84,6 +85,28 @@ FRESHNESS_SECONDS = _histogram(
 )
 HEARTBEAT = _gauge("heartbeat_timestamp_seconds", "When the process last did something (Unix time).")
 WAITING = _gauge("waiting", "1 while an outage is being waited out.", "what")
+
+
+def start_at_zero(
+    *, consumed: str, published: Iterable[str], apis: Iterable[str], outcomes: Iterable[str], tables: Iterable[str]
+) -> None:
+    """Let what can go wrong in this job be there from the first scrape on, at 0: topics, APIs, outcomes, tables.
+
+    A counter that first shows with its first count has not risen, as far as Prometheus can see. Idempotent.
+    """
+    OFFSET_COMMIT_FAILURES.labels(consumed)
+    for topic in published:
+        MESSAGES_PUBLISHED.labels(topic)
+        PUBLISH_FAILURES.labels(topic)
+    for api in apis:
+        HTTP_RETRIES.labels(api)
+        HTTP_CALLS_FAILED.labels(api)
+        BREAKER_OPEN.labels(api)
+    for outcome in outcomes:
+        SUBMISSIONS.labels(outcome)
+    for table in tables:
+        for counter in (ROWS_WRITTEN, ROWS_REPLAYED, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES):
+            counter.labels(table)
 
 
 def observe_freshness(sink: str, since: float) -> None:
