@@ -50,7 +50,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.crash_points import reached
-from itel_cabinet.io.health import beat
+from itel_cabinet.io.health import PULSE, beat
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
 from itel_cabinet.io.key_groups import evenly_spread
 from itel_cabinet.io.process import once_per_process
@@ -89,6 +89,8 @@ _SLICE_SECONDS = 0.1
 _RELIST_SECONDS = 30.0
 # What a consumer reads ahead; librdkafka's own limit of 64 MB would be a sixth of a worker's memory.
 _PREFETCH_KB = 16 * 1024
+# A partition that was not read for so long is told of no longer: Flink may have given it to another worker.
+_UNREAD_SECONDS = 120.0
 # Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
 _RECOMMIT_SECONDS = 3600.0
 _COMMIT_PATIENCE_SECONDS = 15.0
@@ -310,6 +312,7 @@ class _ShardReader:
         )
         self._position: ShardPosition | None = None
         self._listed_at = -float("inf")
+        self._read_at = -float("inf")
         self._losses: list[Loss] = []
 
     def initial(self) -> ShardPosition:
@@ -331,6 +334,7 @@ class _ShardReader:
             else:
                 records = []
             self._position = position
+            self._read_at = time.monotonic()
             losses, self._losses = self._losses, []
             self._measure(records, position, losses)
             return _Batch(records, position, losses)
@@ -338,14 +342,21 @@ class _ShardReader:
     def _measure(self, records: Sequence[Record], position: ShardPosition, losses: Sequence[Loss]) -> None:
         topic = self._source.topic
         consumed = Counter(record.partition for record in records)
-        for loss in losses:
-            metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
-        for partition, offset in position.offsets.items():
+        for partition in position.offsets:
             metrics.RECORDS_CONSUMED.labels(topic, partition).inc(consumed[partition])
-            # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(topic, partition), cached=True)
-            if end >= 0:
-                metrics.READER_LAG.labels(topic, partition).set(max(0, end - offset))
+            lost = sum(loss.end - loss.start for loss in losses if loss.partition == partition)
+            metrics.RECORDS_LOST.labels(topic, partition).inc(lost)
+            metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
+
+    def _lag(self, partition: int) -> int | None:
+        """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
+        position = self._position
+        unread = time.monotonic() - self._read_at > _UNREAD_SECONDS and not PULSE.waits
+        if position is None or partition not in position.offsets or unread:
+            return None
+        # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._source.topic, partition), cached=True)
+        return max(0, end - position.offsets[partition]) if end >= 0 else None
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         servers = dict(self._source.client)["bootstrap.servers"]

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+from jobs import TOPICS, Stack, wait_for
+from prometheus_client.core import Metric
 
-from itel_cabinet.local.prometheus import promtool, with_durations
+from itel_cabinet.local.events import Generator, Shares, produce
+from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.prometheus import Prometheus, promtool, with_durations
+from itel_cabinet.pipeline.tables import FORMS, TRACKING
+from itel_cabinet.transforms import metrics
+from monitoring.dashboards import DASHBOARDS, FOLDER, rendered
 
 MONITORING = Path(__file__).parent.parent / "monitoring"
 ALERTS = (MONITORING / "alerts.yml").read_text(encoding="utf-8")
@@ -56,5 +78,315 @@ def test_durations_are_changed_and_nothing_else() -> None:
     assert (rule["for"], rule["annotations"]) == ("5000ms", {"cause": "waits 5m"})
 
 
+def test_the_dashboards_are_as_the_code_has_them() -> None:
+    assert {file.stem for file in FOLDER.glob("*.json")} == DASHBOARDS.keys()
+    for name, dashboard in DASHBOARDS.items():
+        stale = f"{name}.json is stale: run python -m monitoring.dashboards"
+        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == rendered(dashboard), stale
+
+
+def test_alerts_and_dashboards_know_only_metrics_that_exist() -> None:
+    alerts = {name for rule in alert_rules() for name in re.findall(r"itel_cabinet_\w+", rule["expr"])}
+    panels = {name for query in queries() for name in re.findall(r"itel_cabinet_\w+", query)}
+    samples = {
+        name
+        for metric in catalogue()
+        for name in (f"{metric.name}_bucket", f"{metric.name}_count", f"{metric.name}_total", metric.name)
+    }
+    assert alerts - samples == set()
+    assert panels - samples == set()
+    assert len(alerts) > 10
+    # What is nowhere to be seen is not worth counting.
+    unseen = {metric.name for metric in catalogue()} - {
+        re.sub(r"_(bucket|count|total)$", "", name) for name in alerts | panels
+    }
+    assert unseen == set()
+
+
+def test_every_panel_is_told_of_and_has_a_unit() -> None:
+    for name in DASHBOARDS:
+        panels = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["panels"]
+        charts = [panel for panel in panels if panel["type"] != "row"]
+        assert len(charts) > 8
+        for panel in charts:
+            assert panel["title"]
+            assert panel["description"].endswith(".")
+            assert panel["fieldConfig"]["defaults"]["unit"]
+            assert all(target["legendFormat"] for target in panel["targets"])
+
+
+def catalogue() -> list[Metric]:
+    """The metrics that a process can tell of."""
+    return list(metrics.REGISTRY.collect())
+
+
+def queries() -> list[str]:
+    """What the panels ask, as it is written in them."""
+    documents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.json"))]
+    panels = [panel for document in documents for panel in document["panels"]]
+    return [target["expr"] for panel in panels for target in panel.get("targets", [])]
+
+
 def alert_rules() -> list[dict[str, Any]]:
     return [rule for group in yaml.safe_load(ALERTS)["groups"] for rule in group["rules"]]
+
+
+# ----------------------------------------------------------------------------------------------- on a real Prometheus
+
+
+@pytest.fixture
+def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
+    """One that scrapes each second, with the alerts' durations a thirtieth of what they are; a day is ten minutes."""
+    rules = with_durations(ALERTS, lambda seconds: 600.0 if seconds == 86_400 else seconds / 30)
+    with Prometheus.start(tmp_path / "prometheus", rules=rules) as running:
+        yield running
+
+
+def fires(prometheus: Prometheus, *names: str, seconds: float = 120.0) -> None:
+    """Wait until all of these alerts have fired, be it one after the other; each must say what it means."""
+    left = {f"ItelCabinet{name}" for name in names}
+
+    def fired() -> bool:
+        for alert in prometheus.alerts():
+            if alert.state == "firing" and alert.name in left:
+                left.discard(alert.name)
+                assert "{{" not in str(alert.annotations)
+                assert "<no value>" not in str(alert.annotations)
+                assert "error expanding" not in str(alert.annotations)
+        return not left
+
+    try:
+        wait_for(fired, "alerts fire", seconds)
+    except AssertionError:
+        raise AssertionError(f"not within {seconds:.0f} s: {sorted(left)}; now {prometheus.alerts()}") from None
+
+
+def clear(prometheus: Prometheus, *names: str, seconds: float = 120.0) -> None:
+    """Wait until none of these alerts fires any more: of any, if none is named."""
+    wanted = {f"ItelCabinet{name}" for name in names}
+
+    def cleared() -> bool:
+        firing = prometheus.firing()
+        return not (firing & wanted if wanted else firing)
+
+    try:
+        wait_for(cleared, "alerts clear", seconds)
+    except AssertionError:
+        raise AssertionError(f"still after {seconds:.0f} s: {prometheus.alerts()}") from None
+
+
+@dataclass
+class Feed:
+    """Completed and other tasks for a topic of a stack, in lots."""
+
+    stack: Stack
+    generator: Generator
+
+    def __call__(self, n: int = 20) -> None:
+        stack = self.stack
+        messages = self.generator.tracking_messages(n)
+        produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages, stack.claimx)
+
+    @contextmanager
+    def flowing(self, n: int = 5, seconds: float = 0.3) -> Iterator[None]:
+        """A lot every so many seconds, in a thread."""
+        done = threading.Event()
+
+        def feed() -> None:
+            while not done.wait(seconds):
+                self(n)
+
+        thread = threading.Thread(target=feed)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+GOOD = Shares(other_task=0, bad=0, completed_without_form=0, repeated=0)
+
+
+@pytest.fixture
+def feed(stack: Stack) -> Feed:
+    return Feed(stack, Generator(12, start=datetime.now(UTC), shares=GOOD))
+
+
+def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometheus) -> None:
+    ports = [free_port(), free_port()]
+    prometheus.watch(ports)
+    generator, done = Generator(13, start=datetime.now(UTC)), threading.Event()
+    servers, topic = stack.broker.bootstrap_servers, stack.topic("enriched")
+
+    def feed() -> None:
+        while not done.wait(0.3):
+            produce(servers, topic, generator.claimx_events(20), stack.claimx)
+            produce(servers, stack.topic("tracking"), generator.tracking_messages(20), stack.claimx)
+
+    with (
+        stack.running("trigger", metrics_port=ports[0]),
+        stack.running("cabinet", metrics_port=ports[1], media_root=stack.media_uri),
+        ThreadPoolExecutor(1) as pool,
+    ):
+        feeding = pool.submit(feed)
+        try:
+            empty = dict.fromkeys(queries())
+            assert len(empty) > 40
+
+            def all_have_data() -> bool:
+                for query in [*empty]:
+                    asked = query.replace("$pipeline", ".*").replace("$__rate_interval", "30s")
+                    if any(not math.isnan(sample.value) for sample in prometheus.query(asked)):
+                        del empty[query]
+                return not empty
+
+            try:
+                wait_for(all_have_data, "every panel shows something", 120)
+            except AssertionError:
+                raise AssertionError(f"nothing to be seen: {[*empty]}") from None
+            pipelines = {
+                sample.labels["pipeline"] for sample in prometheus.query("itel_cabinet_records_consumed_total")
+            }
+            assert pipelines == {"trigger", "cabinet"}
+        finally:
+            done.set()
+        feeding.result(60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed) -> None:
+    """All but two, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
+
+    In place of a second worker on Flink, whose loss restarts the whole job, another copy of the job that reads another
+    topic is lost: PartitionUnread looks at the label alone.
+    """
+    ports = [free_port() for _ in range(3)]
+    prometheus.watch(ports)
+    options: dict[str, object] = {
+        "world_retry_seconds": 600,
+        "max_retries": 1,
+        "claimx_deadline_seconds": 2,
+        "breaker_window_seconds": 2,
+        "breaker_open_seconds": 1,
+        "max_batch_records": 50,
+    }
+    other = options | {"input_topic": stack.topic("tracked"), "consumer_group": f"{stack.prefix}.other"}
+    with ExitStack() as jobs:
+        cabinet = jobs.enter_context(stack.running("cabinet", metrics_port=ports[0], **options))
+        copy = jobs.enter_context(stack.running("cabinet", metrics_port=ports[1], **other))
+        feed(60)
+        stack.settle("cabinet", 120)
+        wait_for(lambda: len(prometheus.query("itel_cabinet_heartbeat_timestamp_seconds")) == 2, "both are scraped")
+        assert prometheus.firing() == set()
+
+        _lose_records_and_publish_in_vain(stack, jobs, ports[2], prometheus)
+
+        stack.claimx.faults.outage = True
+        feed(1_300)
+        fires(prometheus, "ClaimXErrors", "OutageWaited", "BreakerOpen", "NothingConsumed", "HighLag")
+        stack.claimx.faults.outage = False
+        stack.itel.faults.error_status = 400
+        fires(prometheus, "ItelFailures", "DeadLetters")
+        stack.itel.faults.error_status = None
+        clear(prometheus, "ClaimXErrors", "OutageWaited", "BreakerOpen", "NothingConsumed", "HighLag", seconds=180)
+
+        forms = stack.tables_root / FORMS
+        forms.rename(forms.with_suffix(".away"))
+        forms.write_text("no folder")
+        with feed.flowing():
+            fires(prometheus, "DeltaWriteFailures")
+            forms.unlink()
+            forms.with_suffix(".away").rename(forms)
+            with _writing(stack, TRACKING):
+                fires(prometheus, "CommitConflicts")
+
+            copy.kill()
+            fires(prometheus, "PartitionUnread")
+            jobs.enter_context(stack.running("cabinet", metrics_port=ports[1], **other))
+            clear(prometheus, "DeltaWriteFailures", "CommitConflicts", "PartitionUnread", "ItelFailures")
+
+        old = int((time.time() - 3_600) * 1_000)
+        producer = stack.broker.producer()
+
+        def stale() -> bool:
+            one = next(feed.generator.tracking_messages(1))
+            stack.claimx.put_task(one.details)
+            producer.produce(stack.topic("tracking"), one.value, one.key, timestamp=old)
+            assert producer.flush(30) == 0
+            time.sleep(0.3)
+            return "ItelCabinetStale" in prometheus.firing()
+
+        wait_for(stale, "what is an hour old is found stale", 120)
+
+        cabinet.kill()
+        jobs.pop_all().close()
+        fires(prometheus, "WorkerStopped")
+    with stack.running("cabinet", metrics_port=ports[0], **options), stack.running("trigger", metrics_port=ports[2]):
+        clear(prometheus, "WorkerStopped", "DeadLetters", "Stale", "RecordsLost", "PublishFailures", seconds=180)
+
+
+def _lose_records_and_publish_in_vain(stack: Stack, jobs: ExitStack, port: int, prometheus: Prometheus) -> None:
+    """A trigger job whose first records are gone when it starts, and whose topic takes no message of its size."""
+    servers, topic, narrow = stack.broker.bootstrap_servers, stack.topic("enriched"), f"{stack.prefix}.narrow"
+    stack.broker.create_topic(narrow, 1, {"max.message.bytes": "300"})
+    events = list(Generator(14, start=datetime.now(UTC), shares=GOOD).claimx_events(60))
+    produce(servers, topic, events[:20], stack.claimx)
+    stack.rewind("trigger")
+    admin = AdminClient({"bootstrap.servers": servers})
+    gone = [TopicPartition(topic, partition, end) for partition, end in stack.ends("enriched").items()]
+    for future in admin.delete_records(gone).values():
+        future.result(30)
+    jobs.enter_context(stack.running("trigger", metrics_port=port, output_topic=narrow))
+    produce(servers, topic, events[20:], stack.claimx)
+    fires(prometheus, "RecordsLost", "PublishFailures", "DeadLetters")
+
+
+@contextmanager
+def _writing(stack: Stack, table: str) -> Iterator[None]:
+    """Another writer that alters the table without end."""
+    done = threading.Event()
+
+    def write() -> None:
+        handle = DeltaTable(f"{stack.tables_uri}/{table}")
+        for number in count(1):
+            if done.is_set():
+                return
+            with suppress(CommitFailedError):
+                handle.update_incremental()
+                handle.alter.set_table_properties({"delta.checkpointInterval": str(1_000 + number % 2)})
+
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(write)
+        try:
+            yield
+        finally:
+            done.set()
+        writing.result(60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_offsets_that_cannot_be_committed_raise_an_alert(stack: Stack, prometheus: Prometheus, tmp_path: Path) -> None:
+    with Broker.start(tmp_path / "broker") as broker:
+        stack = replace(stack, broker=broker)
+        for role, partitions in TOPICS.items():
+            broker.create_topic(stack.topic(role), partitions)
+        feed = Feed(stack, Generator(15, start=datetime.now(UTC), shares=GOOD))
+        port = free_port()
+        prometheus.watch([port])
+        with stack.running("tracking", metrics_port=port, claimx_cache_seconds=0):
+            feed(20)
+            stack.settle("tracking", 120)
+            calls = stack.claimx.calls.total()
+            stack.claimx.faults.latency_seconds = 3.0
+            feed(20)
+            wait_for(lambda: stack.claimx.calls.total() > calls, "lookups are under way")
+            broker.kill()
+            fires(prometheus, "OffsetCommitFailures", "OutageWaited")
+            broker.start_again()
+            stack.claimx.faults.latency_seconds = 0.0
+            feed(20)
+            stack.settle("tracking", 120)
+            clear(prometheus)

@@ -8,18 +8,42 @@ a process has done: records that are read again after a crash are counted again.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
-__all__ = ["REGISTRY", "observe_freshness", "start_at_zero", "timed"]
+__all__ = ["REGISTRY", "LiveGauge", "observe_freshness", "start_at_zero", "timed"]
 
 REGISTRY = CollectorRegistry()
 """All metrics of this process, and nothing else."""
 
 _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _FRESHNESS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+
+class LiveGauge(Collector):
+    """A gauge whose values are asked for at each scrape; a value that is None is not told. Thread-safe."""
+
+    def __init__(self, name: str, meaning: str, *labels: str) -> None:
+        self._family = (f"itel_cabinet_{name}", meaning, labels)
+        self._values: dict[tuple[str, ...], Callable[[], float | None]] = {}
+        REGISTRY.register(self)
+
+    def follow(self, value: Callable[[], float | None], *labels: object) -> None:
+        """Ask ``value`` from now on, from any thread, for what has these labels; it replaces the one before."""
+        self._values[tuple(map(str, labels))] = value
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        name, meaning, labels = self._family
+        family = GaugeMetricFamily(name, meaning, labels=labels)
+        for values, ask in self._values.copy().items():
+            value = ask()
+            if value is not None:
+                family.add_metric(values, value)
+        yield family
 
 
 def _counter(name: str, meaning: str, *labels: str) -> Counter:
@@ -38,7 +62,9 @@ def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str
 
 RECORDS_CONSUMED = _counter("records_consumed", "Records read from the input topic.", "topic", "partition")
 RECORDS_LOST = _counter("records_lost", "Records that retention deleted before they were read.", "topic", "partition")
-READER_LAG = _gauge("reader_lag_records", "Records between the reader and the partition's end.", "topic", "partition")
+READER_LAG = LiveGauge(
+    "reader_lag_records", "Records between the reader and the partition's end.", "topic", "partition"
+)
 COMMITTED_OFFSET = _gauge("committed_offset", "The group's offset as last committed.", "topic", "partition")
 OFFSET_COMMIT_FAILURES = _counter("offset_commit_failures", "Offset commits that were given up.", "topic")
 

@@ -1,0 +1,1 @@
+"""What operators watch the jobs with: Prometheus rules and Grafana dashboards. See docs/monitoring.md."""
