@@ -1,9 +1,8 @@
-"""Three ways of doing the same work: Kafka record -> validated event -> row -> Delta table. Each runs in its own
-process.
+"""Ways of doing the same work: Kafka record -> validated event -> row -> Delta table. Each runs in its own process.
 
-``python -m bench.ways beam|loop|one BOOTSTRAP TOPIC FOLDER COUNT`` prints one JSON line: events, seconds, peak memory
-in MB. The seconds run from just before the first record is read to the last commit; imports and connecting are left
-out of all three.
+``python -m bench.ways WAY BOOTSTRAP TOPIC FOLDER COUNT`` (beam, loop, one, metered, unmetered) prints one JSON line:
+events, seconds, peak memory in MB. The seconds run from just before the first record is read to the last commit;
+imports and connecting are left out of all.
 """
 
 from __future__ import annotations
@@ -11,21 +10,28 @@ from __future__ import annotations
 import json
 import resource
 import sys
+import threading
 import time
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import requests
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from confluent_kafka import Consumer, TopicPartition
 from deltalake import DeltaTable, write_deltalake
+from prometheus_client import Counter, Gauge, Histogram
 
 from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
+from itel_cabinet.io.health import HealthSettings, serve
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
+from itel_cabinet.local.ports import free_port
+from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event
@@ -88,6 +94,47 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
     return count
 
 
+def metered(servers: str, topic: str, folder: Path, count: int) -> int:
+    """The same with --metrics_port, scraped each second: by a thread in here, so that its cost counts too."""
+    port = serve(HealthSettings(free_port(), "bench", folder.name, topic, "0", 120.0))
+    done = threading.Event()
+
+    def scrape() -> None:
+        with requests.Session() as session:
+            while not done.wait(1.0):
+                session.get(f"http://127.0.0.1:{port}/metrics", timeout=10).raise_for_status()
+
+    with ThreadPoolExecutor(1) as pool:
+        scraping = pool.submit(scrape)
+        try:
+            return beam_job(servers, topic, folder, count)
+        finally:
+            done.set()
+            scraping.result()
+
+
+class _Uncounted:
+    """In a metric's place: takes all that is told, and does nothing with it."""
+
+    def labels(self, *_: object) -> _Uncounted:
+        return self
+
+    def follow(self, *_: object) -> None:
+        pass
+
+    inc = set = observe = set_to_current_time = follow
+
+
+def unmetered(servers: str, topic: str, folder: Path, count: int) -> int:
+    """The same without any of prometheus-client's work; Beam's own counters stay."""
+    for name, value in [*vars(metrics).items()]:
+        if isinstance(value, Counter | Gauge | Histogram | metrics.LiveGauge):
+            setattr(metrics, name, _Uncounted())
+    metrics.timed = lambda _: nullcontext()
+    metrics.observe_freshness = lambda *_: None
+    return beam_job(servers, topic, folder, count)
+
+
 def plain_loop(servers: str, topic: str, folder: Path, count: int) -> int:
     """A hand-written loop with the same batches: consume, validate, rows, Arrow, write, commit offsets. Not exactly
     once.
@@ -142,7 +189,13 @@ def _row(message: Any) -> dict[str, Any] | None:
     return tracking_row(task.record, task.event, task.details, event.timestamp)
 
 
-WAYS = {"beam": beam_job, "loop": plain_loop, "one": one_at_a_time}
+WAYS = {
+    "beam": beam_job,
+    "loop": plain_loop,
+    "one": one_at_a_time,
+    "metered": metered,
+    "unmetered": unmetered,
+}
 
 
 def main() -> None:

@@ -196,6 +196,7 @@ class FlinkCluster:
     _task_managers: dict[int, _Process] = field(default_factory=dict, repr=False)
     _masters: dict[str, _Process] = field(default_factory=dict, repr=False)
     _started: int = field(default=0, repr=False)
+    _reporters: dict[str, int] = field(default_factory=dict, repr=False)
 
     @classmethod
     def start(
@@ -277,6 +278,11 @@ class FlinkCluster:
     def task_managers(self) -> dict[int, int]:
         """Process ids of the TaskManagers that run, by index. An index is never used twice."""
         return {index: process.pid for index, process in self._task_managers.items() if process.running}
+
+    @property
+    def reporter_ports(self) -> dict[str, int]:
+        """Where Flink's own metrics are, for Prometheus: of ``jobmanager`` and of each ``taskmanager-INDEX``."""
+        return dict(self._reporters)
 
     def start_task_manager(self) -> int:
         """Start one more and return its index at once; :meth:`wait_for_task_managers` waits until it has registered."""
@@ -471,6 +477,7 @@ class FlinkCluster:
         folder = self.folder / name
         temporary = folder / "tmp"
         temporary.mkdir(parents=True)
+        self._reporters[name] = free_port()
         settings = {
             "jobmanager.rpc.address": HOST,
             "jobmanager.rpc.port": self.rpc_port,
@@ -494,6 +501,8 @@ class FlinkCluster:
             "state.checkpoints.dir": self._uri("checkpoints"),
             "state.savepoints.dir": self._uri("savepoints"),
             "metrics.fetcher.update-interval": 1000,
+            "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+            "metrics.reporter.prom.port": self._reporters[name],
             **config,
         }
         lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())

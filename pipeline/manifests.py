@@ -32,12 +32,13 @@ __all__ = [
 _STATE_VOLUME = "flink-state"
 _SECRET_VOLUME = "secrets"
 _REST_PORT = 8081
+_POOL_PORT = 50000
 _FLINK_GROUP = 9999  # what Flink's image runs as, and so what must be able to write to a mounted claim
 
 FIXED_OPTIONS = {
     "job_endpoint": "localhost:8099",
     "environment_type": "EXTERNAL",
-    "environment_config": "localhost:50000",
+    "environment_config": f"localhost:{_POOL_PORT}",
 }
 """Beam options that these manifests decide: the job server is in the launcher's pod, a worker pool in each
 TaskManager's. ``flink_master`` is decided too, see :attr:`Kubernetes.rest`."""
@@ -96,9 +97,12 @@ class Kubernetes(BaseModel):
 
 
 def flink_deployment(
-    kubernetes: Kubernetes, job: str, checkpointing_interval: int, secrets: Sequence[SecretRef]
+    kubernetes: Kubernetes, job: str, checkpointing_interval: int, metrics_port: int, secrets: Sequence[SecretRef]
 ) -> dict[str, Any]:
-    """The session cluster. Pure; raises ManifestRefused."""
+    """The session cluster, whose Python workers answer at ``metrics_port`` unless that is 0. Pure; raises
+    ManifestRefused.
+    """
+    ports = {"harness-pool": _POOL_PORT, **({"metrics": metrics_port} if metrics_port else {})}
     state = kubernetes.state_dir
     mounts, volumes = _state_volume(kubernetes)
     secret_mounts, secret_volumes = _secret_files(kubernetes, secrets)
@@ -117,6 +121,7 @@ def flink_deployment(
         job_manager=kubernetes.job_manager.model_dump(),
         task_manager=kubernetes.task_manager.model_dump(),
         image=kubernetes.image,
+        harness_ports=[{"name": name, "containerPort": port} for name, port in ports.items()],
         harness={kind: _quantities(kubernetes.harness) for kind in ("requests", "limits")},
         secrets=_secret_environment(kubernetes, secrets),
         security={"fsGroup": _FLINK_GROUP} if volumes else {},

@@ -249,7 +249,8 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
                 break
     if template.kubernetes is not None and template.runner == "FlinkRunner" and settings is not None:
         try:
-            flink_deployment(template.kubernetes, template.job, 1, [ref for _, ref in _secrets(settings)])
+            secrets = [ref for _, ref in _secrets(settings)]
+            flink_deployment(template.kubernetes, template.job, 1, settings.metrics_port, secrets)
         except ManifestRefused as refused:
             problems.append(str(refused))
     unresolved = [*_unresolved(settings)] if settings is not None else []
@@ -418,7 +419,7 @@ def manifests(template: Template, given: Sequence[str] = (), *, application: boo
     secrets = [ref for _, ref in _secrets(settings)]
     interval = beam.view_as(FlinkOptions).checkpointing_interval
     try:
-        cluster = flink_deployment(kubernetes, template.job, interval, secrets)
+        cluster = flink_deployment(kubernetes, template.job, interval, settings.metrics_port, secrets)
         if application:
             parallelism = max(1, beam.view_as(FlinkRunnerOptions).parallelism)
             return [flink_application(kubernetes, cluster, parallelism)]

@@ -23,14 +23,14 @@ from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from jobs import TOPICS, Stack, wait_for
-from prometheus_client.core import Metric
 
 from itel_cabinet.local.events import Generator, Shares, produce
+from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.local.prometheus import Prometheus, promtool, with_durations
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
-from itel_cabinet.transforms import metrics
+from itel_cabinet.transforms.metrics import CATALOGUE, REGISTRY
 from monitoring.dashboards import DASHBOARDS, FOLDER, rendered
 
 MONITORING = Path(__file__).parent.parent / "monitoring"
@@ -88,19 +88,31 @@ def test_the_dashboards_are_as_the_code_has_them() -> None:
 def test_alerts_and_dashboards_know_only_metrics_that_exist() -> None:
     alerts = {name for rule in alert_rules() for name in re.findall(r"itel_cabinet_\w+", rule["expr"])}
     panels = {name for query in queries() for name in re.findall(r"itel_cabinet_\w+", query)}
-    samples = {
-        name
-        for metric in catalogue()
-        for name in (f"{metric.name}_bucket", f"{metric.name}_count", f"{metric.name}_total", metric.name)
+    samples = {metric.name for metric in CATALOGUE if metric.kind != "histogram"} | {
+        f"{metric.name}_{part}" for metric in CATALOGUE if metric.kind == "histogram" for part in ("bucket", "count")
     }
     assert alerts - samples == set()
     assert panels - samples == set()
     assert len(alerts) > 10
     # What is nowhere to be seen is not worth counting.
-    unseen = {metric.name for metric in catalogue()} - {
-        re.sub(r"_(bucket|count|total)$", "", name) for name in alerts | panels
-    }
-    assert unseen == set()
+    seen = {re.sub(r"_(bucket|count)$", "", name) for name in alerts | panels}
+    assert {metric.name for metric in CATALOGUE} - seen == set()
+
+
+def test_every_metric_is_in_the_docs_and_no_other() -> None:
+    page = (MONITORING.parent / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(itel_cabinet_\w+)` \| (\w+) \| (.*?) \| (.+) \|$", page, re.MULTILINE)
+    assert rows == [
+        (metric.name, metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.meaning)
+        for metric in CATALOGUE
+    ]
+    assert len(list(REGISTRY.collect())) == len(CATALOGUE)
+
+
+def test_every_alert_is_in_the_docs_and_no_other() -> None:
+    page = (MONITORING.parent / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(ItelCabinet\w+)` \| (\w+) \|", page, re.MULTILINE)
+    assert rows == [(rule["alert"], rule["labels"]["severity"]) for rule in alert_rules()]
 
 
 def test_every_panel_is_told_of_and_has_a_unit() -> None:
@@ -113,11 +125,6 @@ def test_every_panel_is_told_of_and_has_a_unit() -> None:
             assert panel["description"].endswith(".")
             assert panel["fieldConfig"]["defaults"]["unit"]
             assert all(target["legendFormat"] for target in panel["targets"])
-
-
-def catalogue() -> list[Metric]:
-    """The metrics that a process can tell of."""
-    return list(metrics.REGISTRY.collect())
 
 
 def queries() -> list[str]:
@@ -390,3 +397,63 @@ def test_offsets_that_cannot_be_committed_raise_an_alert(stack: Stack, prometheu
             feed(20)
             stack.settle("tracking", 120)
             clear(prometheus)
+
+
+@pytest.mark.timeout(900)
+def test_both_workers_on_flink_are_scraped_under_the_same_names(
+    stack: Stack, cluster: FlinkCluster, prometheus: Prometheus, feed: Feed
+) -> None:
+    stack.broker.add_partitions(stack.topic("tracking"), 4)
+    port = free_port()
+    prometheus.watch([*range(port, port + 16), *cluster.reporter_ports.values()])
+    options = cluster.beam_options() | {"checkpointing_interval": "2000", "shards": "4", "metrics_port": str(port)}
+    with stack.running("cabinet", **options) as launcher:
+        assert launcher.wait(300) == 0, launcher.errors
+    [job] = [job for job in cluster.jobs() if job.active]
+    try:
+        feed(400)
+        stack.settle("cabinet", 240)
+        produced = sum(stack.ends().values())
+        consumed = "sum(itel_cabinet_records_consumed_total)"
+        wait_for(lambda: values(prometheus, consumed) == [produced], "what is consumed is what was produced", 120)
+        rows = {
+            row.labels["table"]: row.value
+            for row in prometheus.query("sum by (table) (itel_cabinet_rows_written_total)")
+        }
+        assert (rows[TRACKING], rows[FORMS]) == (len(stack.tracking()), len(stack.forms()))
+
+        by_worker = prometheus.query("sum by (instance) (itel_cabinet_records_consumed_total)")
+        assert len(by_worker) == 2
+        assert all(worker.value > 0 for worker in by_worker)
+        names = {
+            worker.labels["instance"]: {
+                sample.labels["__name__"]
+                for sample in prometheus.query(
+                    f'{{__name__=~"itel_cabinet_.+", instance="{worker.labels["instance"]}"}}'
+                )
+            }
+            for worker in by_worker
+        }
+        first, second = names.values()
+        assert first ^ second <= {name for name in first | second if "dead_letters" in name or "waiting" in name}
+        lag = "max by (topic, partition) (itel_cabinet_reader_lag_records)"
+        assert values(prometheus, lag) == [0, 0, 0, 0]
+        assert prometheus.firing() == set()
+        # Flink's own reporter, beside ours.
+        assert sum(values(prometheus, "flink_jobmanager_numRegisteredTaskManagers")) == 2
+        assert len(prometheus.query("flink_taskmanager_Status_JVM_CPU_Load")) == 2
+
+        # A worker is lost, and another one reads on: whoever read a partition before tells of it no longer, or lower.
+        [victim, _] = cluster.task_managers
+        cluster.kill_task_manager(victim)
+        cluster.start_task_manager()
+        feed(400)
+        stack.settle("cabinet", 300)
+        wait_for(lambda: values(prometheus, lag) == [0, 0, 0, 0], "all partitions are read to their end", 240)
+        clear(prometheus, seconds=240)
+    finally:
+        cluster.cancel(job.id)
+
+
+def values(prometheus: Prometheus, expression: str) -> list[float]:
+    return [sample.value for sample in prometheus.query(expression)]

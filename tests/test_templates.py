@@ -577,11 +577,14 @@ def test_what_the_session_cluster_is_configured_to() -> None:
         "high-availability.type": "kubernetes",
         "high-availability.storageDir": "file:///flink-state/cabinet/high-availability",
         "classloader.resolve-order": "parent-first",
+        "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
+        "metrics.reporter.prom.port": "9249",
     }
     for manager in ("jobManager", "taskManager"):
         pod = spec[manager]["podTemplate"]["spec"]
         assert pod["containers"][0] == {
             "name": "flink-main-container",
+            "ports": [{"name": "flink-metrics", "containerPort": 9249}],
             "volumeMounts": [{"name": "flink-state", "mountPath": "/flink-state/cabinet"}],
         }
         claim = {"claimName": "itel-cabinet-flink-state"}
@@ -607,7 +610,10 @@ def test_the_harness_is_a_pool_of_python_workers_beside_each_task_manager() -> N
         "name": "python-harness",
         "image": "itel-cabinet:0.1.0",
         "args": ["-worker_pool"],
-        "ports": [{"name": "harness-pool", "containerPort": 50000}],
+        "ports": [
+            {"name": "harness-pool", "containerPort": 50000},
+            {"name": "metrics", "containerPort": 9400},
+        ],
         "env": _TOKENS,
         "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
     }

@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["REGISTRY", "LiveGauge", "observe_freshness", "start_at_zero", "timed"]
+__all__ = ["CATALOGUE", "REGISTRY", "Described", "LiveGauge", "observe_freshness", "start_at_zero", "timed"]
 
 REGISTRY = CollectorRegistry()
 """All metrics of this process, and nothing else."""
@@ -24,11 +26,25 @@ _CALL_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 
 _FRESHNESS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A metric as docs/monitoring.md has it; ``name`` is the one that Prometheus knows."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    labels: tuple[str, ...]
+    meaning: str
+
+
+CATALOGUE: list[Described] = []
+"""All metrics. Each has the label ``pipeline`` besides, when it is scraped."""
+
+
 class LiveGauge(Collector):
     """A gauge whose values are asked for at each scrape; a value that is None is not told. Thread-safe."""
 
-    def __init__(self, name: str, meaning: str, *labels: str) -> None:
-        self._family = (f"itel_cabinet_{name}", meaning, labels)
+    def __init__(self, name: str, meaning: str, labels: tuple[str, ...]) -> None:
+        self._family = (name, meaning, labels)
         self._values: dict[tuple[str, ...], Callable[[], float | None]] = {}
         REGISTRY.register(self)
 
@@ -47,22 +63,37 @@ class LiveGauge(Collector):
 
 
 def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    return Counter(f"itel_cabinet_{name}", meaning, labels, registry=REGISTRY)
+    described = _described(f"{name}_total", "counter", meaning, labels)
+    return Counter(described.name, meaning, labels, registry=REGISTRY)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    return Gauge(f"itel_cabinet_{name}", meaning, labels, registry=REGISTRY)
+    described = _described(name, "gauge", meaning, labels)
+    return Gauge(described.name, meaning, labels, registry=REGISTRY)
+
+
+def _live_gauge(name: str, meaning: str, *labels: str) -> LiveGauge:
+    return LiveGauge(_described(name, "gauge", meaning, labels).name, meaning, labels)
 
 
 def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    return Histogram(f"itel_cabinet_{name}", meaning, labels, buckets=buckets, registry=REGISTRY)
+    described = _described(name, "histogram", meaning, labels)
+    return Histogram(described.name, meaning, labels, buckets=buckets, registry=REGISTRY)
+
+
+def _described(
+    name: str, kind: Literal["counter", "gauge", "histogram"], meaning: str, labels: tuple[str, ...]
+) -> Described:
+    described = Described(f"itel_cabinet_{name}", kind, labels, meaning)
+    CATALOGUE.append(described)
+    return described
 
 
 # Of the source
 
 RECORDS_CONSUMED = _counter("records_consumed", "Records read from the input topic.", "topic", "partition")
 RECORDS_LOST = _counter("records_lost", "Records that retention deleted before they were read.", "topic", "partition")
-READER_LAG = LiveGauge(
+READER_LAG = _live_gauge(
     "reader_lag_records", "Records between the reader and the partition's end.", "topic", "partition"
 )
 COMMITTED_OFFSET = _gauge("committed_offset", "The group's offset as last committed.", "topic", "partition")
