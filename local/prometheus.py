@@ -68,7 +68,7 @@ def promtool(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
 
 
-def with_durations(rules: str, change: Callable[[float], float]) -> str:
+def with_durations(rules: str, change: Callable[[int], float]) -> str:
     """Prometheus rules, each of whose durations - ranges, offsets, ``for`` - is ``change`` of what it was, in seconds.
 
     Thresholds stay as they are, so that what a rule means is still the rule itself. Pure; comments are lost.
