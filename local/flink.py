@@ -502,7 +502,7 @@ class FlinkCluster:
             "state.savepoints.dir": self._uri("savepoints"),
             "metrics.fetcher.update-interval": 1000,
             "metrics.reporter.prom.factory.class": "org.apache.flink.metrics.prometheus.PrometheusReporterFactory",
-            "metrics.reporter.prom.port": self._reporters[name],
+            "metrics.reporter.prom.port": str(self._reporters[name]),  # a number is overlooked
             **config,
         }
         lines = (f"{key}: {json.dumps(value)}\n" for key, value in settings.items())
