@@ -51,8 +51,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end.
 
-    Where several processes share the tests out, one of them has all that use the cluster, and each file's other tests
-    stay together.
+    Where several processes share the tests out, one of them has all that need a cluster, so that one runs at a time,
+    and each file's other tests stay together.
     """
     for item in items:
         fixtures = {*getattr(item, "fixturenames", ())}
@@ -60,6 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.services)
         if "cluster" in fixtures:
             item.add_marker(pytest.mark.flink)
+        if item.get_closest_marker("flink"):
             item.add_marker(pytest.mark.xdist_group("cluster"))
         elif not item.get_closest_marker("slow"):
             item.add_marker(pytest.mark.xdist_group(item.path.name))
