@@ -16,7 +16,7 @@ FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
 PROMETHEUS := $(ITEL_CABINET_LOCAL)/.prometheus-fetched
 # Programs for the tests, each a Debian package of its own name.
-DEBIAN := chromium
+DEBIAN := chromium curl jq
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests demo demo-flink test test-fast chaos lint types bench clean
