@@ -48,6 +48,7 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return val.__qualname__.replace(".<locals>", "") if isinstance(val, FunctionType) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for its groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end.
 
