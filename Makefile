@@ -2,7 +2,7 @@
 # files that it was made from have changed.
 
 PYTHON ?= python3.11
-PROCESSES ?= 3
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck
@@ -37,7 +37,7 @@ demo: setup
 demo-flink: setup $(FLINK)
 	$(BIN)/python -m itel_cabinet.local.demo --flink
 
-# Jobs, brokers and clusters start and wait more than they compute, so three processes share the tests out on two cores.
+# Jobs, brokers and clusters start and wait more than they compute, so two processes share the tests out on two cores.
 # The longest come first (tests/conftest.py), in that order.
 test: setup-tests lint
 	$(BIN)/python -m pytest -m "not chaos" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
