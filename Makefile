@@ -40,7 +40,7 @@ demo-flink: setup $(FLINK)
 # Jobs, brokers and clusters start and wait more than they compute, so two processes share the tests out on two cores.
 # The longest come first (tests/conftest.py), in that order.
 test: setup-tests lint
-	$(BIN)/python -m pytest -m "not chaos" -n $(PROCESSES) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not chaos" -n $(PROCESSES) --no-loadscope-reorder
 
 test-fast: $(PACKAGES)
 	$(BIN)/python -m pytest -m "not services and not flink"

@@ -24,11 +24,12 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from types import FunctionType
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from jobs import TOPICS, Stack
 from printed import Printed
+from xdist.scheduler import LoadScopeScheduling
 
 from itel_cabinet.local.azurite import Azurite
 from itel_cabinet.local.claimx import ClaimXSimulator
@@ -37,6 +38,8 @@ from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 
 _serial = count(1)
+# What needs a Flink cluster: who shares tests out knows them by their names alone.
+_ON_A_CLUSTER = re.compile("flink|cluster|test_workers_")
 
 
 class TopicFactory(Protocol):
@@ -48,23 +51,18 @@ def pytest_make_parametrize_id(val: object) -> str | None:
     return val.__qualname__.replace(".<locals>", "") if isinstance(val, FunctionType) else None
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for its groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end.
-
-    Where several processes share the tests out, one of them has all that need a cluster, so that one runs at a time,
-    and each file's other tests stay together.
-    """
+    """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end."""
     for item in items:
         fixtures = {*getattr(item, "fixturenames", ())}
         if {"broker", "azurite"} & fixtures:
             item.add_marker(pytest.mark.services)
         if "cluster" in fixtures:
             item.add_marker(pytest.mark.flink)
-        if item.get_closest_marker("flink"):
-            item.add_marker(pytest.mark.xdist_group("cluster"))
-        elif not item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+            if not _ON_A_CLUSTER.search(item.nodeid):
+                raise pytest.UsageError(
+                    f"{item.nodeid} uses the cluster: let its name say so ({_ON_A_CLUSTER.pattern})"
+                )
     items.sort(key=_turn)
 
 
@@ -73,6 +71,20 @@ def _turn(item: pytest.Item) -> int:
         if item.get_closest_marker(marker):
             return turn
     return 3
+
+
+class _OneCluster(LoadScopeScheduling):
+    """Shares tests out by file, but gives all that need a cluster to one process, so that one runs at a time.
+
+    pytest-xdist 3.8 has groups for this, which pytest 9.2 does not let it attach to tests.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "cluster" if _ON_A_CLUSTER.search(nodeid) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
+    return _OneCluster(config, log)
 
 
 @pytest.fixture(scope="session")
