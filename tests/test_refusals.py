@@ -343,7 +343,7 @@ def test_a_template_with_a_mistake(lines: str, line: str, tmp_path: Path) -> Non
     assert refusal(["trigger", f"--template={template}"], 2).startswith(f"{template}: {line}")
 
 
-def test_a_secret_of_a_template_that_is_not_there(stack: Stack, cluster: FlinkCluster) -> None:
+def test_a_secret_of_a_flink_template_that_is_not_there(stack: Stack, cluster: FlinkCluster) -> None:
     options = {**cluster.beam_options(), "checkpointing_interval": "2000", "claimx_auth": "bearer:env:NO_SUCH_TOKEN"}
     given = arguments(stack, "trigger", **options)
     assert refusal(["trigger", "--template=trigger.flink", *given[1:]], 1) == (
