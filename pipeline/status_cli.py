@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, nullcontext
@@ -231,6 +232,7 @@ def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bo
         typer.echo(json.dumps(report, indent=2)) if as_json else console.print(view)
         return exit_status
     live = console.is_terminal and not as_json
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it
     try:
         with Live(console=console, auto_refresh=False) if live else nullcontext() as screen:
             while True:
