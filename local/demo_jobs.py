@@ -54,7 +54,7 @@ class _Launcher:
     def launch(self, job: str, *given: str) -> str:
         """Launch a job and wait until the launcher ends; what it printed. Raises DemoFailed."""
         self.say(shlex.join(["itel-cabinet", "run", job, *given]))
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given, "--log_format=text"]
         log = self.log(job)
         environment = {**os.environ, **self.environment}
         with (

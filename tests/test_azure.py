@@ -65,10 +65,10 @@ def test_tables_are_made_and_described_on_azure(azure: str, scheme: str, capsys:
     assert capsys.readouterr().out.count(": exists, left alone") == 3
     assert main(["tables", "describe", f"--tables_root={root}"]) == 0
     told = capsys.readouterr().out
-    assert [line for line in told.splitlines() if "version 0" in line] == [
-        f"{root}/{TRACKING}: version 0, 0 files, partitioned by year, month, day",
-        f"{root}/{FORMS}: version 0, 0 files",
-        f"{root}/{ATTACHMENTS}: version 0, 0 files",
+    assert [line for line in told.splitlines() if ": version 0" in line] == [
+        f"{root}/{TRACKING}: version 0, 0 files (0 bytes), partitioned by year, month, day",
+        f"{root}/{FORMS}: version 0, 0 files (0 bytes)",
+        f"{root}/{ATTACHMENTS}: version 0, 0 files (0 bytes)",
     ]
 
 
