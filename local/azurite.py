@@ -13,13 +13,8 @@ table is found, because Azurite lists a folder from its beginning where it is as
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import hmac
-import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -29,16 +24,14 @@ from typing import Self
 
 import requests
 
-from itel_cabinet.local import guard
 from itel_cabinet.local.artifacts import AZURITE, node
+from itel_cabinet.local.guarded import Guarded
 from itel_cabinet.local.ports import HOST, free_port
 
 __all__ = ["Azurite", "AzuriteError"]
 
 _START_SECONDS = 90.0
-_STOP_SECONDS = 20.0
 _CALL_SECONDS = 30.0
-_LOG_LINES = 15
 
 # Of every Azurite, published by its makers: no secret.
 _ACCOUNT = "devstoreaccount1"
@@ -60,7 +53,7 @@ class Azurite:
 
     folder: Path
     port: int = field(default_factory=free_port)
-    _guard: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _process: Guarded | None = field(default=None, repr=False)
 
     @classmethod
     def start(cls, folder: Path) -> Azurite:
@@ -84,30 +77,17 @@ class Azurite:
 
     def start_again(self) -> None:
         """Start on the same folder and port, after :meth:`stop`; waits until it serves. Idempotent."""
-        if self._guard is not None and self._guard.poll() is None:
+        if self._process is not None and self._process.running:
             return
         command = [node(), str(AZURITE.script("azurite-blob")), "--blobHost", HOST, "--blobPort", str(self.port)]
         options = ["--location", str(self.folder), "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
-        with self.log.open("ab") as log:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, "0", *command, *options],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-            )
-        weakref.finalize(self, _end, self._guard)
-        self._wait_until_ready(self._guard)
+        self._process = Guarded([*command, *options], log=self.log, cwd=self.folder)
+        self._process.wait_until(self._ready, "Azurite", AzuriteError, _START_SECONDS)
 
     def stop(self) -> None:
         """End in order (SIGTERM), upon which it writes down what it has in memory. Idempotent."""
-        if self._guard is not None:
-            self._guard.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(_STOP_SECONDS)
-            _end(self._guard)
-            self._guard = None
+        if self._process is not None:
+            self._process.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -140,26 +120,9 @@ class Azurite:
             told = " ".join(answer.text.split())[:300]
             raise AzuriteError(f"container {name} could not be made: {answer.status_code} {told}")
 
-    def _wait_until_ready(self, guarding: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while True:
-            if guarding.poll() is not None:
-                raise AzuriteError(f"Azurite ended with status {guarding.returncode} while starting; {self._tail()}")
-            try:
-                requests.get(f"http://{HOST}:{self.port}/{_ACCOUNT}", timeout=1.0)
-                return
-            except requests.RequestException:
-                time.sleep(0.05)
-            if time.monotonic() > deadline:
-                self.stop()
-                raise AzuriteError(f"Azurite did not serve within {_START_SECONDS:.0f} s; {self._tail()}")
-
-    def _tail(self) -> str:
-        return f"from {self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-
-
-def _end(guarding: subprocess.Popen[bytes]) -> None:
-    """Let go of a guard's stdin, upon which it kills everything at once."""
-    if guarding.stdin is not None:
-        guarding.stdin.close()
-    guarding.wait(_STOP_SECONDS)
+    def _ready(self) -> bool:
+        try:
+            requests.get(f"http://{HOST}:{self.port}/{_ACCOUNT}", timeout=1.0)
+        except requests.RequestException:
+            return False
+        return True

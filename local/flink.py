@@ -15,18 +15,14 @@ Example::
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import os
 import re
-import signal
 import socket
-import subprocess
 import sys
 import time
-import weakref
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,14 +31,13 @@ from urllib.parse import quote
 
 import requests
 
-from itel_cabinet.local import guard
 from itel_cabinet.local.artifacts import BOOT, FLINK, jars, java
+from itel_cabinet.local.guarded import Guarded
 from itel_cabinet.local.ports import HOST, free_port
 
 __all__ = ["Checkpoints", "FlinkCluster", "FlinkError", "Job", "Subtask"]
 
 _START_SECONDS = 120.0
-_STOP_SECONDS = 20.0
 _CALL_SECONDS = 30.0
 _SAVEPOINT_SECONDS = 120.0
 _LOG_LINES = 15
@@ -131,48 +126,19 @@ class Subtask:
     records_out: int
 
 
-@dataclass(eq=False)
-class _Process:
-    """A JVM under its guard. ``pid`` is the JVM's; its log holds all that it and its children print."""
+class _Process(Guarded):
+    """A JVM under its guard, in a folder of its own."""
 
-    name: str
-    folder: Path
-    guard: subprocess.Popen[bytes]
-    pid: int
-
-    @property
-    def log(self) -> Path:
-        return self.folder / f"{self.name}.log"
-
-    @property
-    def running(self) -> bool:
-        return self.guard.poll() is None
-
-    def terminate(self) -> None:
-        """In order (SIGTERM), or by force after 20 s; waits for the children's end too."""
-        self.guard.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.guard.wait(_STOP_SECONDS)
-        _end(self.guard)
-
-    def kill(self) -> None:
-        """At once (SIGKILL), as a crash would; what it started lives on for a second and is then killed."""
-        if self.running:
-            os.kill(self.pid, signal.SIGKILL)
-            self.guard.wait(_STOP_SECONDS)
+    def __init__(self, name: str, folder: Path, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        log = folder / f"{name}.log"
+        super().__init__(command, log=log, cwd=folder, linger=_LINGER_SECONDS, environment=environment)
 
     def tail(self) -> str:
         """The log from its first error on, or its end."""
         lines = self.log.read_text(errors="replace").splitlines()
         first = next((index for index, line in enumerate(lines) if _LOGGED_ERROR.search(line)), -_LOG_LINES)
         return f"from {self.log}:\n" + "\n".join(lines[first:][:_LOG_LINES])
-
-
-def _end(guarding: subprocess.Popen[bytes]) -> None:
-    """Let go of a guard's stdin, upon which it kills everything at once."""
-    if guarding.stdin is not None:
-        guarding.stdin.close()
-    guarding.wait(_STOP_SECONDS)
 
 
 @dataclass(eq=False)
@@ -334,12 +300,12 @@ class FlinkCluster:
 
     def python_workers(self, index: int) -> list[int]:
         """Process ids of the Python workers of a TaskManager; not of Beam's boot, which starts a killed one again."""
-        return [pid for pid in guard.session(self._task_managers[index].guard.pid) if _is_python_worker(pid)]
+        return [pid for pid in self._task_managers[index].members() if _is_python_worker(pid)]
 
     def stop(self) -> None:
         """End everything; running jobs are not asked. Idempotent."""
         for process in (*self._task_managers.values(), *self._masters.values()):
-            _end(process.guard)
+            process.end()
 
     def __enter__(self) -> Self:
         return self
@@ -526,28 +492,19 @@ class FlinkCluster:
             main_class,
             *arguments,
         ]
-        with (config / f"{name}.log").open("ab") as log:
-            guarding = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, str(_LINGER_SECONDS), *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                cwd=config,
-                env={
-                    **os.environ,
-                    **self.environment,
-                    "PATH": path,
-                    "TMPDIR": str(config / "tmp"),
-                    # Else Beam's boot makes a virtual environment for each worker and finds nothing of ours in it.
-                    "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1",
-                },
-                start_new_session=True,
-            )
-        weakref.finalize(self, _end, guarding)
-        assert guarding.stdout is not None
-        pid = guarding.stdout.readline()
-        process = _Process(name, config, guarding, int(pid or 0))
-        if not pid:
+        process = _Process(
+            name,
+            config,
+            command,
+            {
+                **self.environment,
+                "PATH": path,
+                "TMPDIR": str(config / "tmp"),
+                # Else Beam's boot makes a virtual environment for each worker and finds nothing of ours in it.
+                "RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT": "1",
+            },
+        )
+        if not process.pid:
             raise FlinkError(f"{name} could not be started; {process.tail()}")
         return process
 

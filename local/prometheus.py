@@ -10,13 +10,9 @@ Example::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
-import sys
-import time
-import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,16 +22,14 @@ from typing import Any, Self
 import requests
 import yaml
 
-from itel_cabinet.local import guard
 from itel_cabinet.local.artifacts import PROMETHEUS
+from itel_cabinet.local.guarded import Guarded
 from itel_cabinet.local.ports import HOST, free_port
 
 __all__ = ["Alert", "Prometheus", "PrometheusError", "Sample", "promtool", "with_durations"]
 
 _START_SECONDS = 60.0
-_STOP_SECONDS = 20.0
 _CALL_SECONDS = 30.0
-_LOG_LINES = 15
 _UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(?<=[\[ :])(\d+)([smhd])\b(?=\]|\s|$|\))")
 
@@ -99,7 +93,7 @@ class Prometheus:
     folder: Path
     seconds: float = 1.0
     port: int = field(default_factory=free_port)
-    _guard: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    _process: Guarded | None = field(default=None, repr=False)
 
     @classmethod
     def start(cls, folder: Path, *, rules: str = "groups: []", seconds: float = 1.0) -> Prometheus:
@@ -155,12 +149,8 @@ class Prometheus:
 
     def stop(self) -> None:
         """End in order (SIGTERM). Idempotent."""
-        if self._guard is not None:
-            self._guard.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._guard.wait(_STOP_SECONDS)
-            _end(self._guard)
-            self._guard = None
+        if self._process is not None:
+            self._process.stop()
 
     def __enter__(self) -> Self:
         return self
@@ -189,25 +179,8 @@ class Prometheus:
             "--web.enable-lifecycle",
             "--log.level=warn",
         ]
-        with self.log.open("ab") as log:
-            self._guard = subprocess.Popen(
-                [sys.executable, "-I", "-S", guard.__file__, "0", *command],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-            )
-        weakref.finalize(self, _end, self._guard)
-        deadline = time.monotonic() + _START_SECONDS
-        while not self._ready():
-            if self._guard.poll() is not None:
-                status = self._guard.returncode
-                raise PrometheusError(f"Prometheus ended with status {status} while starting; {self._tail()}")
-            if time.monotonic() > deadline:
-                self.stop()
-                raise PrometheusError(f"Prometheus did not serve within {_START_SECONDS:.0f} s; {self._tail()}")
-            time.sleep(0.05)
+        self._process = Guarded(command, log=self.log, cwd=self.folder)
+        self._process.wait_until(self._ready, "Prometheus", PrometheusError, _START_SECONDS)
 
     def _ready(self) -> bool:
         try:
@@ -216,9 +189,10 @@ class Prometheus:
             return False
 
     def _reload(self) -> None:
+        assert self._process is not None
         answer = requests.post(f"{self.url}/-/reload", timeout=_CALL_SECONDS)
         if not answer.ok:
-            raise PrometheusError(f"the new configuration is refused: {answer.text.strip()}; {self._tail()}")
+            raise PrometheusError(f"the new configuration is refused: {answer.text.strip()}; {self._process.tail()}")
 
     def _get(self, what: str, **parameters: str) -> Any:
         answer = requests.get(f"{self.url}/api/v1/{what}", params=parameters, timeout=_CALL_SECONDS)
@@ -226,13 +200,3 @@ class Prometheus:
         if document["status"] != "success":
             raise PrometheusError(f"{parameters or what}: {document['error']}")
         return document["data"]
-
-    def _tail(self) -> str:
-        return f"from {self.log}:\n" + "\n".join(self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
-
-
-def _end(guarding: subprocess.Popen[bytes]) -> None:
-    """Let go of a guard's stdin, upon which it kills everything at once."""
-    if guarding.stdin is not None:
-        guarding.stdin.close()
-    guarding.wait(_STOP_SECONDS)
