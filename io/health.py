@@ -7,6 +7,7 @@ is away. Each of these says so by :func:`beat`. One that has done nothing for ``
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import logging
 import threading
@@ -103,15 +104,20 @@ class Health:
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
-            exposed = CollectorRegistry()
-            exposed.register(_Labelled(self.registry, self.settings.job))
-            answer: Iterable[bytes] = make_wsgi_app(exposed)(environ, start_response)
+            answer: Iterable[bytes] = self._metrics(environ, start_response)
             return answer
         if path == "/healthz":
             document = self.document()
             status = "503 Service Unavailable" if document["status"] == "stuck" else "200 OK"
             return _answer(start_response, status, "application/json", json.dumps(document) + "\n")
         return _answer(start_response, "404 Not Found", "text/plain", "there is /metrics and /healthz\n")
+
+    @functools.cached_property
+    def _metrics(self) -> Callable[..., Any]:
+        exposed = CollectorRegistry()
+        exposed.register(_Labelled(self.registry, self.settings.job))
+        app: Callable[..., Any] = make_wsgi_app(exposed)
+        return app
 
     def document(self) -> dict[str, Any]:
         """``status``: ``ok``, ``waiting`` (for an outage to end) or ``stuck``; and what it rests on."""

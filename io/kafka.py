@@ -336,17 +336,15 @@ class _ShardReader:
             self._position = position
             self._read_at = time.monotonic()
             losses, self._losses = self._losses, []
-            self._measure(records, position, losses)
+            self._measure(records, losses)
             return _Batch(records, position, losses)
 
-    def _measure(self, records: Sequence[Record], position: ShardPosition, losses: Sequence[Loss]) -> None:
+    def _measure(self, records: Sequence[Record], losses: Sequence[Loss]) -> None:
         topic = self._source.topic
-        consumed = Counter(record.partition for record in records)
-        for partition in position.offsets:
-            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(consumed[partition])
-            lost = sum(loss.end - loss.start for loss in losses if loss.partition == partition)
-            metrics.RECORDS_LOST.labels(topic, partition).inc(lost)
-            metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
+        for partition, count in Counter(record.partition for record in records).items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
+        for loss in losses:
+            metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
 
     def _lag(self, partition: int) -> int | None:
         """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
@@ -406,8 +404,13 @@ class _ShardReader:
         return max(offset, low)
 
     def _assign(self, position: ShardPosition) -> None:
-        self._consumer.assign([TopicPartition(self._source.topic, p, o) for p, o in position.offsets.items()])
+        topic = self._source.topic
+        self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
         self._position = position
+        for partition in position.offsets:
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(0)  # told from the first scrape on
+            metrics.RECORDS_LOST.labels(topic, partition).inc(0)
+            metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
 
     def _relisted(self, position: ShardPosition) -> ShardPosition:
         """``position`` itself, or another one where partitions were added or the topic is another incarnation."""
