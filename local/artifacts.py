@@ -248,11 +248,7 @@ def _made(folder: Path) -> Path:
 
 def _copy_jars(component: Component, into: Path) -> None:
     what = f"{component.name} {component.version}"
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise ArtifactError(
-            f"cannot fetch {what}: no `mvn` found; install Maven 3.6 or later and run `{_setup(component)}` again"
-        )
+    maven = _tool("mvn", f"cannot fetch {what}", f"install Maven 3.6 or later and run `{_setup(component)}` again")
     print(f"fetching {what} by Maven into {component.folder}", flush=True)
     _run(
         [maven, "-q", "-B", "-f", str(component.pom), "dependency:copy-dependencies", f"-DoutputDirectory={into}"],
@@ -275,11 +271,7 @@ def _copy_jars(component: Component, into: Path) -> None:
 
 def _build(program: Program, into: Path) -> None:
     what = f"{program.name} {program.version}"
-    go = shutil.which("go")
-    if go is None:
-        raise ArtifactError(
-            f"cannot build {what}: no `go` found; install Go 1.24 or later and run `{_setup(program)}` again"
-        )
+    go = _tool("go", f"cannot build {what}", f"install Go 1.24 or later and run `{_setup(program)}` again")
     print(f"building {what} by Go into {program.folder}", flush=True)
     _run(
         [go, "install", f"{program.package}@v{program.version}"],
@@ -292,11 +284,7 @@ def _build(program: Program, into: Path) -> None:
 
 def _install(program: NodeProgram, into: Path) -> None:
     what = f"{program.name} {program.version}"
-    npm = shutil.which("npm")
-    if npm is None:
-        raise ArtifactError(
-            f"cannot fetch {what}: no `npm` found; install Node.js 20 or later and run `{_setup(program)}` again"
-        )
+    npm = _tool("npm", f"cannot fetch {what}", f"install Node.js 20 or later and run `{_setup(program)}` again")
     print(f"fetching {what} by npm into {program.folder}", flush=True)
     into.mkdir()
     for name in ("package.json", "package-lock.json"):
@@ -311,11 +299,7 @@ def _install(program: NodeProgram, into: Path) -> None:
 
 def _unpack(package: DebianPackage, into: Path) -> None:
     what = f"Debian's package {package.name}"
-    apt = shutil.which("apt-get")
-    if apt is None:
-        raise ArtifactError(
-            f"cannot fetch {what}: no `apt-get` found; put the program's files into {package.folder}/usr/bin yourself"
-        )
+    apt = _tool("apt-get", f"cannot fetch {what}", f"put the program's files into {package.folder}/usr/bin yourself")
     print(f"fetching {what} by apt-get into {package.folder}", flush=True)
     failure = f"apt-get could not fetch {what}"
     mend = f"check the network and /etc/apt/sources.list, then run `{_setup(package)}`"
@@ -330,6 +314,13 @@ def _unpack(package: DebianPackage, into: Path) -> None:
         _run([*apt_get, "download", package.name], failure, mend, lists, cwd=Path(state))
         [archive] = Path(state).glob("*.deb")
         _run(["dpkg-deb", "-x", str(archive), str(into)], failure, mend, into)
+
+
+def _tool(name: str, failure: str, mend: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        raise ArtifactError(f"{failure}: no `{name}` found; {mend}")
+    return path
 
 
 def _run(
