@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from itel_cabinet.io.delta_spec import TableSpec
     from itel_cabinet.io.kafka_admin import Cluster
     from itel_cabinet.pipeline.options import Settings
 
@@ -30,6 +31,7 @@ __all__ = [
     "open_cluster",
     "storing",
     "table_settings",
+    "tables_at",
 ]
 
 PROGRAM = "itel-cabinet"
@@ -150,6 +152,13 @@ def table_settings(**given: str) -> Settings:
         return Settings.of({"job": Job.TRACKING, **unused, **given})
     except OptionRefused as error:
         raise Refused(str(error), wrong_use=True) from None
+
+
+def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
+    """The specifications of the tables, by name."""
+    from itel_cabinet.pipeline.tables import table_specs
+
+    return table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))
 
 
 @contextmanager

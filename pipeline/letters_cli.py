@@ -30,7 +30,7 @@ from itel_cabinet.pipeline.commands import (
     StorageOptions,
     client_settings,
     storing,
-    table_settings,
+    tables_at,
 )
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options:
     """The records among those of ``entries`` that the tracking table has a row of."""
     from itel_cabinet.io.delta import records_written
     from itel_cabinet.pipeline.replay import may_have_row
-    from itel_cabinet.pipeline.tables import TRACKING, table_specs
+    from itel_cabinet.pipeline.tables import TRACKING
 
     asked = [(e.letter.topic_id, e.letter.partition, e.letter.offset) for e in entries if may_have_row(e)]
     if not tables_root:
@@ -370,7 +370,7 @@ def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options:
             warning = "without --tables_root, a record that has its row beside its dead letter gets a second one"
             print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
         return set()
-    spec = table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))[TRACKING]
+    spec = tables_at(tables_root, storage_options)[TRACKING]
     with storing():
         return records_written(spec, asked)
 

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import KafkaConfig, Refused, StorageOptions, TablesRoot, table_settings
+from itel_cabinet.pipeline.commands import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
 from itel_cabinet.pipeline.letters_cli import (
     ITEL_ERRORS,
     TRACKING_ERRORS,
@@ -105,11 +105,9 @@ def _given(params: Sequence[str]) -> dict[str, str]:
 
 def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, TableSpec]:
     """The tables' specifications by name. Raises Refused."""
-    from itel_cabinet.pipeline.tables import table_specs
-
     if not tables_root:
         raise Refused("--tables_root is missing: give the folder or object-store URI of the tables", wrong_use=True)
-    return table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))
+    return tables_at(tables_root, storage_options)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from itel_cabinet.pipeline.commands import (
     StorageOptions,
     asking,
     client_settings,
-    table_settings,
+    tables_at,
 )
 
 if TYPE_CHECKING:
@@ -192,7 +192,6 @@ def _subject(
     from itel_cabinet.io.transport import check_url
     from itel_cabinet.pipeline.observation import Subject
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
-    from itel_cabinet.pipeline.tables import table_specs
 
     for url in metrics_urls:
         try:
@@ -202,9 +201,7 @@ def _subject(
     kind = Job(job.value)
     if tables_root and not kind.writes_tables:
         raise Refused(f"--tables_root: the job {job.value} writes no tables: leave it out", wrong_use=True)
-    tables = (
-        table_specs(table_settings(tables_root=tables_root, storage_options=storage_options)) if tables_root else None
-    )
+    tables = tables_at(tables_root, storage_options) if tables_root else None
     errors = [dead_letter_topic or JOB_DEFAULTS[kind]["dead_letter_topic"]]
     if kind.calls_itel:
         errors.append(itel_errors_topic or Settings.model_fields["itel_errors_topic"].default)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from itel_cabinet.pipeline.commands import PROGRAM, Refused, storing, table_settings
+from itel_cabinet.pipeline.commands import PROGRAM, Refused, storing, tables_at
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta_spec import TableSpec
@@ -23,9 +23,8 @@ OneTable = Annotated[str | None, typer.Option("--table", metavar="NAME", help="O
 def chosen(tables_root: str, storage_options: str, name: str | None) -> list[TableSpec]:
     """The specification of the named table, or of all that there are."""
     from itel_cabinet.io.delta_tables import table_exists
-    from itel_cabinet.pipeline.tables import table_specs
 
-    specs = table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))
+    specs = tables_at(tables_root, storage_options)
     if name is not None and name not in specs:
         raise Refused(f"--table: there is no table {name!r}: give one of {', '.join(specs)}", wrong_use=True)
     wanted = [spec for spec in specs.values() if name in (None, spec.name)]

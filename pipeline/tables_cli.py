@@ -16,6 +16,7 @@ from itel_cabinet.pipeline.commands import (
     TablesRoot,
     storing,
     table_settings,
+    tables_at,
 )
 from itel_cabinet.pipeline.fences_cli import fence_app, restore_table
 from itel_cabinet.pipeline.table_choice import OneTable, chosen, sized, working
@@ -69,11 +70,10 @@ def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "
     from deltalake.exceptions import TableNotFoundError
 
     from itel_cabinet.io.delta import describe_table
-    from itel_cabinet.pipeline.tables import table_specs
 
     console = Console()
     missing = []
-    for spec in table_specs(table_settings(tables_root=tables_root, storage_options=storage_options)).values():
+    for spec in tables_at(tables_root, storage_options).values():
         try:
             with storing():
                 state = describe_table(spec.uri, spec.storage_options)
