@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,24 @@ def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> 
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         threading.Event().wait(0.05)
+
+
+@contextlib.contextmanager
+def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
+    """Call ``act`` again and again, so many seconds apart, in a thread; what it raises is raised at the end."""
+    stopped = threading.Event()
+
+    def run() -> None:
+        while not stopped.wait(seconds):
+            act()
+
+    with ThreadPoolExecutor(1) as pool:
+        acting = pool.submit(run)
+        try:
+            yield
+        finally:
+            stopped.set()
+        acting.result(60)
 
 
 @dataclass

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -22,7 +22,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
-from jobs import TOPICS, Stack, wait_for
+from jobs import TOPICS, Stack, every, wait_for
 
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.flink import FlinkCluster
@@ -196,22 +196,9 @@ class Feed:
         messages = self.generator.tracking_messages(n)
         produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages, stack.claimx)
 
-    @contextmanager
-    def flowing(self, n: int = 5, seconds: float = 0.3) -> Iterator[None]:
+    def flowing(self, n: int = 5, seconds: float = 0.3) -> AbstractContextManager[None]:
         """A lot every so many seconds, in a thread."""
-        done = threading.Event()
-
-        def feed() -> None:
-            while not done.wait(seconds):
-                self(n)
-
-        thread = threading.Thread(target=feed)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+        return every(seconds, lambda: self(n))
 
 
 GOOD = Shares(other_task=0, bad=0, completed_without_form=0, repeated=0)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -16,7 +15,7 @@ from accounting import assert_tracked_once, topic_id
 from cabinet_samples import tracking_message
 from confluent_kafka import Consumer, TopicPartition
 from conftest import TopicFactory
-from jobs import Stack, wait_for
+from jobs import Stack, every, wait_for
 from printed import Printed
 
 from itel_cabinet.io.kafka_admin import Cluster, when_coordinated
@@ -272,23 +271,6 @@ def test_a_group_that_moves_is_left_alone(stack: Stack, printed: Printed) -> Non
         assert job.stop() == 0, job.errors
     assert stack.committed("tracking") == stack.ends()
     assert len(stack.tracking()) == next(numbers) - 1
-
-
-@contextmanager
-def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
-    stopped = threading.Event()
-
-    def run() -> None:
-        while not stopped.wait(seconds):
-            act()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join(60)
 
 
 # ----------------------------------------------------------------------------------------------------- jobs go on there
