@@ -196,7 +196,8 @@ def copy_offsets(
         offsets = {p.partition: p.committed for p in positions if p.committed is not None}
         if not offsets:
             raise Refused(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
-        _check_not_overtaken(old, offsets)
+        _check_not_overtaken(old, [p for p in positions if p.committed is not None])
+        old.check_in_range(offsets)
         if not dry_run:
             old.check_at_rest(watch_seconds)
             if old.offsets() != offsets:
@@ -209,18 +210,16 @@ def copy_offsets(
             print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
 
 
-def _check_not_overtaken(old: ConsumerGroup, offsets: Mapping[int, int]) -> None:
+def _check_not_overtaken(old: ConsumerGroup, positions: Sequence[PartitionLag]) -> None:
     """Refuse offsets below the log's start, with the line that takes what is left."""
-    starts = {p.partition: p.start for p in old.positions()}
-    lost = {p: o for p, o in offsets.items() if o < starts[p]}
+    lost = [p for p in positions if p.committed != p.position]
     if lost:
-        at = ", ".join(f"[{o}, {starts[p]}) of partition {p}" for p, o in lost.items())
-        rest = ",".join(f"{p}={max(o, starts[p])}" for p, o in offsets.items())
+        at = ", ".join(f"[{p.committed}, {p.start}) of partition {p.partition}" for p in lost)
+        rest = ",".join(f"{p.partition}={p.position}" for p in positions)
         raise Refused(
             f"--from: retention has deleted {at} before {old.name} read it; to go on without: `{PROGRAM} offsets reset "
             f"--new_group --topic={old.topic.name} --to_offset={rest} --group=...`"
         )
-    old.check_in_range(offsets)
 
 
 def _move(
