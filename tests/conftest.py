@@ -19,6 +19,7 @@ of them is missing: it fails and says `make setup-tests`.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from itertools import count
@@ -85,6 +86,17 @@ class _OneCluster(LoadScopeScheduling):
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _OneCluster:
     return _OneCluster(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Put back the logging of this process: a command that a test calls sets it up for a job."""
+    loggers = [logging.getLogger(name) for name in (None, "apache_beam")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -67,6 +68,13 @@ class RunningJob:
     @property
     def errors(self) -> str:
         return self.log.read_text(errors="replace")
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Beam's counters by name (``step: counter``), which a job logs, as JSON, when it ends."""
+        messages = [json.loads(line)["message"] for line in self.errors.splitlines() if line.startswith("{")]
+        counted = (re.fullmatch(r"(.+): (\d+)", message) for message in messages)
+        return {name: int(count) for name, count in (found.groups() for found in counted if found)}
 
     def wait(self, seconds: float = 120.0) -> int:
         return self.process.wait(seconds)

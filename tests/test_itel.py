@@ -353,7 +353,7 @@ def test_a_rejected_one_does_not_sink_its_neighbours(client: Any) -> None:
     api, _ = client(answer(422, b"bad"), answer(201))
     first, second = submission(1, "a"), submission(1, "b")
     assert hand_in(api, [first, second]) == [
-        Failure(first.record, "submit", "refused", "iTel answers 422 (1 try in 0.0 s): bad", 100.0, 101.0, 1),
+        Failure(first.record, "submit", "refused", "iTel answers 422 (1 try in 0.0 s): bad", 100.0, 101.0, 1, "a", 1),
         Submitted(second, 201, 1, "{}", duplicate=False),
     ]
 
@@ -580,7 +580,7 @@ class Breaker:
 def test_an_open_breaker_is_an_outage_like_any_other() -> None:
     job = submission(1, "a")
     (diverted,) = hand_in(Breaker(1), [job])
-    assert diverted == Failure(job.record, "submit", "breaker_open", "iTel: not tried", 100.0, 101.0, 0)
+    assert diverted == Failure(job.record, "submit", "breaker_open", "iTel: not tried", 100.0, 101.0, 0, "a", 1)
     assert patient(Breaker(100)).submit(1, "a", PAYLOAD) == Accepted(201, 1, "")
     jobs = [submission(1, "a"), submission(2, "b")]
     assert hand_in(patient(Breaker(100)), jobs) == [Submitted(job, 201, 1, "", duplicate=False) for job in jobs]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -84,17 +83,6 @@ def checked(given: Sequence[str]) -> str:
     return line
 
 
-@pytest.fixture
-def quiet() -> Iterator[None]:
-    """The logging of this process, put back after `main` has set it up for a job."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    logging.getLogger("apache_beam").setLevel(logging.NOTSET)
-    root.handlers[:] = handlers
-    root.setLevel(level)
-
-
 WRONG_USE = {
     "no job": ([], "the job is missing: itel-cabinet run JOB"),
     "unknown job": (["cabinets"], "cabinets: no such job: use one of trigger, tracking, api, cabinet"),
@@ -128,7 +116,6 @@ WRONG_USE = {
 }
 
 
-@pytest.mark.usefixtures("quiet")
 @pytest.mark.parametrize(("given", "line"), WRONG_USE.values(), ids=WRONG_USE)
 def test_wrong_use(
     given: list[str], line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -80,25 +80,23 @@ def test_each_task_has_its_outcome_in_its_place() -> None:
     assigned, good, formless, incomplete, no_project, cancelled = build(*tasks)
     assert [assigned, cancelled] == [Skip(tasks[n].record, "status_not_submitted") for n in (0, 5)]
     assert isinstance(good, Submission)
-    assert formless == Failure(
-        tasks[2].record,
-        "payload",
-        "no_form",
-        "ClaimX has no form for this task yet; replay the event once it has",
-        NOW,
-        NOW,
-    )
-    assert incomplete == Failure(
-        tasks[3].record,
-        "payload",
-        "incomplete",
-        "required by iTel but missing: formResponseId, dateAssigned",
-        NOW,
-        NOW,
-    )
-    assert no_project == Failure(
-        tasks[4].record, "payload", "incomplete", "required by iTel but missing: projectId", NOW, NOW
-    )
+    assert [formless, incomplete, no_project] == [
+        Failure(
+            one.record,
+            "payload",
+            error_class,
+            error,
+            first_at=NOW,
+            last_at=NOW,
+            event_id="9f2c" * 16,
+            assignment_id=5430007,
+        )
+        for one, error_class, error in (
+            (tasks[2], "no_form", "ClaimX has no form for this task yet; replay the event once it has"),
+            (tasks[3], "incomplete", "required by iTel but missing: formResponseId, dateAssigned"),
+            (tasks[4], "incomplete", "required by iTel but missing: projectId"),
+        )
+    ]
 
 
 def test_other_statuses_are_submitted_where_the_option_says_so() -> None:
