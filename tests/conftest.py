@@ -10,6 +10,7 @@
 | ``azurite`` | session | a real object store (``itel_cabinet.local.azurite.Azurite``) with the container ``tables`` |
 | ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
 | ``printed`` | test | what commands of `itel-cabinet` print: ``printed.Printed`` |
+| ``asked`` | test | what `itel-cabinet status` says of the stack's ``cabinet`` job: ``asked.Asked`` |
 | ``itel`` | test | a running ``ItelSimulator`` that checks the committed JSON Schema |
 
 A test that uses the broker or Azurite, itself or through another fixture, is marked ``services``, and one that uses the
@@ -28,6 +29,7 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import pytest
+from asked import Asked
 from jobs import TOPICS, Stack
 from printed import Printed
 from xdist.scheduler import LoadScopeScheduling
@@ -140,6 +142,11 @@ def topic(broker: Broker, request: pytest.FixtureRequest) -> TopicFactory:
 @pytest.fixture
 def printed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Printed:
     return Printed(capsys, monkeypatch)
+
+
+@pytest.fixture
+def asked(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Asked:
+    return Asked(stack, capsys)
 
 
 @pytest.fixture

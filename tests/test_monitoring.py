@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from asked import Asked
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
@@ -390,7 +391,7 @@ def test_offsets_that_cannot_be_committed_raise_an_alert(stack: Stack, prometheu
 
 @pytest.mark.timeout(900)
 def test_both_workers_on_flink_are_scraped_under_the_same_names(
-    stack: Stack, cluster: FlinkCluster, prometheus: Prometheus, feed: Feed
+    stack: Stack, cluster: FlinkCluster, prometheus: Prometheus, feed: Feed, asked: Asked
 ) -> None:
     stack.broker.add_partitions(stack.topic("tracking"), 4)
     port = free_port()
@@ -424,6 +425,12 @@ def test_both_workers_on_flink_are_scraped_under_the_same_names(
         shows(prometheus, "flink_jobmanager_numRegisteredTaskManagers", [2])
         shows(prometheus, "count(flink_taskmanager_Status_JVM_CPU_Load)", [2])
 
+        # `status` asks each worker by itself.
+        workers = [f"--metrics_url=http://{worker.labels['instance']}" for worker in by_worker]
+        well = asked(*workers)
+        assert (well["verdict"], well["reason"]) == ("healthy", "nothing left to read")
+        assert [worker["state"] for worker in well["workers"]] == ["ok", "ok"]
+
         # A worker is lost, and another one reads on: whoever read a partition before tells of it no longer, or lower.
         [victim, _] = cluster.task_managers
         cluster.kill_task_manager(victim)
@@ -434,6 +441,7 @@ def test_both_workers_on_flink_are_scraped_under_the_same_names(
         clear(prometheus, seconds=240)
     finally:
         cluster.cancel(job.id)
+    wait_for(lambda: asked(*workers)["verdict"] == "dead", "no worker is left")
 
 
 def shows(prometheus: Prometheus, expression: str, expected: list[float], seconds: float = 120.0) -> None:

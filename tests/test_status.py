@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from asked import Asked
 from cabinet_samples import record
 from conftest import TopicFactory
 from deltalake import DeltaTable
@@ -55,6 +56,11 @@ def says(code: int = 200, /, **changes: Any) -> Act:
 ANSWERS: dict[str, tuple[Act, WorkerState, str]] = {
     "ok": (says(), WorkerState.OK, "last heartbeat 0.3 s ago"),
     "ok, and more than is known here": (says(more=1), WorkerState.OK, "last heartbeat 0.3 s ago"),
+    "idle": (
+        says(status="idle", seconds_since_heartbeat=400.0),
+        WorkerState.IDLE,
+        "has been given nothing to read in 400 s",
+    ),
     "waiting": (
         says(status="waiting", waiting_for=["ClaimX", "Kafka"]),
         WorkerState.WAITING,
@@ -184,40 +190,6 @@ def test_age_of_the_oldest_unread_record(broker: Broker, topic: TopicFactory) ->
 
 
 # ------------------------------------------------------------------------------------------------------------- the job
-
-
-class Asked:
-    """What `itel-cabinet status` says of a stack's `cabinet` job: its JSON, its exit status checked with it."""
-
-    def __init__(self, stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
-        self._stack, self._capsys = stack, capsys
-
-    def arguments(self, *more: str) -> list[str]:
-        stack = self._stack
-        return [
-            "status",
-            "cabinet",
-            f"--bootstrap_servers={stack.broker.bootstrap_servers}",
-            f"--consumer_group={stack.prefix}.cabinet",
-            f"--input_topic={stack.topic('tracking')}",
-            f"--tables_root={stack.tables_uri}",
-            f"--dead_letter_topic={stack.topic('errors')}",
-            f"--itel_errors_topic={stack.topic('itel_errors')}",
-            *more,
-        ]
-
-    def __call__(self, *more: str) -> dict[str, Any]:
-        exit_status = main([*self.arguments("--window_seconds=1"), *more, "--json"])
-        printed = self._capsys.readouterr()
-        assert printed.err == ""
-        report: dict[str, Any] = json.loads(printed.out)
-        assert exit_status == (0 if report["verdict"] == "healthy" else 1), report
-        return report
-
-
-@pytest.fixture
-def asked(stack: Stack, capsys: pytest.CaptureFixture[str]) -> Asked:
-    return Asked(stack, capsys)
 
 
 def feed(stack: Stack, number: int, seed: int) -> list[Receipt]:
