@@ -1,8 +1,8 @@
-# Targets for people: demo, test, test-fast, lint, bench. Each sets up what it needs first, and again only when the
+# Targets for people: demo, test, test-all, test-fast, lint, bench. Each sets up what it needs first, and again only when the
 # files that it was made from have changed.
 
 PYTHON ?= python3.11
-PROCESSES ?= 2
+PROCESSES ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck
@@ -19,12 +19,13 @@ PROMETHEUS := $(ITEL_CABINET_LOCAL)/.prometheus-fetched
 DEBIAN := chromium curl jq
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-tests demo demo-flink test test-fast chaos lint types bench clean
+.PHONY: help setup setup-tests demo demo-flink test test-all test-fast chaos lint types bench clean
 
 help:
 	@echo "make demo       run the whole system on this machine and show where each record ended"
 	@echo "make demo-flink the same on a Flink cluster, and how long each part takes"
-	@echo "make test       lint, then every test"
+	@echo "make test       lint, then every test but those that repeat another under other circumstances"
+	@echo "make test-all   lint, then those too"
 	@echo "make test-fast  the tests that need no services"
 	@echo "make chaos      60,000 events through a Flink cluster whose parts are killed; half an hour"
 	@echo "make lint       ruff and mypy"
@@ -37,13 +38,18 @@ demo: setup
 demo-flink: setup $(FLINK)
 	$(BIN)/python -m itel_cabinet.local.demo --flink
 
-# Jobs, brokers and clusters start and wait more than they compute, so two processes share the tests out on two cores.
+# Jobs, brokers and clusters start and wait as much as they compute, so more processes than cores share the tests out.
 # The longest come first (tests/conftest.py), in that order.
+PYTEST_TOGETHER := $(BIN)/python -m pytest -n $(PROCESSES) --no-loadscope-reorder --durations=30
+
 test: setup-tests lint
-	$(BIN)/python -m pytest -m "not chaos" -n $(PROCESSES) --no-loadscope-reorder
+	$(PYTEST_TOGETHER) -m "not slow and not chaos"
+
+test-all: setup-tests lint
+	$(PYTEST_TOGETHER) -m "not chaos"
 
 test-fast: $(PACKAGES)
-	$(BIN)/python -m pytest -m "not services and not flink"
+	$(BIN)/python -m pytest -m "not services and not flink and not slow"
 
 chaos: setup $(FLINK)
 	$(BIN)/python -m pytest -m chaos -s

@@ -46,18 +46,16 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         encode = functools.partial(_dead_letter, topic=self.topic, job=self.job, group=self.group)
         return (
             failures
-            | "Unpack" >> beam.FlatMap(_told)
-            | "Encode" >> beam.Map(encode, max_bytes=self.max_bytes)
+            | "Encode" >> beam.FlatMap(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes))
             | "Send" >> WriteToKafka(self.kafka)
-            | "Leave the value out" >> beam.Map(_origin)
-            | "Encode in short" >> beam.Map(encode, max_bytes=0)
+            | "Leave the value out" >> beam.Map(_in_short, encode=functools.partial(encode, max_bytes=0))
             | "Send in short" >> WriteToKafka(self.kafka)
             | "Give up" >> beam.Map(_give_up)
         )
 
 
-def _told(failures: Sequence[Failure]) -> Sequence[Failure]:
-    """The failures, of which the first few are logged: by class and coordinates, never by what is in them."""
+def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message]) -> Iterator[Message]:
+    """A message each; the first few failures are logged: by class and coordinates, never by what is in them."""
     for failure in failures[:_MOST_LOGGED]:
         record = failure.record
         _LOGGER.warning(
@@ -79,12 +77,11 @@ def _told(failures: Sequence[Failure]) -> Sequence[Failure]:
         )
     if len(failures) > _MOST_LOGGED:
         _LOGGER.warning("and %d more dead letters of the same batch", len(failures) - _MOST_LOGGED)
-    return failures
+    return map(encode, failures)
 
 
-def _origin(refused: Refused) -> Failure:
-    failure: Failure = refused.message.origin
-    return failure
+def _in_short(refused: Refused, *, encode: Callable[[Failure], Message]) -> Message:
+    return encode(refused.message.origin)
 
 
 def _dead_letter(failure: Failure, *, topic: str, job: str, group: str, max_bytes: int) -> Message:

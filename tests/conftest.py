@@ -30,6 +30,7 @@ from typing import Any, Protocol
 
 import pytest
 from asked import Asked
+from hypothesis import HealthCheck, settings
 from jobs import TOPICS, Stack
 from printed import Printed
 from xdist.scheduler import LoadScopeScheduling
@@ -41,6 +42,9 @@ from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 
 _serial = count(1)
+# How long an example takes says more of what else the machine does.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 # What needs a Flink cluster: who shares tests out knows them by their names alone.
 _ON_A_CLUSTER = re.compile("flink|cluster|test_workers_")
 
@@ -70,7 +74,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    for turn, marker in enumerate(("flink", "slow", "services")):
+    # What asks for more time than others takes longest.
+    for turn, marker in enumerate(("flink", "timeout", "services")):
         if item.get_closest_marker(marker):
             return turn
     return 3

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from cabinet_samples import ASSIGNMENT_ID, answer, group, question
 from faulty_server import FaultyServer
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused
@@ -116,7 +116,6 @@ _SAID = _answers() | st.binary(max_size=300)
 _WITHOUT_NAME = b"HTTP/1.1 200 OK\r\n: x\r\n\r\n"
 
 
-@settings(deadline=None)
 @given(said=_SAID)
 @example(said=b"")
 @example(said=b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Encoding: gzip\r\n\r\n{}")
@@ -142,7 +141,6 @@ def test_a_lookup_has_a_defined_end(said: bytes, server: Server, claimx: ClaimX[
     assert PRIVATE not in message
 
 
-@settings(deadline=None)
 @given(said=_SAID)
 @example(said=b"")
 @example(said=_WITHOUT_NAME)

@@ -42,7 +42,9 @@ def test_cabinet_with_tables_on_azure(on_azure: Stack) -> None:
     assert not on_azure.tables_root.exists()
 
 
-@pytest.mark.parametrize("point", [f"after-commit:{TRACKING}:3", f"before-commit:{ATTACHMENTS}:2"])
+@pytest.mark.parametrize(
+    "point", [f"after-commit:{TRACKING}:3", pytest.param(f"before-commit:{ATTACHMENTS}:2", marks=pytest.mark.slow)]
+)
 def test_killed_with_tables_on_azure(on_azure: Stack, point: str) -> None:
     receipts = produced(on_azure, 300, 5)
     on_azure.options = {"max_batch_records": "50"}

@@ -45,7 +45,7 @@ def produced(stack: Stack, records: Iterable[Produced], rate: float | None = Non
     return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx, rate=rate)
 
 
-@pytest.mark.parametrize("point", [*EVERY_POINT, *LATER])
+@pytest.mark.parametrize("point", [*EVERY_POINT, *(pytest.param(point, marks=pytest.mark.slow) for point in LATER)])
 def test_killed_at(stack: Stack, point: str) -> None:
     receipts = produced(stack, Generator(5, start=datetime.now(UTC), shares=MANY_RESUBMISSIONS).tracking_messages(300))
     stack.options = {"max_batch_records": str(RECORDS_A_BATCH)}

@@ -29,7 +29,7 @@ from itel_cabinet.local.flink import Checkpoints, FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
-pytestmark = [pytest.mark.flink, pytest.mark.slow]
+pytestmark = pytest.mark.flink
 
 PARTITIONS = 4
 SHARES = Shares(assigned=0.5, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.01)

@@ -34,7 +34,6 @@ def read(stack: Stack) -> int:
     return sum(stack.committed("cabinet").values())
 
 
-@pytest.mark.slow
 def test_stopped_with_a_savepoint_under_load(stack: Stack, cluster: FlinkCluster) -> None:
     """Twice, with another parallelism and, to no effect, another number of shards; then without one.
 

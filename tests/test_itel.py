@@ -523,7 +523,7 @@ class BatchRecorder:
         return Accepted(200, 1, "")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(assignments=st.lists(st.integers(1, 5), max_size=30), size=st.integers(2, 7))
 def test_batches_keep_an_assignment_s_order_and_leave_nothing_out(assignments: list[int], size: int) -> None:
     recorder = BatchRecorder(size)
@@ -610,10 +610,10 @@ def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: py
 
     def sleep(seconds: float) -> None:
         now[0] += max(seconds, 0.01)
-        if now[0] > 3_600:
+        if now[0] > 600:
             stop.set()
 
-    with pytest.raises(WorldError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 36\d\d s$"):
+    with pytest.raises(WorldError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 6\d\d s$"):
         PatientItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
     assert len(server.requests) > 100
 

@@ -583,7 +583,6 @@ def answers(stack: Stack, now: datetime) -> dict[str, Any]:
     return said
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_tables_optimized_and_vacuumed_under_load(stack: Stack, printed: Printed) -> None:
     """Again and again, while a job writes; its files come and go under it."""
@@ -648,7 +647,9 @@ def content(stack: Stack, name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("names", [(FORMS, ATTACHMENTS), (TRACKING, FORMS, ATTACHMENTS)])
+@pytest.mark.parametrize(
+    "names", [pytest.param((FORMS, ATTACHMENTS), marks=pytest.mark.slow), (TRACKING, FORMS, ATTACHMENTS)]
+)
 def test_restored_tables_equal_those_that_never_were(stack: Stack, printed: Printed, names: tuple[str, ...]) -> None:
     """The commands that `restore` prints are run as they stand."""
     stack.options = {"max_batch_records": "40"}

@@ -99,7 +99,16 @@ def test_photos_behind_the_login_of_claimx_are_fetched_with_it(folder: Stack, mo
     assert_photos_stored(folder)
 
 
-@pytest.mark.parametrize("point", ["after-photo:40", "before-commit:claimx_itel_attachments:2"])
+@pytest.mark.parametrize(
+    ("shop", "point"),
+    [
+        ("folder", "after-photo:40"),
+        ("azure", "before-commit:claimx_itel_attachments:2"),
+        pytest.param("folder", "before-commit:claimx_itel_attachments:2", marks=pytest.mark.slow),
+        pytest.param("azure", "after-photo:40", marks=pytest.mark.slow),
+    ],
+    indirect=["shop"],
+)
 def test_killed_while_photos_are_fetched(shop: Stack, point: str) -> None:
     receipts = produced(shop, 120, 5)
     with shop.running("cabinet", env={"ITEL_CABINET_CRASH_AT": point}, until_caught_up="true") as job:

@@ -251,7 +251,6 @@ def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometh
         feeding.result(60)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed) -> None:
     """All but two, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
@@ -363,7 +362,6 @@ def _writing(stack: Stack, table: str) -> Iterator[None]:
         writing.result(60)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_offsets_that_cannot_be_committed_raise_an_alert(stack: Stack, prometheus: Prometheus, tmp_path: Path) -> None:
     with Broker.start(tmp_path / "broker") as broker:

@@ -278,7 +278,7 @@ def replay(stack: Stack, capsys: pytest.CaptureFixture[str]) -> dict[str, int]:
     return {name: number for name, number in json.loads(capsys.readouterr().out).items() if number}
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_what_was_diverted_while_itel_was_away_is_replayed_once(
     stack: Stack, batch_size: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

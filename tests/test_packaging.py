@@ -162,6 +162,7 @@ def _run_cabinet(stack: Stack, cluster: FlinkCluster, environment: Environment, 
     assert (environment.packages / "itel_cabinet" / "pipeline" / "graph.py").is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_workers_with_the_package_in_their_environment(
     stack: Stack, cluster: FlinkCluster, environment: Environment, project: Path, tmp_path: Path

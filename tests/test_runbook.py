@@ -296,7 +296,6 @@ AFTER: dict[str, Callable[[Site], None]] = {
 FLINK = "On a Flink cluster"
 
 
-@pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(900)
 def test_every_block_on_one_machine(site: Site) -> None:
@@ -311,7 +310,6 @@ def test_every_block_on_one_machine(site: Site) -> None:
         AFTER.get(heading, lambda _: None)(site)
 
 
-@pytest.mark.slow
 @pytest.mark.services
 @pytest.mark.timeout(900)
 def test_every_block_on_a_cluster(site: Site, cluster: FlinkCluster) -> None:

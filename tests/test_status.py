@@ -367,7 +367,7 @@ def test_watching_ends_on_ctrl_c_with_the_last_verdict(stack: Stack, asked: Aske
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("command", ["lag", "status"])
+@pytest.mark.parametrize("command", [pytest.param("lag", marks=pytest.mark.slow), "status"])
 def test_watching_goes_on_when_the_broker_is_back(command: str, tmp_path: Path) -> None:
     def seen(report: Any) -> int | None:
         """The lag in a line of JSON, None for a broker that is away."""

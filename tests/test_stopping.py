@@ -23,7 +23,11 @@ def produced(stack: Stack, n: int, seed: int = 41) -> list[Receipt]:
     return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), events, stack.claimx)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)],
+    ids=lambda number: number.name,
+)
 def test_stopped_during_load(stack: Stack, number: signal.Signals) -> None:
     receipts = produced(stack, 1500)
     with stack.running("cabinet", max_batch_records=50) as job:
@@ -115,7 +119,7 @@ def stack_of_its_own(
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("at", ["the source", "the sinks"])
+@pytest.mark.parametrize("at", ["the source", pytest.param("the sinks", marks=pytest.mark.slow)])
 def test_stopped_while_the_broker_is_away(stack_of_its_own: Stack, at: str) -> None:
     stack = stack_of_its_own
     receipts = produced(stack, 60)

@@ -24,7 +24,10 @@ def generator(seed: int) -> Generator:
     return Generator(seed, start=datetime.now(UTC), shares=MANY_RESUBMISSIONS)
 
 
-@pytest.mark.parametrize("shards", [(1, 1), (1, 3)], ids=["equal", "sharded otherwise"])
+@pytest.mark.parametrize(
+    "shards",
+    [pytest.param((1, 1), id="equal", marks=pytest.mark.slow), pytest.param((1, 3), id="sharded otherwise")],
+)
 def test_two_live_copies_of_the_job(stack: Stack, shards: tuple[int, int]) -> None:
     with ExitStack() as running:
         jobs = [
