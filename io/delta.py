@@ -129,7 +129,7 @@ T = TypeVar("T")
 
 _CONFLICT_WAITS = (0.02, 1.0)  # seconds: the first and the longest, before jitter; a commit takes about 0.02
 _MOST_LITERALS = 100
-# Each file costs delta-rs time and memory at every commit (m: 0.2 ms of CPU), so small ones are put together; in files
+# Each file costs delta-rs time and memory at every commit (0.2 ms of CPU), so small ones are put together; in files
 # that a worker can hold, not in the large ones that `optimize` makes.
 _APPEND_FILE_BYTES = 8 * 1024 * 1024
 # The writer holds a row group until it is full; of the usual million rows that is the worker's memory.

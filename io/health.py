@@ -1,8 +1,7 @@
 """Whether this process lives, and the numbers it has counted, over HTTP: ``/healthz`` and ``/metrics``.
 
 A process is alive as long as it does something now and then: polls the broker, ends a call, commits, tries again what
-is away. Each of these says so by :func:`beat`. One that has done nothing for ``stuck_after_seconds`` is stuck; one that
-has never done anything is idle, as a worker on Flink is that was given no shard to read.
+is away. Each of these says so by :func:`beat`. One that has done nothing for ``stuck_after_seconds`` is stuck.
 """
 
 from __future__ import annotations
@@ -41,8 +40,7 @@ class Pulse:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._started_at = clock()
-        self._beat_at: float | None = None
+        self._beat_at = clock()
         self._waits: Counter[str] = Counter()
 
     def beat(self) -> None:
@@ -50,14 +48,9 @@ class Pulse:
         metrics.HEARTBEAT.set_to_current_time()
 
     @property
-    def idle(self) -> bool:
-        """Whether there was no beat yet."""
-        return self._beat_at is None
-
-    @property
     def age(self) -> float:
-        """Seconds since the last beat, or since the start if there was none."""
-        return self._clock() - (self._started_at if self._beat_at is None else self._beat_at)
+        """Seconds since the last beat."""
+        return self._clock() - self._beat_at
 
     @property
     def waits(self) -> list[str]:
@@ -127,11 +120,9 @@ class Health:
         return app
 
     def document(self) -> dict[str, Any]:
-        """``status``: ``ok``, ``waiting`` (for an outage to end), ``stuck`` or ``idle``; and what it rests on."""
+        """``status``: ``ok``, ``waiting`` (for an outage to end) or ``stuck``; and what it rests on."""
         age, waits, settings = self.pulse.age, self.pulse.waits, self.settings
-        idle = self.pulse.idle
-        stuck = not idle and age > settings.stuck_after_seconds
-        status = "stuck" if stuck else "waiting" if waits else "idle" if idle else "ok"
+        status = "stuck" if age > settings.stuck_after_seconds else "waiting" if waits else "ok"
         return {
             "status": status,
             "job": settings.job,

@@ -261,7 +261,7 @@ def _table(name: str, spec: TableSpec) -> TableSeen:
 class _Answer(BaseModel):
     """What /healthz says; keys that are not known here are ignored."""
 
-    status: Literal["ok", "idle", "waiting", "stuck"]
+    status: Literal["ok", "waiting", "stuck"]
     job: str
     group: str
     version: str = ""
@@ -307,8 +307,6 @@ def _worker(url: str, answer: _Answer) -> Worker:
     match answer.status:
         case "ok":
             detail = beat
-        case "idle":
-            detail = f"has been given nothing to read in {answer.seconds_since_heartbeat:.0f} s"
         case "waiting":
             detail = f"waits for {', '.join(waiting_for) or 'an outage'}; {beat}"
         case "stuck":

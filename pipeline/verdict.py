@@ -51,8 +51,6 @@ class WorkerState(StrEnum):
     """What is met at a metrics address."""
 
     OK = "ok"
-    IDLE = "idle"
-    """Lives, and was never given anything to read: other workers of the job may have it all."""
     WAITING = "waiting"
     STUCK = "stuck"
     SILENT = "silent"
@@ -269,14 +267,6 @@ def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:
     absent = _of(seen, WorkerState.ABSENT)
     if len(absent) == len(seen.workers):
         return Verdict(Health.DEAD, f"nothing answers at {_urls(absent)}, and {nothing_moved}", start)
-    idle = _of(seen, WorkerState.IDLE)
-    if idle:
-        return Verdict(
-            Health.UNKNOWN,
-            f"{nothing_moved}, and no worker that answers has been given anything to read: {_urls(idle)}",
-            "give the --metrics_url of every worker of the job; if these are all, and it has not just been started, "
-            f"restart it: {_GOES_ON}",
-        )
     strange = _of(seen, WorkerState.STRANGE)[0]
     return Verdict(
         Health.UNKNOWN,

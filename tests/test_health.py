@@ -35,22 +35,10 @@ def asked(app: Health, path: str, query: str = "") -> tuple[str, bytes]:
     return told[0], body
 
 
-def test_a_process_that_was_never_given_anything_is_idle_however_long() -> None:
-    clock = Clock()
-    pulse = Pulse(clock)
-    app = Health(settings(stuck_after_seconds=30), pulse)
-    clock.now += 3_600
-    assert asked(app, "/healthz")[0] == "200 OK"
-    assert (app.document()["status"], app.document()["seconds_since_heartbeat"]) == ("idle", 3_600)
-    pulse.beat()
-    assert (app.document()["status"], app.document()["seconds_since_heartbeat"]) == ("ok", 0)
-
-
 def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
     clock = Clock()
     pulse = Pulse(clock)
     app = Health(settings(stuck_after_seconds=30), pulse)
-    pulse.beat()
     clock.now += 30
     assert asked(app, "/healthz")[0] == "200 OK"
     clock.now += 0.5
@@ -72,7 +60,6 @@ def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
 
 def test_an_outage_is_told_while_anyone_waits_for_its_end() -> None:
     pulse = Pulse()
-    pulse.beat()
     app = Health(settings(), pulse)
     with pulse.waiting_for("the moon"):
         with pulse.waiting_for("the moon"), pulse.waiting_for("a star"):

@@ -56,11 +56,6 @@ def says(code: int = 200, /, **changes: Any) -> Act:
 ANSWERS: dict[str, tuple[Act, WorkerState, str]] = {
     "ok": (says(), WorkerState.OK, "last heartbeat 0.3 s ago"),
     "ok, and more than is known here": (says(more=1), WorkerState.OK, "last heartbeat 0.3 s ago"),
-    "idle": (
-        says(status="idle", seconds_since_heartbeat=400.0),
-        WorkerState.IDLE,
-        "has been given nothing to read in 400 s",
-    ),
     "waiting": (
         says(status="waiting", waiting_for=["ClaimX", "Kafka"]),
         WorkerState.WAITING,

@@ -41,7 +41,6 @@ def fences(before: int, now: int) -> Tables:
 
 
 OK, WAITING, STUCK = (worker(state) for state in (WorkerState.OK, WorkerState.WAITING, WorkerState.STUCK))
-UNUSED = worker(WorkerState.IDLE, 7)
 SILENT, ABSENT, STRANGE = (worker(state) for state in (WorkerState.SILENT, WorkerState.ABSENT, WorkerState.STRANGE))
 IDLE = group([50, 50], [50, 50], 50)
 MOVING = group([20, 20], [40, 30], 50, 5.0)
@@ -90,10 +89,6 @@ CASES: dict[str, tuple[Offsets | Unseen, list[Worker], Tables | Unseen | None, H
     "idle, no process to ask": (IDLE, [], None, Health.UNKNOWN),
     "someone else answers": (STANDING, [STRANGE], None, Health.UNKNOWN),
     "someone else answers, one gone": (IDLE, [STRANGE, ABSENT], None, Health.UNKNOWN),
-    "given nothing to read, beside one that reads": (IDLE, [UNUSED, OK], None, Health.HEALTHY),
-    "given nothing to read, beside one that stands still": (STANDING, [OK, UNUSED], None, Health.STUCK),
-    "given nothing to read, while others move": (MOVING, [UNUSED], None, Health.HEALTHY),
-    "given nothing to read, and nothing moves": (STANDING, [UNUSED, ABSENT], None, Health.UNKNOWN),
     "no broker": (NO_BROKER, [OK], None, Health.UNKNOWN),
     "no broker, no process": (NO_BROKER, [ABSENT], None, Health.UNKNOWN),
 }
@@ -124,9 +119,6 @@ def test_reasons_and_mends() -> None:
     assert reason == "nothing answers at http://w0:9400, and in 10 s nothing moved, with nothing to read"
     assert mend.startswith("start it: `itel-cabinet run api ...`; it goes on from the group's offsets")
     assert "partition 0 ends below the group's offset: the log was cut" in told(CUT, ABSENT)[1]
-    reason, mend = told(STANDING, STRANGE, UNUSED)
-    assert reason.endswith(", and no worker that answers has been given anything to read: http://w7:9400")
-    assert mend.startswith("give the --metrics_url of every worker of the job; if these are all, ")
     assert told(STANDING, SILENT)[0] == "http://w0:9400: detail of silent"
     reason, mend = told(STANDING, worker(WorkerState.WAITING, waiting_for=("ClaimX",)))
     assert reason == "alive, and waits for ClaimX"
