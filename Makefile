@@ -1,5 +1,5 @@
-# Targets for people: demo, test, test-all, test-fast, lint, bench. Each sets up what it needs first, and again only when the
-# files that it was made from have changed.
+# Targets for people: demo, test, test-all, test-fast, lint, bench. Each sets up what it needs first, and again only when
+# the files that it was made from have changed.
 
 PYTHON ?= python3.11
 PROCESSES ?= 3
@@ -49,7 +49,7 @@ test-all: setup-tests lint
 	$(PYTEST_TOGETHER) -m "not chaos"
 
 test-fast: $(PACKAGES)
-	$(BIN)/python -m pytest -m "not services and not flink and not slow"
+	$(BIN)/python -m pytest -m "not services and not flink"
 
 chaos: setup $(FLINK)
 	$(BIN)/python -m pytest -m chaos -s

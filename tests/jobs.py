@@ -70,10 +70,14 @@ class RunningJob:
         return self.log.read_text(errors="replace")
 
     @property
+    def lines(self) -> list[dict[str, Any]]:
+        """What it has logged so far, each line a JSON object."""
+        return [json.loads(line) for line in self.errors.splitlines()]
+
+    @property
     def counters(self) -> dict[str, int]:
-        """Beam's counters by name (``step: counter``), which a job logs, as JSON, when it ends."""
-        messages = [json.loads(line)["message"] for line in self.errors.splitlines() if line.startswith("{")]
-        counted = (re.fullmatch(r"(.+): (\d+)", message) for message in messages)
+        """Beam's counters by name (``step: counter``), which a job logs when it ends."""
+        counted = (re.fullmatch(r"(.+): (\d+)", line["message"]) for line in self.lines)
         return {name: int(count) for name, count in (found.groups() for found in counted if found)}
 
     def wait(self, seconds: float = 120.0) -> int:

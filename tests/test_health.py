@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 from contextlib import closing
 from typing import Any
@@ -119,7 +118,6 @@ def test_served_over_a_socket_with_the_labels_of_the_job() -> None:
 
 
 def test_the_next_free_port_is_taken_and_none_is_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR, "itel_cabinet.io.health")  # another test may have left the root quieter
     first = free_port()
     with closing(socket.create_server(("", first))):
         with pytest.raises(OSError, match="in use"):

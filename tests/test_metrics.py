@@ -91,10 +91,11 @@ def test_a_job_tells_what_it_has_done(stack: Stack) -> None:
         mirrored[f"failed:{stage}:{error_class}"] = n
     mirrored["Read: records_read"] = len(receipts)
     mirrored["Track: rows_written"] = len(tables[TRACKING])
-    assert {name: job.counters[name] for name in mirrored} == mirrored
+    counters = job.counters
+    assert {name: counters[name] for name in mirrored} == mirrored
 
     # The log tells of dead letters by coordinates and ids, without what is in them.
-    lines = [json.loads(line) for line in job.errors.splitlines()]
+    lines = job.lines
     warnings = [x for x in lines if x["message"].startswith("dead letter: ")]
     assert warnings
     known = {(x.topic, x.topic_id, x.partition, x.offset, x.stage, x.error_class) for x in letters}

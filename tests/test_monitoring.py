@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
-import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
@@ -213,42 +211,34 @@ def feed(stack: Stack) -> Feed:
 def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometheus) -> None:
     ports = [free_port(), free_port()]
     prometheus.watch(ports)
-    generator, done = Generator(13, start=datetime.now(UTC)), threading.Event()
+    generator = Generator(13, start=datetime.now(UTC))
     servers, topic = stack.broker.bootstrap_servers, stack.topic("enriched")
 
     def feed() -> None:
-        while not done.wait(0.3):
-            produce(servers, topic, generator.claimx_events(20), stack.claimx)
-            produce(servers, stack.topic("tracking"), generator.tracking_messages(20), stack.claimx)
+        produce(servers, topic, generator.claimx_events(20), stack.claimx)
+        produce(servers, stack.topic("tracking"), generator.tracking_messages(20), stack.claimx)
+
+    empty = dict.fromkeys(queries())
+    assert len(empty) > 40
+
+    def all_have_data() -> bool:
+        for query in [*empty]:
+            asked = query.replace("$pipeline", ".*").replace("$__rate_interval", "30s")
+            if any(not math.isnan(sample.value) for sample in prometheus.query(asked)):
+                del empty[query]
+        return not empty
 
     with (
         stack.running("trigger", metrics_port=ports[0]),
         stack.running("cabinet", metrics_port=ports[1], media_root=stack.media_uri),
-        ThreadPoolExecutor(1) as pool,
+        every(0.3, feed),
     ):
-        feeding = pool.submit(feed)
         try:
-            empty = dict.fromkeys(queries())
-            assert len(empty) > 40
-
-            def all_have_data() -> bool:
-                for query in [*empty]:
-                    asked = query.replace("$pipeline", ".*").replace("$__rate_interval", "30s")
-                    if any(not math.isnan(sample.value) for sample in prometheus.query(asked)):
-                        del empty[query]
-                return not empty
-
-            try:
-                wait_for(all_have_data, "every panel shows something", 120)
-            except AssertionError:
-                raise AssertionError(f"nothing to be seen: {[*empty]}") from None
-            pipelines = {
-                sample.labels["pipeline"] for sample in prometheus.query("itel_cabinet_records_consumed_total")
-            }
-            assert pipelines == {"trigger", "cabinet"}
-        finally:
-            done.set()
-        feeding.result(60)
+            wait_for(all_have_data, "every panel shows something", 120)
+        except AssertionError:
+            raise AssertionError(f"nothing to be seen: {[*empty]}") from None
+        pipelines = {sample.labels["pipeline"] for sample in prometheus.query("itel_cabinet_records_consumed_total")}
+        assert pipelines == {"trigger", "cabinet"}
 
 
 @pytest.mark.timeout(900)
@@ -306,15 +296,14 @@ def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed)
         old = int((time.time() - 3_600) * 1_000)
         producer = stack.broker.producer()
 
-        def stale() -> bool:
+        def an_hour_old() -> None:
             one = next(feed.generator.tracking_messages(1))
             stack.claimx.put_task(one.details)
             producer.produce(stack.topic("tracking"), one.value, one.key, timestamp=old)
             assert producer.flush(30) == 0
-            time.sleep(0.3)
-            return "ItelCabinetStale" in prometheus.firing()
 
-        wait_for(stale, "what is an hour old is found stale", 120)
+        with every(0.3, an_hour_old):
+            fires(prometheus, "Stale")
 
         cabinet.kill()
         jobs.pop_all().close()
@@ -339,27 +328,16 @@ def _lose_records_and_publish_in_vain(stack: Stack, jobs: ExitStack, port: int, 
     fires(prometheus, "RecordsLost", "PublishFailures", "DeadLetters")
 
 
-@contextmanager
-def _writing(stack: Stack, table: str) -> Iterator[None]:
+def _writing(stack: Stack, table: str) -> AbstractContextManager[None]:
     """Another writer that alters the table without end."""
-    done = threading.Event()
+    handle, numbers = DeltaTable(f"{stack.tables_uri}/{table}"), count(1)
 
     def write() -> None:
-        handle = DeltaTable(f"{stack.tables_uri}/{table}")
-        for number in count(1):
-            if done.is_set():
-                return
-            with suppress(CommitFailedError):
-                handle.update_incremental()
-                handle.alter.set_table_properties({"delta.checkpointInterval": str(1_000 + number % 2)})
+        with suppress(CommitFailedError):
+            handle.update_incremental()
+            handle.alter.set_table_properties({"delta.checkpointInterval": str(1_000 + next(numbers) % 2)})
 
-    with ThreadPoolExecutor(1) as pool:
-        writing = pool.submit(write)
-        try:
-            yield
-        finally:
-            done.set()
-        writing.result(60)
+    return every(0.0, write)
 
 
 @pytest.mark.timeout(600)
