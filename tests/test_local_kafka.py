@@ -9,26 +9,16 @@ import signal
 import stat
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from confluent_kafka import KafkaException
 from conftest import TopicFactory
+from jobs import wait_for
 
 from itel_cabinet.local import artifacts
 from itel_cabinet.local.artifacts import FLINK, KAFKA, ArtifactError, Component
 from itel_cabinet.local.kafka import Broker, BrokerError, Message
-
-DEADLINE_SECONDS = 60.0
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
@@ -188,7 +178,7 @@ class TestLife:
             parent.send_signal(signal.SIGKILL)
             parent.communicate()
 
-        wait_until(lambda: not is_alive(pid), "the broker ends after its parent")
+        wait_for(lambda: not is_alive(pid), "the broker ends after its parent")
 
     def test_one_that_cannot_start_says_why(self, broker: Broker, tmp_path: Path) -> None:
         with pytest.raises(BrokerError, match=r"ended with status 1 while starting.*(?s:.)*Address already in use"):

@@ -11,13 +11,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from jobs import wait_for
 from jsonschema.validators import Draft7Validator
 
 from itel_cabinet.local.claimx import ClaimXSimulator, media_bytes
@@ -26,13 +27,6 @@ from itel_cabinet.local.simulator import Faults, Simulator
 from itel_cabinet.transforms import payload
 
 DEADLINE_SECONDS = 30.0
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS:.0f} s: {what}"
-        time.sleep(0.01)
 
 
 def details(assignment_id: int = 5430007, project_id: int = 5400001, media: tuple[int, ...] = ()) -> dict[str, Any]:
@@ -337,7 +331,7 @@ class TestItel:
 
         itel.faults.latency_seconds = DEADLINE_SECONDS
         threads = start(1, 1, 2, 1)
-        wait_until(lambda: itel.overlaps == 2, "two of the calls have met another one")
+        wait_for(lambda: itel.overlaps == 2, "two of the calls have met another one", DEADLINE_SECONDS)
 
         def call_with_two() -> None:
             with suppress(requests.ConnectionError):
@@ -345,7 +339,7 @@ class TestItel:
 
         threads.append(threading.Thread(target=call_with_two))
         threads[-1].start()
-        wait_until(lambda: itel.overlaps == 3, "a task of the batch has met a call")
+        wait_for(lambda: itel.overlaps == 3, "a task of the batch has met a call", DEADLINE_SECONDS)
         itel.stop()
         for thread in threads:
             thread.join(DEADLINE_SECONDS)
@@ -425,7 +419,7 @@ class TestFaults:
         answers: list[int] = []
         thread = threading.Thread(target=lambda: answers.append(client.get(task_url).status_code))
         thread.start()
-        wait_until(lambda: claimx.calls.total() == 2, "the second call has come in")
+        wait_for(lambda: claimx.calls.total() == 2, "the second call has come in", DEADLINE_SECONDS)
         assert answers == []
         claimx.faults.hang = False
         thread.join(DEADLINE_SECONDS)
@@ -444,7 +438,7 @@ class TestFaults:
 
         thread = threading.Thread(target=call)
         thread.start()
-        wait_until(lambda: claimx.calls.total() == 1, "the call has come in")
+        wait_for(lambda: claimx.calls.total() == 1, "the call has come in", DEADLINE_SECONDS)
         claimx.stop()
         thread.join(DEADLINE_SECONDS)
 
