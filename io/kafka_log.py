@@ -249,5 +249,3 @@ class LogWriter:
         if self.transactions:
             with contextlib.suppress(KafkaException):
                 self._producer.abort_transaction(self._timeout)
-        else:
-            self._producer.purge()

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from itel_cabinet.local.flink import FlinkCluster, Job
+from itel_cabinet.local.guarded import Guarded
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline import options
 
 __all__ = ["Clock", "DemoFailed", "Jobs", "OnDirectRunner", "OnFlink"]
 
 _JOB_SECONDS = 300.0
-_STOP_SECONDS = 30.0
 _POLL_SECONDS = 0.1
 _COUNTED_SKIP = re.compile(r" INFO skipped:(\S+): (\d+)$", re.MULTILINE)
 _SKIPPED = "skipped:"
@@ -56,17 +54,14 @@ class _Launcher:
         self.say(shlex.join(["itel-cabinet", "run", job, *given]))
         command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given, "--log_format=text"]
         log = self.log(job)
-        environment = {**os.environ, **self.environment}
-        with (
-            log.open("wb") as output,
-            _ended(
-                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-            ) as process,
-        ):
-            try:
-                status = process.wait(_JOB_SECONDS)
-            except subprocess.TimeoutExpired:
-                raise DemoFailed(f"the launch of {job} did not end within {_JOB_SECONDS:.0f} s: see {log}") from None
+        # Under a guard, since a stop may reach this process at any moment, also while it is starting the launch.
+        launch = Guarded(command, log=log, cwd=Path.cwd(), environment=self.environment)
+        try:
+            status = launch.wait(_JOB_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise DemoFailed(f"the launch of {job} did not end within {_JOB_SECONDS:.0f} s: see {log}") from None
+        finally:
+            launch.stop()
         text = log.read_text(encoding="utf-8", errors="replace")
         if status != 0:
             last = "\n".join(text.splitlines()[-5:])
@@ -75,19 +70,6 @@ class _Launcher:
 
     def log(self, job: str) -> Path:
         return self.folder / "logs" / f"{job}.log"
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
 class OnDirectRunner(_Launcher):

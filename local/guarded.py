@@ -61,6 +61,10 @@ class Guarded:
         """The process ids of the command and of all that it has started."""
         return guard.session(self._guard.pid)
 
+    def wait(self, seconds: float) -> int:
+        """The command's exit status, once it and its children have ended. Raises subprocess.TimeoutExpired."""
+        return self._guard.wait(seconds)
+
     def stop(self) -> None:
         """End in order (SIGTERM), or by force after 20 s; waits for the children's end too. Idempotent."""
         self._guard.terminate()
