@@ -51,10 +51,10 @@ from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.crash_points import reached
 from itel_cabinet.io.health import PULSE, beat
-from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, committed_offsets, is_world_error
+from itel_cabinet.io.kafka_admin import Cluster, Topic, committed_offsets, is_world_error
+from itel_cabinet.io.kafka_client import ClientConfig, ConfigRefused, client_config, record_of, resolved
 from itel_cabinet.io.key_groups import evenly_spread
 from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.secrets import SecretRef
 from itel_cabinet.io.world import STOP, WorldError, one_line, patience, retry_world
 from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import Batch
@@ -73,14 +73,10 @@ __all__ = [
     "WriteToKafka",
     "client_config",
     "has_committed_offsets",
-    "record_of",
-    "resolved",
 ]
 
 _LOGGER = logging.getLogger(__name__)
 _NAMESPACE = "kafka"
-
-ClientConfig = tuple[tuple[str, str], ...]
 
 # A poll with nothing to read waits this long: FnApiRunner ignores resume delays, so the reader itself must not spin.
 _IDLE_SECONDS = 0.5
@@ -96,56 +92,9 @@ _RECOMMIT_SECONDS = 3600.0
 _COMMIT_PATIENCE_SECONDS = 15.0
 _COMMIT_WAIT_MS = 6_000
 
-_OURS = {
-    "bootstrap.servers": "use --bootstrap_servers",
-    "group.id": "use --consumer_group",
-    "enable.auto.commit": "offsets are committed after the sinks, never by a timer",
-    "enable.auto.offset.store": "offsets are committed after the sinks, never by a timer",
-    "auto.offset.reset": "use --start_offset; an offset lost to retention is reported, not jumped over",
-    "isolation.level": "aborted transactions must not be read",
-    "enable.idempotence": "a producer without it may double or reorder records",
-    "acks": "a record must be on all in-sync replicas before its offset is committed",
-    "partition.assignment.strategy": "partitions are assigned by shard, not by the group",
-}
-_SECRET_KEYS = frozenset(
-    {"sasl.password", "ssl.key.password", "ssl.keystore.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"}
-)
-
-
-class ConfigRefused(ValueError):
-    """A librdkafka setting that would break the delivery contract; the message names it and the reason."""
-
 
 class OffsetRefused(RuntimeError):
     """The group is ahead of the log's end: the log was cut, and going on would hide new records behind the fences."""
-
-
-def client_config(bootstrap_servers: str, extra: Mapping[str, object] | None = None) -> ClientConfig:
-    """librdkafka settings for every client of a job, as a hashable tuple.
-
-    ``extra`` takes any librdkafka setting (SASL, TLS, Event Hubs) as text; passwords only as references (``env:NAME``,
-    ``file:PATH``), which are resolved where the client is made. Raises ConfigRefused for a setting that is ours to
-    decide.
-    """
-    for key, value in (extra or {}).items():
-        if key in _OURS:
-            raise ConfigRefused(f"--kafka_config: {key} cannot be set: {_OURS[key]}")
-        if key in _SECRET_KEYS:
-            try:
-                SecretRef.parse(str(value))
-            except ValueError:
-                raise ConfigRefused(f"--kafka_config: {key} must be a reference, env:NAME or file:PATH") from None
-    settings = {key: _text(value) for key, value in (extra or {}).items()}
-    return tuple(sorted({**settings, "bootstrap.servers": bootstrap_servers}.items()))
-
-
-def _text(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def resolved(config: ClientConfig) -> dict[str, object]:
-    """The settings with the secrets filled in, for handing to librdkafka and nothing else."""
-    return {k: SecretRef.parse(v).resolve() if k in _SECRET_KEYS else v for k, v in config} | {"logger": QUIET}
 
 
 # --------------------------------------------------------------------------------------------------------------- source
@@ -488,20 +437,6 @@ class _ShardReader:
 
 def _described(error: Exception) -> str:
     return str(error.args[0].str()) if isinstance(error, KafkaException) else one_line(error)
-
-
-def record_of(message: KafkaMessage, topic_id: str) -> Record:
-    """A message that a consumer gave as a Record of the incarnation ``topic_id``."""
-    return Record(
-        topic=message.topic(),
-        topic_id=topic_id,
-        partition=message.partition(),
-        offset=message.offset(),
-        timestamp_ms=message.timestamp()[1],
-        key=message.key(),
-        value=message.value(),
-        headers=tuple(message.headers() or ()),
-    )
 
 
 class _GroupOffsets:

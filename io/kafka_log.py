@@ -16,8 +16,8 @@ from typing import Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.kafka import record_of
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, is_world_error
+from itel_cabinet.io.kafka_client import record_of
 from itel_cabinet.transforms.records import Record
 
 __all__ = ["LogReader", "LogWriter", "Outgoing", "Overtaken", "Unwritable"]

@@ -1,4 +1,4 @@
-"""The photos of a form, from ClaimX into an object store: a PhotoLibrary of transforms.media."""
+"""The photos of a form, from ClaimX into an object store: a PhotoLibrary of transforms.albums."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itel_cabinet.io import crash_points
 from itel_cabinet.io.downloads import DownloadFailed, Downloads, DownloadSettings, downloads
 from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, connection
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, objects
-from itel_cabinet.transforms.media import (
+from itel_cabinet.transforms.albums import (
     Album,
     Link,
     PhotoFailed,
@@ -45,7 +45,7 @@ class MediaSettings:
 
 @dataclass(frozen=True)
 class Photos:
-    """See transforms.media.PhotoLibrary. Thread-safe.
+    """See transforms.albums.PhotoLibrary. Thread-safe.
 
     A photo is known by its media id: once an object of that id is in its album's folder, it is not fetched again.
     """

@@ -176,8 +176,11 @@ class Broker:
             self._process = None
 
     def pause(self) -> None:
-        """Freeze the process (SIGSTOP): its connections stay open and nothing answers."""
+        """Freeze the process (SIGSTOP): its connections stay open and nothing answers, from the return of this on."""
         self._signal(signal.SIGSTOP)
+        if self._process is not None:
+            # On a busy machine its threads run on for a while after the signal was sent.
+            os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """Let a paused broker go on (SIGCONT); harmless if it was not paused."""

@@ -374,8 +374,9 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.io.delta import create_table, table_for
     from itel_cabinet.io.objects import ObjectStoreError, objects
     from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.pipeline.arguments import parse_arguments
     from itel_cabinet.pipeline.media import BackfillStopped, backfill, missing_photos
-    from itel_cabinet.pipeline.options import OptionRefused, parse_arguments
+    from itel_cabinet.pipeline.options import OptionRefused
     from itel_cabinet.pipeline.parts import Parts
     from itel_cabinet.pipeline.tables import ATTACHMENTS
     from itel_cabinet.pipeline.templates import with_template

@@ -118,7 +118,7 @@ def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, obje
     """librdkafka's settings, with the secrets in."""
     from pydantic import TypeAdapter, ValidationError
 
-    from itel_cabinet.io.kafka import ConfigRefused, client_config, resolved
+    from itel_cabinet.io.kafka_client import ConfigRefused, client_config, resolved
     from itel_cabinet.io.secrets import UnresolvedSecret
     from itel_cabinet.pipeline.options import JsonObject
 
@@ -164,7 +164,7 @@ def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
 @contextmanager
 def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
-    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.delta_spec import TableRefused
     from itel_cabinet.io.world import WorldError
     from itel_cabinet.pipeline.refusals import table_refusal
 

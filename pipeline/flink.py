@@ -26,7 +26,8 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from itel_cabinet.io.key_groups import KEY_GROUPS
-from itel_cabinet.pipeline.options import FlinkOptions, OptionRefused
+from itel_cabinet.pipeline.arguments import FlinkOptions
+from itel_cabinet.pipeline.options import OptionRefused
 
 __all__ = ["NotRunning", "check_job_server", "on_flink", "refused", "tune", "wait_until_running", "waits"]
 

@@ -360,7 +360,7 @@ def replay_dead_letters(
 
 def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
     """The records among those of ``entries`` that the tracking table has a row of."""
-    from itel_cabinet.io.delta import records_written
+    from itel_cabinet.io.delta_tables import records_written
     from itel_cabinet.pipeline.replay import may_have_row
     from itel_cabinet.pipeline.tables import TRACKING
 

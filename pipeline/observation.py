@@ -14,7 +14,8 @@ from typing import Annotated, Literal
 from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, Field, ValidationError
 
-from itel_cabinet.io.delta import TableSpec, glance_at_table
+from itel_cabinet.io.delta_spec import TableSpec
+from itel_cabinet.io.delta_tables import glance_at_table
 from itel_cabinet.io.kafka_admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_positions
 from itel_cabinet.io.kafka_log import LogReader
 from itel_cabinet.io.transport import CallFailed, Transport, TransportSettings

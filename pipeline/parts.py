@@ -13,7 +13,8 @@ from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.health import HealthSettings, serve
 from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, itel
-from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
+from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource
+from itel_cabinet.io.kafka_client import client_config
 from itel_cabinet.io.media import photos
 from itel_cabinet.io.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup
@@ -22,8 +23,8 @@ from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.transforms import metrics
+from itel_cabinet.transforms.albums import PhotoLibrary
 from itel_cabinet.transforms.enrichment import TaskLookup
-from itel_cabinet.transforms.media import PhotoLibrary
 from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
 
 __all__ = ["Parts"]

@@ -41,7 +41,7 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 @contextmanager
 def working() -> Iterator[None]:
     """What a table refuses in here, or its store, as one line."""
-    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.delta_spec import TableRefused
     from itel_cabinet.io.world import one_line
 
     with storing():

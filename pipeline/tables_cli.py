@@ -43,7 +43,7 @@ def create_tables(
     """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
     repeated.
     """
-    from itel_cabinet.io.delta import create_table
+    from itel_cabinet.io.delta_tables import create_table
     from itel_cabinet.pipeline.tables import table_specs
 
     settings = table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
@@ -69,7 +69,7 @@ def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "
     """
     from deltalake.exceptions import TableNotFoundError
 
-    from itel_cabinet.io.delta import describe_table
+    from itel_cabinet.io.delta_tables import describe_table
 
     console = Console()
     missing = []

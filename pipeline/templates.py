@@ -35,6 +35,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Valida
 from itel_cabinet.io.http import Auth
 from itel_cabinet.io.itel import folder_of
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.pipeline.arguments import FlinkOptions, parse_arguments
 from itel_cabinet.pipeline.flink import on_flink, tune
 from itel_cabinet.pipeline.manifests import (
     FIXED_OPTIONS,
@@ -44,7 +45,7 @@ from itel_cabinet.pipeline.manifests import (
     flink_deployment,
     submitting_job,
 )
-from itel_cabinet.pipeline.options import ENVIRONMENT, FlinkOptions, Job, OptionRefused, Settings, parse_arguments
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings
 
 __all__ = [
     "Findings",

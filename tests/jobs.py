@@ -32,12 +32,12 @@ TOPICS = {"enriched": 3, "tracking": 3, "errors": 1, "itel_errors": 1, "success"
 """The topics of a stack by role, with their number of partitions."""
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
-    """Return once ``condition()`` is true; fail, naming ``what``, after ``seconds``."""
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0, *, pause: float = 0.05) -> None:
+    """Return once ``condition()`` is true; fail, naming ``what``, after ``seconds``. ``pause`` is between tries."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        threading.Event().wait(0.05)
+        threading.Event().wait(pause)
 
 
 @contextlib.contextmanager
@@ -225,7 +225,8 @@ class Stack:
                 return self.committed(job) == self.ends(role)
             return False
 
-        wait_for(settled, f"{job} at the end of its topic", seconds)
+        # Each try connects anew to the broker, which costs it and this process 30 ms of work.
+        wait_for(settled, f"{job} at the end of its topic", seconds, pause=0.2)
 
     def rewind(self, job: str) -> None:
         """Set the offsets of the group of ``job``, which must not be running, back to the topic's start."""

@@ -30,6 +30,7 @@ def produced(stack: Stack, n: int, seed: int) -> list[Receipt]:
     return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), events, stack.claimx)
 
 
+@pytest.mark.slow
 def test_cabinet_with_tables_on_azure(on_azure: Stack) -> None:
     receipts = produced(on_azure, 300, 7)
     on_azure.run("cabinet")

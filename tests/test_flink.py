@@ -22,7 +22,6 @@ from itel_cabinet.pipeline.options import OptionRefused
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.slow  # test_flink_chaos.py kills more
 def test_a_killed_task_manager_costs_nothing(stack: Stack, cluster: FlinkCluster) -> None:
     topic = stack.topic("tracking")
     stack.broker.add_partitions(topic, 4)

@@ -143,7 +143,7 @@ def chaos(stack: Stack, tmp_path: Path, request: pytest.FixtureRequest) -> Itera
 @pytest.mark.parametrize(
     ("events", "rate", "kills"),
     [
-        pytest.param(3_000, 200.0, 5, id="short"),
+        pytest.param(3_000, 200.0, 5, id="short", marks=pytest.mark.slow),
         pytest.param(60_000, 250.0, 18, id="long", marks=pytest.mark.chaos),
     ],
 )

@@ -23,19 +23,18 @@ from itel_cabinet.io.http import ConnectionSettings
 from itel_cabinet.io.media import MediaSettings, Photos, photos
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings
 from itel_cabinet.local.claimx import ClaimXSimulator, MediaFault, media_bytes
-from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
-from itel_cabinet.transforms.forms import parse_form
-from itel_cabinet.transforms.media import (
+from itel_cabinet.transforms.albums import (
     Album,
     Link,
     PhotoFailed,
     album_folder,
-    fetch_album_photos,
-    fetch_photos,
     media_id_of,
     object_name,
     parse_links,
 )
+from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
+from itel_cabinet.transforms.forms import parse_form
+from itel_cabinet.transforms.media import fetch_album_photos, fetch_photos
 from itel_cabinet.transforms.rows import attachments_rows
 
 ALBUM = Album("5400001", 32513, 5430007, (11, 12))

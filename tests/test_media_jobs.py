@@ -76,6 +76,10 @@ def assert_photos_stored(stack: Stack) -> None:
     assert objects.keys() >= known
 
 
+ON_AZURE_AGAIN = ["folder", pytest.param("azure", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("shop", ON_AZURE_AGAIN, indirect=True)
 def test_each_photo_is_stored_once_and_its_row_says_where(shop: Stack) -> None:
     receipts = produced(shop, 120, 7)
     shop.run("cabinet")
@@ -227,6 +231,8 @@ def test_a_backfill_fetches_what_is_missing(without_files: Stack, capsys: pytest
     assert stack.claimx.calls == calls
 
 
+@pytest.mark.parametrize("shop", ON_AZURE_AGAIN, indirect=True)
+@pytest.mark.usefixtures("shop")
 def test_after_a_backfill_newer_forms_still_win_and_replays_add_nothing(without_files: Stack) -> None:
     stack = without_files
     assert main(backfill_arguments(stack)) == 0

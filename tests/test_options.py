@@ -8,7 +8,8 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
 
 from itel_cabinet.io.http import BreakerSettings, TlsFiles
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings, parse_arguments
+from itel_cabinet.pipeline.arguments import parse_arguments
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings
 
 SECRET = "hunter2-very-secret"
 ENOUGH = (

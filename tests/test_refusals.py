@@ -23,7 +23,7 @@ from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.pipeline import launch
-from itel_cabinet.pipeline.options import parse_arguments
+from itel_cabinet.pipeline.arguments import parse_arguments
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
 
 _SECONDS = 30.0
@@ -269,6 +269,7 @@ def test_an_unknown_runner(stack: Stack) -> None:
     assert refusal(arguments(stack, "tracking", runner="HamsterRunner"), 1).startswith("--runner: ")
 
 
+@pytest.mark.slow  # test_outages.py has each of them away for longer
 def test_a_broker_that_goes_away_for_longer_than_the_patience(
     tmp_path: Path, claimx: ClaimXSimulator, itel: ItelSimulator
 ) -> None:

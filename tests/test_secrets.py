@@ -23,8 +23,8 @@ from jobs import Stack
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.simulator import Request, Response
+from itel_cabinet.pipeline.arguments import parse_arguments
 from itel_cabinet.pipeline.graph import build
-from itel_cabinet.pipeline.options import parse_arguments
 
 CLAIMX_TOKEN, ITEL_KEY, KAFKA_PASSWORD = "claimx-s3cr3t-01", "itel-s3cr3t-02", "kafka-s3cr3t-03"
 SECRETS = (CLAIMX_TOKEN, ITEL_KEY, KAFKA_PASSWORD)

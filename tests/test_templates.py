@@ -19,8 +19,9 @@ from jobs import Stack
 from jsonschema import Draft202012Validator
 
 from itel_cabinet.pipeline import cli
+from itel_cabinet.pipeline.arguments import parse_arguments
 from itel_cabinet.pipeline.metadata import metadata
-from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionRefused, Settings, parse_arguments
+from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionRefused, Settings
 from itel_cabinet.pipeline.templates import (
     Template,
     TemplateRefused,
