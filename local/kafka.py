@@ -178,7 +178,7 @@ class Broker:
     def pause(self) -> None:
         """Freeze the process (SIGSTOP): its connections stay open and nothing answers, from the return of this on."""
         self._signal(signal.SIGSTOP)
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:
             # On a busy machine its threads run on for a while after the signal was sent.
             os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 

@@ -66,6 +66,8 @@ cli.main(["tables", "describe", "--tables_root={tmp_path}"])
 cli.main(["query", "latest-events", "--tables_root={tmp_path}"])
 for part in ("dead_letters", "observation", "queries", "replay", "report", "status_view", "topics", "verdict"):
     importlib.import_module("itel_cabinet.pipeline." + part)
+for part in ("delta_fences", "delta_maintenance", "kafka_groups"):
+    importlib.import_module("itel_cabinet.io." + part)
 cli.main(["--help"])
 sys.exit("apache_beam" in sys.modules)
 """

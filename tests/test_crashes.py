@@ -19,17 +19,17 @@ from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 TABLES = (TRACKING, FORMS, ATTACHMENTS)
-EVERY_POINT = [
+POINTS = [
     *(f"before-commit:{table}" for table in TABLES),
     f"after-commit:{ATTACHMENTS}",
     "after-2xx",
     "after-flush",
     "before-finalizer",
 ]
-"""The places in io/crash_points.py, in no order: on the way through a bundle, calls come first, then commits."""
+"""One for each state that a crash can leave, in no order: in a bundle, calls come first, then commits."""
 
-# What is done by then is done as well before the next table's commit; or in the midst of the stream: some bundles are
-# done, one is under way, others wait.
+# What is done after a table's commit is done as well before the next one's. With a number, in the midst of the stream:
+# some bundles are done, one is under way, others wait.
 AGAIN = [
     f"after-commit:{TRACKING}",
     f"after-commit:{FORMS}",
@@ -48,7 +48,7 @@ def produced(stack: Stack, records: Iterable[Produced], rate: float | None = Non
     return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx, rate=rate)
 
 
-@pytest.mark.parametrize("point", [*EVERY_POINT, *(pytest.param(point, marks=pytest.mark.slow) for point in AGAIN)])
+@pytest.mark.parametrize("point", [*POINTS, *(pytest.param(point, marks=pytest.mark.slow) for point in AGAIN)])
 def test_killed_at(stack: Stack, point: str) -> None:
     receipts = produced(stack, Generator(5, start=datetime.now(UTC), shares=MANY_RESUBMISSIONS).tracking_messages(300))
     stack.options = {"max_batch_records": str(RECORDS_A_BATCH)}

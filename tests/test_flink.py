@@ -32,7 +32,7 @@ def test_a_killed_task_manager_costs_nothing(stack: Stack, cluster: FlinkCluster
     with stack.running("cabinet", **options) as launcher:
         assert launcher.wait(240) == 0, launcher.errors
     [job] = [job for job in cluster.jobs() if job.active]
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the first half is through", 180)
+    stack.settle("cabinet", 180)
 
     # With four shards and two subtasks, each reads two partitions.
     ends = stack.ends()
@@ -46,7 +46,7 @@ def test_a_killed_task_manager_costs_nothing(stack: Stack, cluster: FlinkCluster
     cluster.kill_task_manager(victim)
     cluster.start_task_manager()
     receipts += produce(stack.broker.bootstrap_servers, topic, messages[1000:], stack.claimx)
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the second half is through", 240)
+    stack.settle("cabinet", 240)
 
     assert cluster.checkpoints(job.id).restored > 0
     cluster.cancel(job.id)

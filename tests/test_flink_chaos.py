@@ -164,7 +164,7 @@ def test_exactly_once_under_fire(chaos: Chaos, events: int, rate: float, kills: 
         feed.next_life()
         receipts = fed.result(1200)
     assert len(receipts) == events
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the end of the topic", 600)
+    stack.settle("cabinet", 600)
     print(f"kills: {dict(chaos.kills)}; checkpoints restored: {chaos.restored}")
     assert chaos.restored == kills - chaos.kills[FROM_OFFSETS]
     for job in chaos.jobs:
@@ -177,7 +177,7 @@ def test_exactly_once_under_fire(chaos: Chaos, events: int, rate: float, kills: 
     stack.rewind("cabinet")
     chaos.copies = 1
     chaos.submit(shards=PARTITIONS + 1)
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the end of the topic once more", 600)
+    stack.settle("cabinet", 600)
     chaos.cluster.cancel(chaos.jobs[0])
     assert contents(stack) == tables
     assert {submission.idempotency_key for submission in stack.itel.submissions()} == keys

@@ -65,7 +65,7 @@ def test_stopped_with_a_savepoint_under_load(stack: Stack, cluster: FlinkCluster
     assert {key: times for key, times in sent.items() if times > wanted[key]} == {}, "sent again, though covered"
     # Another number of shards takes effect where the job starts from the group's offsets.
     job = submit(stack, cluster, parallelism=2, shards=5)
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the end of the topic", 180)
+    stack.settle("cabinet", 180)
     cluster.cancel(job)
     assert_everything_accounted_for(stack, receipts)
 
@@ -75,11 +75,11 @@ def test_more_shards_than_partitions_and_partitions_added_while_running(stack: S
     generator = Generator(72, start=datetime.now(UTC), shares=Shares(assigned=0.4))
     receipts = produce(servers, topic, generator.tracking_messages(150), stack.claimx)
     job = submit(stack, cluster, parallelism=2, shards=5)
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "three partitions, five shards", 120)
+    stack.settle("cabinet", 120)
 
     stack.broker.add_partitions(topic, 7)
     receipts += produce(servers, topic, generator.tracking_messages(300), stack.claimx)
     assert {receipt.partition for receipt in receipts} == set(range(7))
-    wait_for(lambda: stack.committed("cabinet") == stack.ends(), "seven partitions, five shards", 120)
+    stack.settle("cabinet", 120)
     cluster.cancel(job)
     assert_everything_accounted_for(stack, receipts)

@@ -232,7 +232,6 @@ def test_a_backfill_fetches_what_is_missing(without_files: Stack, capsys: pytest
 
 
 @pytest.mark.parametrize("shop", ON_AZURE_AGAIN, indirect=True)
-@pytest.mark.usefixtures("shop")
 def test_after_a_backfill_newer_forms_still_win_and_replays_add_nothing(without_files: Stack) -> None:
     stack = without_files
     assert main(backfill_arguments(stack)) == 0

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from jobs import Stack, wait_for
+from jobs import Stack
 
 from itel_cabinet.local.events import Generator, produce
 from itel_cabinet.local.flink import FlinkCluster
@@ -155,7 +155,7 @@ def _run_cabinet(stack: Stack, cluster: FlinkCluster, environment: Environment, 
     assert launched.returncode == 0, launched.stderr
     [job] = [job for job in cluster.jobs() if job.active]
     try:
-        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "all is through", 240)
+        stack.settle("cabinet", 240)
     finally:
         cluster.cancel(job.id)
     assert len(stack.tracking()) == sum(r.produced.expect in ("tracked", "submitted") for r in receipts)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from jobs import Stack, wait_for
+from jobs import Stack
 
 from itel_cabinet.local.artifacts import PRISM
 from itel_cabinet.local.events import Generator, produce
@@ -32,11 +32,11 @@ def test_the_cabinet_job_on_prism(stack: Stack, monkeypatch: pytest.MonkeyPatch)
     receipts = produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[:200], stack.claimx)
 
     with stack.running("cabinet", runner="PrismRunner", prism_location=prism) as job:
-        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the first half is through", 180)
+        stack.settle("cabinet", 180)
         assert len(_working_in(stack.folder, prism)) == 1
         # It streams: the second half comes while the job runs.
         receipts += produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages[200:], stack.claimx)
-        wait_for(lambda: stack.committed("cabinet") == stack.ends(), "the second half is through", 180)
+        stack.settle("cabinet", 180)
         assert job.stop(120) == 0, job.errors
 
     assert _working_in(stack.folder, prism) == []
