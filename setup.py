@@ -1,11 +1,12 @@
 """Map the top-level folders onto one import package, and let Beam's ``--setup_file`` ship it to workers."""
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
 
 setup(
-    packages=[f"itel_cabinet.{room}" for room in ROOMS],
+    packages=[f"itel_cabinet.{room}" for room in ROOMS]
+    + [f"itel_cabinet.{room}.{package}" for room in ROOMS for package in find_packages(room)],
     package_dir={f"itel_cabinet.{room}": room for room in ROOMS},
     package_data={
         "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],

@@ -28,7 +28,7 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.flink import FlinkCluster

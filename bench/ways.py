@@ -27,9 +27,9 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import DeltaTable, write_deltalake
 from prometheus_client import Counter, Gauge, Histogram
 
-from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
+from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.health import HealthSettings, serve
-from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
+from itel_cabinet.io.kafka.source import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.batches import Batch

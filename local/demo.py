@@ -29,7 +29,7 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.artifacts import ArtifactError
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.demo_jobs import Clock, DemoFailed, Jobs, OnDirectRunner, OnFlink

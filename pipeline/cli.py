@@ -194,7 +194,7 @@ def produce(
     import requests
     from rich.progress import track
 
-    from itel_cabinet.io.kafka_admin import Cluster
+    from itel_cabinet.io.kafka.admin import Cluster
     from itel_cabinet.local import events
 
     topic = topic or _FLAVOUR_TOPICS[flavour]
@@ -371,7 +371,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
 
     from rich.progress import Progress
 
-    from itel_cabinet.io.delta import create_table, table_for
+    from itel_cabinet.io.delta.table import create_table, table_for
     from itel_cabinet.io.objects import ObjectStoreError, objects
     from itel_cabinet.io.secrets import UnresolvedSecret
     from itel_cabinet.pipeline.arguments import parse_arguments

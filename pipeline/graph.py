@@ -17,9 +17,9 @@ from functools import partial
 
 import apache_beam as beam
 
-from itel_cabinet.io.delta import WriteToDelta
+from itel_cabinet.io.delta.table import WriteToDelta
 from itel_cabinet.io.itel import submit
-from itel_cabinet.io.kafka import ReadFromKafka
+from itel_cabinet.io.kafka.source import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING

@@ -16,12 +16,12 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
+from itel_cabinet.io.delta.table import TableRefused, TableSpec, create_table
 from itel_cabinet.io.health import check_port
 from itel_cabinet.io.itel import ItelSettings
-from itel_cabinet.io.kafka import has_committed_offsets
-from itel_cabinet.io.kafka_admin import Cluster
-from itel_cabinet.io.kafka_client import resolved
+from itel_cabinet.io.kafka.source import has_committed_offsets
+from itel_cabinet.io.kafka.admin import Cluster
+from itel_cabinet.io.kafka.config import resolved
 from itel_cabinet.io.objects import ObjectStoreError, objects
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line

@@ -36,7 +36,7 @@ from itel_cabinet.pipeline.commands import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from itel_cabinet.io.kafka_log import LogReader
+    from itel_cabinet.io.kafka.log import LogReader
     from itel_cabinet.pipeline.dead_letters import Entry, FailureCount, Filter, Stranger
     from itel_cabinet.pipeline.replay import Outcome, Replay
 
@@ -103,8 +103,8 @@ def error_topics(
     """The client's settings, and a reader that knows the error topics."""
     from confluent_kafka import KafkaException
 
-    from itel_cabinet.io.kafka_admin import UnknownTopic
-    from itel_cabinet.io.kafka_log import LogReader, Overtaken
+    from itel_cabinet.io.kafka.admin import UnknownTopic
+    from itel_cabinet.io.kafka.log import LogReader, Overtaken
     from itel_cabinet.pipeline.refusals import kafka_refusal
 
     client = client_settings(bootstrap_servers, kafka_config)
@@ -210,8 +210,8 @@ def show_dead_letter(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
-    from itel_cabinet.io.kafka_admin import UnknownTopic
-    from itel_cabinet.io.kafka_log import LogReader
+    from itel_cabinet.io.kafka.admin import UnknownTopic
+    from itel_cabinet.io.kafka.log import LogReader
     from itel_cabinet.pipeline.dead_letters import Filter, error_log, original
     from itel_cabinet.transforms.dead_letters import decode_dead_letter
 
@@ -307,8 +307,8 @@ def replay_dead_letters(
     """
     from rich.progress import Progress
 
-    from itel_cabinet.io.kafka_admin import group_lag
-    from itel_cabinet.io.kafka_log import LogReader, LogWriter
+    from itel_cabinet.io.kafka.admin import group_lag
+    from itel_cabinet.io.kafka.log import LogReader, LogWriter
     from itel_cabinet.pipeline.dead_letters import error_log
     from itel_cabinet.pipeline.replay import Replayer
 
@@ -360,7 +360,7 @@ def replay_dead_letters(
 
 def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
     """The records among those of ``entries`` that the tracking table has a row of."""
-    from itel_cabinet.io.delta_tables import records_written
+    from itel_cabinet.io.delta.inspect import records_written
     from itel_cabinet.pipeline.replay import may_have_row
     from itel_cabinet.pipeline.tables import TRACKING
 

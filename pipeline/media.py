@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from itel_cabinet.io.delta import FencedTable, Row
+from itel_cabinet.io.delta.table import FencedTable, Row
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.transforms.albums import Album
 from itel_cabinet.transforms.enrichment import Photograph

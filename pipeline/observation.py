@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, Field, ValidationError
 
-from itel_cabinet.io.delta_spec import TableSpec
-from itel_cabinet.io.delta_tables import glance_at_table
-from itel_cabinet.io.kafka_admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_positions
-from itel_cabinet.io.kafka_log import LogReader
+from itel_cabinet.io.delta.spec import TableSpec
+from itel_cabinet.io.delta.inspect import glance_at_table
+from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_positions
+from itel_cabinet.io.kafka.log import LogReader
 from itel_cabinet.io.transport import CallFailed, Transport, TransportSettings
 from itel_cabinet.io.world import WorldError
 from itel_cabinet.pipeline.dead_letters import RecentLetters, recent_letters

@@ -28,8 +28,8 @@ from itel_cabinet.pipeline.commands import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.kafka_admin import PartitionLag
-    from itel_cabinet.io.kafka_groups import ConsumerGroup, Shift
+    from itel_cabinet.io.kafka.admin import PartitionLag
+    from itel_cabinet.io.kafka.groups import ConsumerGroup, Shift
 
 __all__ = ["offsets_app"]
 
@@ -42,7 +42,7 @@ TopicEpoch = Annotated[int, typer.Option("--topic_epoch", min=0, help="As the jo
 @contextmanager
 def _refusing() -> Iterator[None]:
     """What a group or an offset is refused for in here, as one line."""
-    from itel_cabinet.io.kafka_groups import GroupRefused
+    from itel_cabinet.io.kafka.groups import GroupRefused
 
     try:
         yield
@@ -51,7 +51,7 @@ def _refusing() -> Iterator[None]:
 
 
 def _opened(client: Mapping[str, object], group: str, topic: str, epoch: int) -> ConsumerGroup:
-    from itel_cabinet.io.kafka_groups import ConsumerGroup
+    from itel_cabinet.io.kafka.groups import ConsumerGroup
 
     return ConsumerGroup(client, group, topic, epoch=epoch, timeout=commands.BROKER_SECONDS)
 
@@ -230,7 +230,7 @@ def _move(
     dry_run: bool,
     only_back: bool = False,
 ) -> None:
-    from itel_cabinet.io.kafka_groups import shifts
+    from itel_cabinet.io.kafka.groups import shifts
 
     if not dry_run:
         group.check_at_rest(watch_seconds)

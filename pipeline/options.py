@@ -17,7 +17,7 @@ from itel_cabinet.io.claimx import ClaimXSettings
 from itel_cabinet.io.downloads import AllowedHosts, DownloadSettings
 from itel_cabinet.io.http import Auth, BreakerSettings, ConnectionSettings, TlsFiles
 from itel_cabinet.io.itel import ItelSettings, folder_of
-from itel_cabinet.io.kafka_client import client_config
+from itel_cabinet.io.kafka.config import client_config
 from itel_cabinet.io.media import MediaSettings
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.pipeline.logs import LogFormat

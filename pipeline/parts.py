@@ -10,11 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 from itel_cabinet.io.claimx import ClaimXSettings
-from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.delta.table import TableSpec
 from itel_cabinet.io.health import HealthSettings, serve
 from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, itel
-from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource
-from itel_cabinet.io.kafka_client import client_config
+from itel_cabinet.io.kafka.source import KafkaSinkSettings, KafkaSource
+from itel_cabinet.io.kafka.config import client_config
 from itel_cabinet.io.media import photos
 from itel_cabinet.io.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup

@@ -31,7 +31,7 @@ from itel_cabinet.pipeline.letters_cli import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from itel_cabinet.io.delta_spec import TableSpec
+    from itel_cabinet.io.delta.spec import TableSpec
     from itel_cabinet.pipeline.dead_letters import FailureCount
     from itel_cabinet.pipeline.queries import Query
 

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from itel_cabinet.io.kafka_admin import PartitionLag, Topic
+from itel_cabinet.io.kafka.admin import PartitionLag, Topic
 from itel_cabinet.pipeline.dead_letters import RecentLetters
 from itel_cabinet.pipeline.verdict import Health, Observed, Offsets, Tables, Unseen, Verdict
 

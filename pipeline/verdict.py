@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from itel_cabinet.io.kafka_admin import PartitionLag
+from itel_cabinet.io.kafka.admin import PartitionLag
 from itel_cabinet.pipeline.dead_letters import RecentLetters
 
 __all__ = [

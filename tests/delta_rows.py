@@ -12,7 +12,7 @@ import pytest
 from deltalake import DeltaTable
 
 from itel_cabinet.io import crash_points
-from itel_cabinet.io.delta import Append, TableSpec, Upsert
+from itel_cabinet.io.delta.table import Append, TableSpec, Upsert
 
 SOURCE = [("kafka_topic_id", pa.string()), ("kafka_partition", pa.int32()), ("kafka_offset", pa.int64())]
 READINGS = pa.schema([("value", pa.string()), *SOURCE])

@@ -26,8 +26,8 @@ from jobs import Stack, wait_for
 from printed import Printed
 from pydantic_core import to_json
 
-from itel_cabinet.io.delta import FencedTable
-from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.delta.table import FencedTable
+from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.kafka import Broker

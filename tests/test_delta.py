@@ -21,8 +21,8 @@ from delta_rows import READINGS, SOURCE, just_before_commit, reading, readings, 
 from deltalake import DeltaTable, Field
 from deltalake.schema import PrimitiveType
 
-from itel_cabinet.io import delta
-from itel_cabinet.io.delta import (
+from itel_cabinet.io.delta import table as delta
+from itel_cabinet.io.delta.table import (
     Append,
     FencedTable,
     RowRefused,

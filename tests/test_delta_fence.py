@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from itel_cabinet.io import crash_points
-from itel_cabinet.io.delta import (
+from itel_cabinet.io.delta.table import (
     FencedTable,
     RowRefused,
     TableRefused,
@@ -41,7 +41,7 @@ from itel_cabinet.io.delta import (
     describe_table,
     table_for,
 )
-from itel_cabinet.io.delta_decisions import split_by_fence
+from itel_cabinet.io.delta.decisions import split_by_fence
 from itel_cabinet.io.world import WorldError
 
 COLUMNS = ("kafka_topic_id", "kafka_partition", "kafka_offset")

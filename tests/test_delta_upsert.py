@@ -14,8 +14,8 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itel_cabinet.io.delta import FencedTable, RowRefused, TableSpec, Upsert, WriteResult
-from itel_cabinet.io.delta_decisions import Decision, decide
+from itel_cabinet.io.delta.table import FencedTable, RowRefused, TableSpec, Upsert, WriteResult
+from itel_cabinet.io.delta.decisions import Decision, decide
 
 ANYWHERE = Path("nowhere")
 

@@ -18,7 +18,7 @@ from typing import Any
 from cabinet_samples import group, question, tracking_message
 from jobs import Stack, wait_for
 
-from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Receipt, Shares, produce
 from itel_cabinet.transforms.events import TaskEvent, parse_event

@@ -13,7 +13,7 @@ import pytest
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions, StandardOptions
 from jobs import Stack, wait_for
 
-from itel_cabinet.io.key_groups import KEY_GROUPS, evenly_spread, key_group
+from itel_cabinet.io.kafka.key_groups import KEY_GROUPS, evenly_spread, key_group
 from itel_cabinet.local.events import Generator, produce
 from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.guard import session

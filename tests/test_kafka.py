@@ -19,7 +19,7 @@ from apache_beam.runners.sdf_utils import ThreadsafeRestrictionTracker
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from itel_cabinet.io.kafka import (
+from itel_cabinet.io.kafka.source import (
     ConfigRefused,
     KafkaSinkSettings,
     KafkaSource,
@@ -30,7 +30,7 @@ from itel_cabinet.io.kafka import (
     WriteToKafka,
     client_config,
 )
-from itel_cabinet.io.kafka_admin import Cluster, UnknownTopic, group_lag
+from itel_cabinet.io.kafka.admin import Cluster, UnknownTopic, group_lag
 from itel_cabinet.io.world import STOP
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.transforms.records import Record

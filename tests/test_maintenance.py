@@ -32,11 +32,11 @@ from jobs import Stack, wait_for
 from printed import Printed
 from pyarrow.fs import FileSelector
 
-from itel_cabinet.io.delta import FencedTable, TableRefused, TableSpec, describe_table
-from itel_cabinet.io.delta_fences import Change, Move, carry_out, fences_at, plan_fences, plan_restore
-from itel_cabinet.io.delta_maintenance import Vacuumed, optimize, vacuum
-from itel_cabinet.io.delta_tables import storage
-from itel_cabinet.io.kafka_admin import Cluster
+from itel_cabinet.io.delta.table import FencedTable, TableRefused, TableSpec, describe_table
+from itel_cabinet.io.delta.fences import Change, Move, carry_out, fences_at, plan_fences, plan_restore
+from itel_cabinet.io.delta.maintenance import Vacuumed, optimize, vacuum
+from itel_cabinet.io.delta.inspect import storage
+from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline.options import Settings

@@ -18,8 +18,8 @@ from conftest import TopicFactory
 from jobs import Stack, every, wait_for
 from printed import Printed
 
-from itel_cabinet.io.kafka_admin import Cluster, when_coordinated
-from itel_cabinet.io.kafka_groups import ConsumerGroup, GroupRefused
+from itel_cabinet.io.kafka.admin import Cluster, when_coordinated
+from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupRefused
 from itel_cabinet.local.events import Generator, Receipt, Shares, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline.cli import main

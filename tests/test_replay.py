@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 from conftest import TopicFactory
 from jobs import Stack, wait_for
 
-from itel_cabinet.io.kafka_log import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
+from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
 from itel_cabinet.local.kafka import Broker, Message
 from itel_cabinet.pipeline.cli import main
 from itel_cabinet.pipeline.dead_letters import Filter, error_log

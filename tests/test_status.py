@@ -22,7 +22,7 @@ from deltalake import DeltaTable
 from faulty_server import Act, FaultyServer, answer, drip_body, drip_headers, endless_body, garbage, hang, reset
 from jobs import Stack, wait_for
 
-from itel_cabinet.io.kafka_log import LogReader
+from itel_cabinet.io.kafka.log import LogReader
 from itel_cabinet.local.events import Generator, Receipt, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import HOST, free_port

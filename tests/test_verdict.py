@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from itel_cabinet.io.kafka_admin import PartitionLag
+from itel_cabinet.io.kafka.admin import PartitionLag
 from itel_cabinet.pipeline.verdict import (
     Health,
     Limits,

@@ -1,6 +1,6 @@
 """Delta tables as a whole: made, opened, described, and what an error about one means.
 
-What :mod:`itel_cabinet.io.delta` writes by, and tools look at tables with. Knows nothing of what the rows are about.
+What :mod:`itel_cabinet.io.delta.table` writes by, and tools look at tables with. Knows nothing of what the rows are about.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow import parquet
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from itel_cabinet.io.delta_decisions import missing_columns
-from itel_cabinet.io.delta_spec import (
+from itel_cabinet.io.delta.decisions import missing_columns
+from itel_cabinet.io.delta.spec import (
     RETENTION,
     Append,
     Pairs,

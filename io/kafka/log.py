@@ -1,5 +1,5 @@
 """A topic as a log: read from outside any group, written in whole transactions. For tools; jobs have their own source
-and sink in :mod:`itel_cabinet.io.kafka`.
+and sink in :mod:`itel_cabinet.io.kafka.source`.
 
 What the broker does not take or answer is raised as ``confluent_kafka.KafkaException``, as it comes.
 """
@@ -16,8 +16,8 @@ from typing import Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.kafka_admin import QUIET, Cluster, Topic, is_world_error
-from itel_cabinet.io.kafka_client import record_of
+from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_world_error
+from itel_cabinet.io.kafka.config import record_of
 from itel_cabinet.transforms.records import Record
 
 __all__ = ["LogReader", "LogWriter", "Outgoing", "Overtaken", "Unwritable"]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from itel_cabinet.io.kafka_admin import (
+from itel_cabinet.io.kafka.admin import (
     QUIET,
     Cluster,
     PartitionLag,

@@ -1,4 +1,4 @@
-"""The fences of a Delta table (see :mod:`itel_cabinet.io.delta`) for tools: looked at, moved, and moved back with the
+"""The fences of a Delta table (see :mod:`itel_cabinet.io.delta.table`) for tools: looked at, moved, and moved back with the
 rows by a RESTORE.
 
 Delta undoes no ``txn`` action. A table that was restored, emptied or overwritten therefore still says that it has the
@@ -22,8 +22,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
-from itel_cabinet.io.delta_spec import TableRefused, TableSpec
-from itel_cabinet.io.delta_tables import all_fences, at_once, literal, open_table, storage
+from itel_cabinet.io.delta.spec import TableRefused, TableSpec
+from itel_cabinet.io.delta.inspect import all_fences, at_once, literal, open_table, storage
 
 __all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore", "rows_from"]
 

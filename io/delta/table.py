@@ -6,7 +6,7 @@ restart, an offset reset or a second live copy of the job, each record's rows ar
 
     import pyarrow as pa
     import apache_beam as beam
-    from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta
+    from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta
 
     readings = TableSpec(
         uri="readings",
@@ -41,10 +41,10 @@ decision, and the commit would be let through.
 
 What is asked of the source: within a partition, offsets grow, and a record's rows are all in one bundle. Gaps are
 welcome. RESTORE, DELETE and overwrites of the table do not lower its fences: rows so removed are not written again,
-unless :mod:`itel_cabinet.io.delta_fences` lowers them.
+unless :mod:`itel_cabinet.io.delta.fences` lowers them.
 
 Upserts (:class:`Upsert`) are decided likewise: the rows of the table that they meet are read at the handle's version, a
-pure function (:func:`~itel_cabinet.io.delta_decisions.decide`) says what changes, and one merge makes it so. All
+pure function (:func:`~itel_cabinet.io.delta.decisions.decide`) says what changes, and one merge makes it so. All
 upserts of a table share one more id, ``{prefix}/upsert``, so that of two at once one always decides again, whatever
 delta-rs can tell of the files they touch.
 """
@@ -72,8 +72,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction, WriterPropertie
 from deltalake.exceptions import CommitFailedError, DeltaError
 
 from itel_cabinet.io import crash_points
-from itel_cabinet.io.delta_decisions import Decision, decide, split_by_fence, to_arrow
-from itel_cabinet.io.delta_spec import (
+from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to_arrow
+from itel_cabinet.io.delta.spec import (
     Append,
     Row,
     RowRefused,
@@ -84,7 +84,7 @@ from itel_cabinet.io.delta_spec import (
     Upsert,
     WriteResult,
 )
-from itel_cabinet.io.delta_tables import (
+from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
     check_writable,
     create_table,

@@ -1,4 +1,4 @@
-"""What is written into a Delta table, and how: settings and results of :mod:`itel_cabinet.io.delta`."""
+"""What is written into a Delta table, and how: settings and results of :mod:`itel_cabinet.io.delta.table`."""
 
 from __future__ import annotations
 

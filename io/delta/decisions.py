@@ -1,4 +1,4 @@
-"""What a commit to a Delta table is to hold: pure functions, on which :mod:`itel_cabinet.io.delta` acts."""
+"""What a commit to a Delta table is to hold: pure functions, on which :mod:`itel_cabinet.io.delta.table` acts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 from deltalake import Field, Schema
 from deltalake.schema import PrimitiveType
 
-from itel_cabinet.io.delta_spec import Row, RowRefused, TableRefused, TableSpec, Upsert
+from itel_cabinet.io.delta.spec import Row, RowRefused, TableRefused, TableSpec, Upsert
 
 __all__ = ["Decision", "decide", "missing_columns", "split_by_fence", "to_arrow"]
 

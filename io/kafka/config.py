@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from confluent_kafka import Message
 
-from itel_cabinet.io.kafka_admin import QUIET
+from itel_cabinet.io.kafka.admin import QUIET
 from itel_cabinet.io.secrets import SecretRef
 from itel_cabinet.transforms.records import Record
 

@@ -19,8 +19,8 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSelector
 
-from itel_cabinet.io.delta_spec import TableRefused, TableSpec
-from itel_cabinet.io.delta_tables import at_once, error_text, file_sizes, open_table, storage
+from itel_cabinet.io.delta.spec import TableRefused, TableSpec
+from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_table, storage
 from itel_cabinet.io.world import full_jitter
 
 __all__ = ["SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
