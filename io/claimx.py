@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
+from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
 from itel_cabinet.io.process import once_per_process
 from itel_cabinet.io.world import one_line
 from itel_cabinet.transforms import metrics

@@ -21,7 +21,7 @@ from typing import Literal, Protocol, get_args
 from urllib.parse import quote
 
 from itel_cabinet.io.crash_points import reached
-from itel_cabinet.io.http import (
+from itel_cabinet.io.http.connection import (
     CallFailed,
     Connection,
     ConnectionSettings,
@@ -30,7 +30,7 @@ from itel_cabinet.io.http import (
     connection,
     is_transient,
 )
-from itel_cabinet.io.transport import FailureKind
+from itel_cabinet.io.http.transport import FailureKind
 from itel_cabinet.io.world import retry_world
 from itel_cabinet.transforms import metrics
 from itel_cabinet.transforms.ordering import in_order_per_key

@@ -189,7 +189,7 @@ def _subject(
     storage_options: str,
     metrics_urls: Sequence[str],
 ) -> Subject:
-    from itel_cabinet.io.transport import check_url
+    from itel_cabinet.io.http.transport import check_url
     from itel_cabinet.pipeline.observation import Subject
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
 

@@ -32,7 +32,7 @@ import yaml
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
-from itel_cabinet.io.http import Auth
+from itel_cabinet.io.http.connection import Auth
 from itel_cabinet.io.itel import folder_of
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 from itel_cabinet.pipeline.arguments import FlinkOptions, parse_arguments

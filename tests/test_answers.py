@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused
-from itel_cabinet.io.http import BreakerSettings, Connection, ConnectionSettings
+from itel_cabinet.io.http.connection import BreakerSettings, Connection, ConnectionSettings
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings, Rejected
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 

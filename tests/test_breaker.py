@@ -14,11 +14,11 @@ from faulty_server import Act, FaultyServer, answer, reset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.breaker import LEAST_TRIES, Breaker, BreakerSettings
+from itel_cabinet.io.http.breaker import LEAST_TRIES, Breaker, BreakerSettings
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings
+from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings
-from itel_cabinet.io.rate_limit import RateLimit
+from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.task_lookup import PatientLookup
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.itel import ItelSimulator

@@ -13,9 +13,9 @@ from faulty_server import Act, FaultyServer, answer, cut_body, endless_body, gar
 from pydantic import BaseModel
 
 from itel_cabinet.io import claimx as module
-from itel_cabinet.io import transport
+from itel_cabinet.io.http import transport
 from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
-from itel_cabinet.io.http import Connection, ConnectionSettings
+from itel_cabinet.io.http.connection import Connection, ConnectionSettings
 
 ASSIGNMENT = 5430007
 PRIVATE = "pat.roe@private.example"

@@ -27,7 +27,7 @@ from faulty_server import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.downloads import AllowedHosts, DownloadFailed, Downloads, DownloadSettings
+from itel_cabinet.io.http.downloads import AllowedHosts, DownloadFailed, Downloads, DownloadSettings
 
 LOCAL = AllowedHosts(("127.0.0.1",))
 JPEG = b"\xff\xd8\xff\xe0 a photo"

@@ -31,8 +31,8 @@ from faulty_server import (
     unused_port,
 )
 
-from itel_cabinet.io import transport
-from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, TlsFiles, connection
+from itel_cabinet.io.http import transport
+from itel_cabinet.io.http.connection import Auth, CallFailed, Connection, ConnectionSettings, TlsFiles, connection
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 
 SECRET = "s3cr3t-t0ken/with+signs="

@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from itel_cabinet.io import itel as module
-from itel_cabinet.io.http import Connection, ConnectionSettings
+from itel_cabinet.io.http.connection import Connection, ConnectionSettings
 from itel_cabinet.io.itel import (
     Accepted,
     FolderItel,

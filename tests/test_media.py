@@ -18,8 +18,8 @@ from cabinet_samples import answer, details, event, group, question, record, tra
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.downloads import AllowedHosts, DownloadSettings
-from itel_cabinet.io.http import ConnectionSettings
+from itel_cabinet.io.http.downloads import AllowedHosts, DownloadSettings
+from itel_cabinet.io.http.connection import ConnectionSettings
 from itel_cabinet.io.media import MediaSettings, Photos, photos
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings
 from itel_cabinet.local.claimx import ClaimXSimulator, MediaFault, media_bytes

@@ -18,13 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jobs import Stack, wait_for
 
-from itel_cabinet.io.auth import Auth
+from itel_cabinet.io.http.auth import Auth
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply
+from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, Reply
 from itel_cabinet.io.itel import HttpItel, ItelSettings, Rejected
-from itel_cabinet.io.oauth2 import Token, Tokens, read_token, tokens
+from itel_cabinet.io.http.oauth2 import Token, Tokens, read_token, tokens
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.transport import Transport, TransportSettings
+from itel_cabinet.io.http.transport import Transport, TransportSettings
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.oauth2 import OAuth2Simulator

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.retries import BACKOFF_CAP_SECONDS, SPREAD_SECONDS, is_transient, pause_before_retry
-from itel_cabinet.io.transport import CallFailed, FailureKind, Reply
+from itel_cabinet.io.http.retries import BACKOFF_CAP_SECONDS, SPREAD_SECONDS, is_transient, pause_before_retry
+from itel_cabinet.io.http.transport import CallFailed, FailureKind, Reply
 
 NOW = 1_780_000_000.0
 TRANSIENT_KINDS = ("timeout", "unreachable", "reset", "outage")

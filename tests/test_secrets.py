@@ -153,7 +153,7 @@ def test_nothing_private_comes_out(planted: Stack) -> None:
 @pytest.mark.parametrize(
     ("without", "replacement"),
     [
-        ("itel_cabinet.io.auth:Credentials.redact", "lambda self, text: text"),
+        ("itel_cabinet.io.http.auth:Credentials.redact", "lambda self, text: text"),
         ("itel_cabinet.io.itel:scrub", "lambda text, submissions: text"),
     ],
 )

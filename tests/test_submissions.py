@@ -168,7 +168,7 @@ def test_no_personal_value_survives(
     }
     spell = spellings[spelling]
     echoed = "".join(part + spell(personal[pick % len(personal)]) for part, pick in zip(noise, picks, strict=False))
-    excerpt = " ".join(echoed.split())[:cut]  # as io/http.py makes one
+    excerpt = " ".join(echoed.split())[:cut]  # as io/http/connection.py makes one
     left = scrub(excerpt, [submission(*personal)]).split("[redacted]")
     for written in (" ".join(form.split()) for value in personal for form in (value, spell(value))):
         assert not any(re.search(re.escape(written), part, re.IGNORECASE) for part in left)

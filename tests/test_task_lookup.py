@@ -12,7 +12,7 @@ from faulty_server import Act, FaultyServer, reset
 from faulty_server import answer as reply
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
-from itel_cabinet.io.http import Connection, ConnectionSettings
+from itel_cabinet.io.http.connection import Connection, ConnectionSettings
 from itel_cabinet.io.task_lookup import PatientLookup, task_lookup
 from itel_cabinet.io.world import WorldError
 from itel_cabinet.transforms.enrichment import LookupFailed

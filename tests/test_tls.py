@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from faulty_server import Act, FaultyServer, answer
 
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, TlsFiles
+from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, TlsFiles
 from itel_cabinet.io.secrets import UnresolvedSecret
 
 _PASSPHRASE = b"open sesame"

@@ -28,9 +28,9 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, NewConnectionError
 from urllib3.util import Timeout, Url, parse_url
 
-from itel_cabinet.io.http import is_transient
+from itel_cabinet.io.http.connection import is_transient
 from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.transport import TimedResponse
+from itel_cabinet.io.http.transport import TimedResponse
 from itel_cabinet.io.world import full_jitter
 
 __all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "downloads"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from itel_cabinet.io.transport import CallFailed, Reply
+from itel_cabinet.io.http.transport import CallFailed, Reply
 
 __all__ = ["BACKOFF_CAP_SECONDS", "SPREAD_SECONDS", "is_transient", "pause_before_retry"]
 

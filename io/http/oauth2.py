@@ -17,11 +17,11 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
-from itel_cabinet.io.auth import Auth, Credentials
+from itel_cabinet.io.http.auth import Auth, Credentials
 from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.retries import is_transient
+from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.transport import CallFailed, Reply, Transport, TransportSettings
+from itel_cabinet.io.http.transport import CallFailed, Reply, Transport, TransportSettings
 
 __all__ = ["Token", "Tokens", "read_token", "tokens"]
 

@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import quote_plus
 
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
-from itel_cabinet.io.transport import check_url
+from itel_cabinet.io.http.transport import check_url
 
 __all__ = ["Auth", "Credentials", "check_header_name"]
 
