@@ -28,10 +28,10 @@ from deltalake import DeltaTable, write_deltalake
 from prometheus_client import Counter, Gauge, Histogram
 
 from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta, create_table
-from itel_cabinet.io.health import HealthSettings, serve
+from itel_cabinet.io.worker.health import HealthSettings, serve
 from itel_cabinet.io.kafka.source import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.local.ports import free_port
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event

@@ -18,9 +18,9 @@ from cachetools import TTLCache
 from pydantic import ValidationError
 
 from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
-from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.world import one_line
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.worker.outages import one_line
+from itel_cabinet.io.worker import metrics
 
 __all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "claimx"]
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 from urllib.parse import quote
 
-from itel_cabinet.io.crash_points import reached
+from itel_cabinet.io.worker.crash_points import reached
 from itel_cabinet.io.http.connection import (
     CallFailed,
     Connection,
@@ -31,8 +31,8 @@ from itel_cabinet.io.http.connection import (
     is_transient,
 )
 from itel_cabinet.io.http.transport import FailureKind
-from itel_cabinet.io.world import retry_world
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker.outages import retry_world
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
-from itel_cabinet.io import crash_points
+from itel_cabinet.io.worker import crash_points
 from itel_cabinet.io.http.downloads import DownloadFailed, Downloads, DownloadSettings, downloads
 from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, connection
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, objects

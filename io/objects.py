@@ -14,8 +14,8 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.world import one_line
+from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.worker.outages import one_line
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore

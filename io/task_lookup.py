@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
-from itel_cabinet.io.world import retry_world
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker.outages import retry_world
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 

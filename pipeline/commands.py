@@ -165,7 +165,7 @@ def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
 def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
     from itel_cabinet.io.delta.spec import TableRefused
-    from itel_cabinet.io.world import WorldError
+    from itel_cabinet.io.worker.outages import WorldError
     from itel_cabinet.pipeline.refusals import table_refusal
 
     try:

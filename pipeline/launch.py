@@ -17,19 +17,19 @@ from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta.table import TableRefused, TableSpec, create_table
-from itel_cabinet.io.health import check_port
+from itel_cabinet.io.worker.health import check_port
 from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka.source import has_committed_offsets
 from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.io.kafka.config import resolved
 from itel_cabinet.io.objects import ObjectStoreError, objects
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.world import STOP, WorldError, last_world_error, one_line
+from itel_cabinet.io.worker.outages import STOP, WorldError, last_world_error, one_line
 from itel_cabinet.pipeline.arguments import parse_arguments
 from itel_cabinet.pipeline.direct_runner import direct_runner
 from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
-from itel_cabinet.pipeline.logs import format_logs
+from itel_cabinet.io.worker.logs import format_logs
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal

@@ -19,7 +19,7 @@ from itel_cabinet.io.delta.inspect import glance_at_table
 from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_positions
 from itel_cabinet.io.kafka.log import LogReader
 from itel_cabinet.io.http.transport import CallFailed, Transport, TransportSettings
-from itel_cabinet.io.world import WorldError
+from itel_cabinet.io.worker.outages import WorldError
 from itel_cabinet.pipeline.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.tables import TRACKING

@@ -20,7 +20,7 @@ from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka.config import client_config
 from itel_cabinet.io.media import MediaSettings
 from itel_cabinet.io.objects import ObjectStoreSettings
-from itel_cabinet.pipeline.logs import LogFormat
+from itel_cabinet.io.worker.logs import LogFormat
 
 __all__ = [
     "ENVIRONMENT",

@@ -25,7 +25,7 @@ from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from itel_cabinet.io.delta.spec import TableSpec
 from itel_cabinet.io.delta.inspect import at_once, error_text, open_table
-from itel_cabinet.io.world import WorldError
+from itel_cabinet.io.worker.outages import WorldError
 from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.events import parse_timestamp
 

@@ -113,7 +113,7 @@ def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, T
 @contextmanager
 def reading() -> Iterator[None]:
     """What cannot be read in here, as one line."""
-    from itel_cabinet.io.world import WorldError
+    from itel_cabinet.io.worker.outages import WorldError
     from itel_cabinet.pipeline.queries import TableMissing
 
     try:

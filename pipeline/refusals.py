@@ -9,7 +9,7 @@ import re
 from confluent_kafka import KafkaError, KafkaException
 
 from itel_cabinet.io.delta.spec import TableRefused
-from itel_cabinet.io.world import WorldError, one_line
+from itel_cabinet.io.worker.outages import WorldError, one_line
 
 __all__ = ["kafka_refusal", "table_refusal"]
 

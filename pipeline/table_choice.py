@@ -42,7 +42,7 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 def working() -> Iterator[None]:
     """What a table refuses in here, or its store, as one line."""
     from itel_cabinet.io.delta.spec import TableRefused
-    from itel_cabinet.io.world import one_line
+    from itel_cabinet.io.worker.outages import one_line
 
     with storing():
         try:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable
 
-from itel_cabinet.io import crash_points
+from itel_cabinet.io.worker import crash_points
 from itel_cabinet.io.delta.table import Append, TableSpec, Upsert
 
 SOURCE = [("kafka_topic_id", pa.string()), ("kafka_partition", pa.int32()), ("kafka_offset", pa.int64())]

@@ -35,7 +35,7 @@ from itel_cabinet.io.delta.table import (
     glance_at_table,
     table_for,
 )
-from itel_cabinet.io.world import WorldError, last_world_error
+from itel_cabinet.io.worker.outages import WorldError, last_world_error
 from itel_cabinet.local.ports import free_port
 
 
@@ -349,7 +349,7 @@ def test_an_outage_of_the_store_is_waited_for(tmp_path: Path, caplog: pytest.Log
     table.write([reading(0)])
     outage.begin()
     outage.ends_at = 20.0
-    with caplog.at_level("INFO", logger="itel_cabinet.io.world"):
+    with caplog.at_level("INFO", logger="itel_cabinet.io.worker.outages"):
         result = table.write([reading(0), reading(1)])
 
     assert [row["kafka_offset"] for row in result.written] == [1]

@@ -30,7 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from itel_cabinet.io import crash_points
+from itel_cabinet.io.worker import crash_points
 from itel_cabinet.io.delta.table import (
     FencedTable,
     RowRefused,
@@ -42,7 +42,7 @@ from itel_cabinet.io.delta.table import (
     table_for,
 )
 from itel_cabinet.io.delta.decisions import split_by_fence
-from itel_cabinet.io.world import WorldError
+from itel_cabinet.io.worker.outages import WorldError
 
 COLUMNS = ("kafka_topic_id", "kafka_partition", "kafka_offset")
 # A sink on another machine shares nothing with this one but the store.

@@ -1,6 +1,6 @@
 """Parts of a real Flink cluster are killed with SIGKILL, one after the other, while the `cabinet` job works.
 
-Workers die at random moments and at chosen points (io/crash_points.py), TaskManagers with their workers, and the
+Workers die at random moments and at chosen points (io/worker/crash_points.py), TaskManagers with their workers, and the
 JobManager with the job, which is then submitted anew: from its last checkpoint, or from the group's offsets alone.
 """
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import requests
 
-from itel_cabinet.io.health import PULSE, Health, HealthSettings, Pulse, check_port, serve
-from itel_cabinet.io.world import WorldError, retry_world
+from itel_cabinet.io.worker.health import PULSE, Health, HealthSettings, Pulse, check_port, serve
+from itel_cabinet.io.worker.outages import WorldError, retry_world
 from itel_cabinet.local.ports import free_port
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 
 
 def settings(port: int = 0, stuck_after_seconds: float = 30.0) -> HealthSettings:

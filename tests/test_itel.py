@@ -35,7 +35,7 @@ from itel_cabinet.io.itel import (
     itel,
     submit,
 )
-from itel_cabinet.io.world import WorldError
+from itel_cabinet.io.worker.outages import WorldError
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted
 
@@ -606,7 +606,7 @@ def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: py
     api, server = client(answer(503), max_retries=0)
     now = [0.0]
     stop = threading.Event()
-    monkeypatch.setattr("itel_cabinet.io.world.STOP", stop)
+    monkeypatch.setattr("itel_cabinet.io.worker.outages.STOP", stop)
 
     def sleep(seconds: float) -> None:
         now[0] += max(seconds, 0.01)

@@ -31,7 +31,7 @@ from itel_cabinet.io.kafka.source import (
     client_config,
 )
 from itel_cabinet.io.kafka.admin import Cluster, UnknownTopic, group_lag
-from itel_cabinet.io.world import STOP
+from itel_cabinet.io.worker.outages import STOP
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.transforms.records import Record
 

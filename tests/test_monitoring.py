@@ -29,7 +29,7 @@ from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.local.prometheus import Prometheus, promtool, with_durations
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
-from itel_cabinet.transforms.metrics import CATALOGUE, REGISTRY
+from itel_cabinet.io.worker.metrics import CATALOGUE, REGISTRY
 from monitoring.dashboards import DASHBOARDS, FOLDER, rendered
 
 MONITORING = Path(__file__).parent.parent / "monitoring"

@@ -6,7 +6,7 @@ import functools
 
 from apache_beam.internal import pickler
 
-from itel_cabinet.io.pools import pool
+from itel_cabinet.io.worker.pools import pool
 
 
 def test_a_shipped_reference_is_to_the_process_s_own() -> None:

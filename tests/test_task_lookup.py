@@ -14,7 +14,7 @@ from faulty_server import answer as reply
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
 from itel_cabinet.io.http.connection import Connection, ConnectionSettings
 from itel_cabinet.io.task_lookup import PatientLookup, task_lookup
-from itel_cabinet.io.world import WorldError
+from itel_cabinet.io.worker.outages import WorldError
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 

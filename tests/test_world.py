@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 import pytest
 
-from itel_cabinet.io import world
-from itel_cabinet.io.world import WorldError, full_jitter, last_world_error, one_line, retry_world
+from itel_cabinet.io.worker import outages as world
+from itel_cabinet.io.worker.outages import WorldError, full_jitter, last_world_error, one_line, retry_world
 
 
 class Clock:
@@ -141,7 +141,7 @@ def test_an_error_in_one_line(error: Exception, line: str) -> None:
 
 
 CRASHING = """
-from itel_cabinet.io.crash_points import reached
+from itel_cabinet.io.worker.crash_points import reached
 for turn in range(3):
     reached("elsewhere")
     reached("after-flush")

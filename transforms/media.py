@@ -16,7 +16,7 @@ from typing import Any
 
 from apache_beam.metrics import Metrics
 
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.albums import Album, Link, PhotoFailed, PhotoLibrary
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.steps import NAMESPACE

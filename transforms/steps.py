@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.batches import Batch
 from itel_cabinet.transforms.records import Failure, Skip
 

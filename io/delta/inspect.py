@@ -32,7 +32,7 @@ from itel_cabinet.io.delta.spec import (
     TableState,
     Upsert,
 )
-from itel_cabinet.io.world import one_line, retry_world
+from itel_cabinet.io.worker.outages import one_line, retry_world
 
 __all__ = [
     "UPSERT_FILE_BYTES",

@@ -71,7 +71,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from itel_cabinet.io import crash_points
+from itel_cabinet.io.worker import crash_points
 from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to_arrow
 from itel_cabinet.io.delta.spec import (
     Append,
@@ -98,10 +98,10 @@ from itel_cabinet.io.delta.inspect import (
     records_written,
     refusal,
 )
-from itel_cabinet.io.health import beat
-from itel_cabinet.io.process import once_per_process
-from itel_cabinet.io.world import WorldError, full_jitter, retry_world
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker.health import beat
+from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.worker.outages import WorldError, full_jitter, retry_world
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.batches import UnweighedCoder
 
 __all__ = [

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 
 __all__ = ["LEAST_TRIES", "Admission", "Breaker", "BreakerSettings"]
 

@@ -22,14 +22,14 @@ from urllib.parse import urlsplit
 
 from itel_cabinet.io.http.auth import Auth, Credentials, check_header_name
 from itel_cabinet.io.http.breaker import Admission, Breaker, BreakerSettings
-from itel_cabinet.io.health import beat
+from itel_cabinet.io.worker.health import beat
 from itel_cabinet.io.http.oauth2 import Tokens, tokens
-from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.http.retries import is_transient, pause_before_retry
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.http.transport import CallFailed, FailureKind, Reply, TlsFiles, Transport, TransportSettings, check_url
-from itel_cabinet.transforms import metrics
+from itel_cabinet.io.worker import metrics
 
 __all__ = [
     "Auth",

@@ -29,9 +29,9 @@ from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionErro
 from urllib3.util import Timeout, Url, parse_url
 
 from itel_cabinet.io.http.connection import is_transient
-from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.http.transport import TimedResponse
-from itel_cabinet.io.world import full_jitter
+from itel_cabinet.io.worker.outages import full_jitter
 
 __all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "downloads"]
 

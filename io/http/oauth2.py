@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
 from itel_cabinet.io.http.auth import Auth, Credentials
-from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.http.transport import CallFailed, Reply, Transport, TransportSettings

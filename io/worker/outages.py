@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
 
-from itel_cabinet.io.health import beat, waiting_for
+from itel_cabinet.io.worker.health import beat, waiting_for
 
 __all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "patience", "retry_world"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from itel_cabinet.io.process import once_per_process
+from itel_cabinet.io.worker.process import once_per_process
 
 __all__ = ["pool"]
 
