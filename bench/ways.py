@@ -32,14 +32,14 @@ from itel_cabinet.io.worker.health import HealthSettings, serve
 from itel_cabinet.io.kafka.source import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.batches import Batch
+from itel_cabinet.io.batches import Batch
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from itel_cabinet.transforms.parsing import parse_task_events
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.rows import TRACKING_SCHEMA, tracking_row, tracking_rows
-from itel_cabinet.transforms.steps import Step
+from itel_cabinet.pipeline.steps import Step
 
 BATCH_RECORDS = 10_000
 _SECONDS = time.time

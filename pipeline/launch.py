@@ -34,7 +34,7 @@ from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.templates import with_template
-from itel_cabinet.transforms.steps import NAMESPACE
+from itel_cabinet.pipeline.steps import NAMESPACE
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
 __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]

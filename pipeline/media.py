@@ -11,10 +11,10 @@ from typing import Any
 
 from itel_cabinet.io.delta.table import FencedTable, Row
 from itel_cabinet.pipeline.parts import Parts
-from itel_cabinet.transforms.albums import Album
+from itel_cabinet.transforms.photos import Album
 from itel_cabinet.transforms.enrichment import Photograph
 from itel_cabinet.transforms.events import CABINET_TASK_ID
-from itel_cabinet.transforms.media import fetch_album_photos
+from itel_cabinet.transforms.fetching import fetch_album_photos
 
 __all__ = ["BackfillStopped", "backfill", "missing_photos"]
 

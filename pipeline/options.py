@@ -18,7 +18,7 @@ from itel_cabinet.io.http.downloads import AllowedHosts, DownloadSettings
 from itel_cabinet.io.http.connection import Auth, BreakerSettings, ConnectionSettings, TlsFiles
 from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka.config import client_config
-from itel_cabinet.io.media import MediaSettings
+from itel_cabinet.io.photos import MediaSettings
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.io.worker.logs import LogFormat
 

@@ -15,7 +15,7 @@ from itel_cabinet.io.worker.health import HealthSettings, serve
 from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, itel
 from itel_cabinet.io.kafka.source import KafkaSinkSettings, KafkaSource
 from itel_cabinet.io.kafka.config import client_config
-from itel_cabinet.io.media import photos
+from itel_cabinet.io.photos import photos
 from itel_cabinet.io.worker.pools import pool
 from itel_cabinet.io.task_lookup import task_lookup
 from itel_cabinet.io.worker.logs import LogFormat, format_logs
@@ -23,7 +23,7 @@ from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.albums import PhotoLibrary
+from itel_cabinet.transforms.photos import PhotoLibrary
 from itel_cabinet.transforms.enrichment import TaskLookup
 from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
 

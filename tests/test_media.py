@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from itel_cabinet.io.http.downloads import AllowedHosts, DownloadSettings
 from itel_cabinet.io.http.connection import ConnectionSettings
-from itel_cabinet.io.media import MediaSettings, Photos, photos
+from itel_cabinet.io.photos import MediaSettings, Photos, photos
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings
 from itel_cabinet.local.claimx import ClaimXSimulator, MediaFault, media_bytes
-from itel_cabinet.transforms.albums import (
+from itel_cabinet.transforms.photos import (
     Album,
     Link,
     PhotoFailed,
@@ -34,7 +34,7 @@ from itel_cabinet.transforms.albums import (
 )
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.forms import parse_form
-from itel_cabinet.transforms.media import fetch_album_photos, fetch_photos
+from itel_cabinet.transforms.fetching import fetch_album_photos, fetch_photos
 from itel_cabinet.transforms.rows import attachments_rows
 
 ALBUM = Album("5400001", 32513, 5430007, (11, 12))

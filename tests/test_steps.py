@@ -11,7 +11,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from cabinet_samples import record
 
 from itel_cabinet.transforms.records import Failure, Skip
-from itel_cabinet.transforms.steps import Step
+from itel_cabinet.pipeline.steps import Step
 
 
 def sort_out(numbers: list[int]) -> Iterator[Any]:

@@ -102,7 +102,7 @@ from itel_cabinet.io.worker.health import beat
 from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.worker.outages import WorldError, full_jitter, retry_world
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.batches import UnweighedCoder
+from itel_cabinet.io.batches import UnweighedCoder
 
 __all__ = [
     "Append",

@@ -57,7 +57,7 @@ from itel_cabinet.io.kafka.key_groups import evenly_spread
 from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.worker.outages import STOP, WorldError, one_line, patience, retry_world
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.batches import Batch
+from itel_cabinet.io.batches import Batch
 from itel_cabinet.transforms.records import Record
 
 __all__ = [

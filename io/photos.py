@@ -10,7 +10,7 @@ from itel_cabinet.io.worker import crash_points
 from itel_cabinet.io.http.downloads import DownloadFailed, Downloads, DownloadSettings, downloads
 from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, connection
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, objects
-from itel_cabinet.transforms.albums import (
+from itel_cabinet.transforms.photos import (
     Album,
     Link,
     PhotoFailed,
