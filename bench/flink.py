@@ -160,7 +160,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _launched(self, job: str, options: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", job]
         command += [f"--{name}={value}" for name, value in options.items()]
         with (self.folder / f"{uuid.uuid4().hex}.log").open("w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             broker.create_topic(topic, partitions)
         given = options_of(broker, claimx, itel, Path(name)) | cluster.beam_options()
         given |= {"shards": str(PARTITIONS), "checkpointing_interval": "2000"}
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", "cabinet"]
         subprocess.run([*command, *(f"--{option}={value}" for option, value in given.items())], check=True)
         [job] = cluster.jobs()
         generator = Generator(3, start=datetime.now(UTC), step=timedelta(seconds=1 / options.rate))

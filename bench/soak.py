@@ -107,7 +107,7 @@ def options_of(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, fol
 def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
     """A `cabinet` job with its default batches."""
     options = options_of(broker, claimx, itel, folder)
-    command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
+    command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", "cabinet"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with (folder / "job.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -101,7 +101,7 @@ def _options(
 )
 def run(context: typer.Context) -> int:
     """Run a job: trigger, tracking, api or cabinet. `run --help` lists its options."""
-    from itel_cabinet.pipeline import launch
+    from itel_cabinet.pipeline.launch import job as launch
 
     if {"--help", "-h"} & {*context.args}:
         _print_run_help()
@@ -374,12 +374,12 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.io.delta.table import create_table, table_for
     from itel_cabinet.io.objects import ObjectStoreError, objects
     from itel_cabinet.io.secrets import UnresolvedSecret
-    from itel_cabinet.pipeline.arguments import parse_arguments
+    from itel_cabinet.pipeline.launch.arguments import parse_arguments
     from itel_cabinet.pipeline.media import BackfillStopped, backfill, missing_photos
     from itel_cabinet.pipeline.options import OptionRefused
     from itel_cabinet.pipeline.parts import Parts
     from itel_cabinet.pipeline.tables import ATTACHMENTS
-    from itel_cabinet.pipeline.templates import with_template
+    from itel_cabinet.pipeline.launch.templates import with_template
 
     try:
         job, *options = with_template(["tracking", *context.args])
@@ -432,7 +432,7 @@ class Format(StrEnum):
 @templates_app.command("list")
 def list_templates(as_json: AsJson = False) -> None:
     """Show the templates that come with the project, for `run JOB --template NAME`."""
-    from itel_cabinet.pipeline import templates
+    from itel_cabinet.pipeline.launch import templates
 
     rows = []
     for name in templates.shipped():
@@ -458,7 +458,7 @@ def check_templates(
     ] = None,
 ) -> int:
     """Check every value of templates. Secrets that do not resolve here are warnings: they must where workers run."""
-    from itel_cabinet.pipeline import templates
+    from itel_cabinet.pipeline.launch import templates
 
     failed = False
     for file in files or templates.shipped():
@@ -492,7 +492,7 @@ def render_template(
     """Print the command line that a template amounts to, or its Kubernetes manifests."""
     import yaml
 
-    from itel_cabinet.pipeline import templates
+    from itel_cabinet.pipeline.launch import templates
     from itel_cabinet.pipeline.options import OptionRefused
 
     try:

@@ -60,7 +60,7 @@ def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
 
 @dataclass
 class RunningJob:
-    """A started ``itel_cabinet.pipeline.launch`` process; ``errors`` is what it has written to stderr so far."""
+    """A started ``itel_cabinet.pipeline.launch.job`` process; ``errors`` is what it has written to stderr so far."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -149,7 +149,7 @@ class Stack:
             settings |= {"output_topic": self.topic("tracking")}
         settings |= self.options | options
         given = [f"--{name}={value}" for name, value in settings.items()]
-        return [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given]
+        return [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", job, *given]
 
     @contextlib.contextmanager
     def running(self, job: str, *, env: Mapping[str, str] | None = None, **options: object) -> Iterator[RunningJob]:

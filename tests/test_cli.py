@@ -32,7 +32,7 @@ from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
-from itel_cabinet.pipeline import launch
+from itel_cabinet.pipeline.launch import job as launch
 from itel_cabinet.pipeline.cli import main
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
 from itel_cabinet.pipeline.preview import NotAnAnswer, preview

@@ -11,7 +11,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.core import RestrictionProvider
 
-from itel_cabinet.pipeline.direct_runner import direct_runner
+from itel_cabinet.pipeline.launch.direct_runner import direct_runner
 
 BUNDLES = 1500
 """More than Python's stack is deep, which is how Beam alone would fail."""

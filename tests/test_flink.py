@@ -17,7 +17,7 @@ from itel_cabinet.io.kafka.key_groups import KEY_GROUPS, evenly_spread, key_grou
 from itel_cabinet.local.events import Generator, produce
 from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.guard import session
-from itel_cabinet.pipeline.flink import FlinkOptions, NotRunning, check_job_server, tune
+from itel_cabinet.pipeline.launch.flink import FlinkOptions, NotRunning, check_job_server, tune
 from itel_cabinet.pipeline.options import OptionRefused
 
 

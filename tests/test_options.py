@@ -8,7 +8,7 @@ import pytest
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions, StandardOptions
 
 from itel_cabinet.io.http.connection import BreakerSettings, TlsFiles
-from itel_cabinet.pipeline.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings
 
 SECRET = "hunter2-very-secret"

@@ -22,8 +22,8 @@ from itel_cabinet.local.flink import FlinkCluster
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
-from itel_cabinet.pipeline import launch
-from itel_cabinet.pipeline.arguments import parse_arguments
+from itel_cabinet.pipeline.launch import job as launch
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
 
 _SECONDS = 30.0

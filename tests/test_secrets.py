@@ -23,7 +23,7 @@ from jobs import Stack
 from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.simulator import Request, Response
-from itel_cabinet.pipeline.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.graph import build
 
 CLAIMX_TOKEN, ITEL_KEY, KAFKA_PASSWORD = "claimx-s3cr3t-01", "itel-s3cr3t-02", "kafka-s3cr3t-03"
@@ -40,7 +40,7 @@ target = importlib.import_module(module)
 for part in path:
     target = getattr(target, part)
 setattr(target, last, {replacement})
-from itel_cabinet.pipeline.launch import main
+from itel_cabinet.pipeline.launch.job import main
 sys.exit(main())
 """
 

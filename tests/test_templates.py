@@ -19,10 +19,10 @@ from jobs import Stack
 from jsonschema import Draft202012Validator
 
 from itel_cabinet.pipeline import cli
-from itel_cabinet.pipeline.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.metadata import metadata
 from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionRefused, Settings
-from itel_cabinet.pipeline.templates import (
+from itel_cabinet.pipeline.launch.templates import (
     Template,
     TemplateRefused,
     check,
@@ -436,9 +436,9 @@ def test_the_rendered_command_is_quoted_and_says_the_same_as_the_template() -> N
     given = ["--bootstrap_servers", "k:9092", "--tables_root=/a folder/it's", "--claimx_url=https://c.example"]
     text, left_open = command(load("tracking.flink"), given)
     assert left_open == []
-    assert text.splitlines()[0] == "python -m itel_cabinet.pipeline.launch tracking \\"
+    assert text.splitlines()[0] == "python -m itel_cabinet.pipeline.launch.job tracking \\"
     python, *rest = shlex.split(text.replace("\\\n", ""))  # as a shell does
-    assert [python, *rest[:2]] == ["python", "-m", "itel_cabinet.pipeline.launch"]
+    assert [python, *rest[:2]] == ["python", "-m", "itel_cabinet.pipeline.launch.job"]
     assert rest[2:] == with_template(["tracking", "--template=tracking.flink", *given])
     assert parse_arguments(rest[2], rest[3:])[0].tables_root == "/a folder/it's"
 
@@ -627,7 +627,7 @@ def test_the_job_submits_the_templates_options_to_the_job_server_beside_it() -> 
     spec = job["spec"]["template"]["spec"]
     launcher, server = spec["containers"][0], spec["initContainers"][1]
     assert launcher["image"] == "itel-cabinet:0.1.0"
-    assert launcher["command"] == ["python", "-m", "itel_cabinet.pipeline.launch"]
+    assert launcher["command"] == ["python", "-m", "itel_cabinet.pipeline.launch.job"]
     name, *arguments = launcher["args"]
     options = parse_arguments(name, [*arguments, "--claimx_url=https://from.env", "--itel_url=https://from.env"])[
         1
@@ -872,7 +872,7 @@ def test_check_of_files_with_mistakes(write: Write, capsys: pytest.CaptureFixtur
 def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["templates", "render", "trigger.flink", "--shards", "9"]) == 0
     printed = capsys.readouterr()
-    assert shlex.split(printed.out)[:4] == ["python", "-m", "itel_cabinet.pipeline.launch", "trigger"]
+    assert shlex.split(printed.out)[:4] == ["python", "-m", "itel_cabinet.pipeline.launch.job", "trigger"]
     assert shlex.split(printed.out)[-1] == "--shards=9"
     assert printed.err == "itel-cabinet: left open, to be added: --bootstrap_servers, --claimx_url\n"
 

@@ -35,9 +35,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Valida
 from itel_cabinet.io.http.connection import Auth
 from itel_cabinet.io.itel import folder_of
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
-from itel_cabinet.pipeline.arguments import FlinkOptions, parse_arguments
-from itel_cabinet.pipeline.flink import on_flink, tune
-from itel_cabinet.pipeline.manifests import (
+from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
+from itel_cabinet.pipeline.launch.flink import on_flink, tune
+from itel_cabinet.pipeline.launch.manifests import (
     FIXED_OPTIONS,
     Kubernetes,
     ManifestRefused,
@@ -395,7 +395,7 @@ def command(template: Template, given: Sequence[str] = ()) -> tuple[str, list[st
     """
     arguments = _checked(template, given)
     _, _, open_ = _parsed(template, arguments)
-    lines = [f"python -m itel_cabinet.pipeline.launch {template.job}", *map(shlex.quote, arguments)]
+    lines = [f"python -m itel_cabinet.pipeline.launch.job {template.job}", *map(shlex.quote, arguments)]
     return " \\\n    ".join(lines), open_
 
 

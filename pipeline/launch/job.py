@@ -1,4 +1,4 @@
-"""Check what is known to go wrong, then run a job: ``python -m itel_cabinet.pipeline.launch JOB [options]``."""
+"""Check what is known to go wrong, then run a job: ``python -m itel_cabinet.pipeline.launch.job JOB [options]``."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from itel_cabinet.io.kafka.config import resolved
 from itel_cabinet.io.objects import ObjectStoreError, objects
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.worker.outages import STOP, WorldError, last_world_error, one_line
-from itel_cabinet.pipeline.arguments import parse_arguments
-from itel_cabinet.pipeline.direct_runner import direct_runner
-from itel_cabinet.pipeline.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.direct_runner import direct_runner
+from itel_cabinet.pipeline.launch.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.io.worker.logs import format_logs
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
 from itel_cabinet.pipeline.parts import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
-from itel_cabinet.pipeline.templates import with_template
+from itel_cabinet.pipeline.launch.templates import with_template
 from itel_cabinet.pipeline.steps import NAMESPACE
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
@@ -277,6 +277,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     # Through the importable module, since what lives in __main__ is pickled by value.
-    from itel_cabinet.pipeline import launch as importable
+    from itel_cabinet.pipeline.launch import job as importable
 
     sys.exit(importable.main())
