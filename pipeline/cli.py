@@ -297,8 +297,8 @@ def preview(
     """
     from pydantic_core import to_json
 
-    from itel_cabinet.pipeline.preview import NotAnAnswer
-    from itel_cabinet.pipeline.preview import preview as previewed
+    from itel_cabinet.pipeline.operate.preview import NotAnAnswer
+    from itel_cabinet.pipeline.operate.preview import preview as previewed
 
     try:
         answer = sys.stdin.buffer.read() if task == "-" else Path(task).read_bytes()
@@ -375,7 +375,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.io.objects import ObjectStoreError, objects
     from itel_cabinet.io.secrets import UnresolvedSecret
     from itel_cabinet.pipeline.launch.arguments import parse_arguments
-    from itel_cabinet.pipeline.media import BackfillStopped, backfill, missing_photos
+    from itel_cabinet.pipeline.operate.backfill import BackfillStopped, backfill, missing_photos
     from itel_cabinet.pipeline.options import OptionRefused
     from itel_cabinet.pipeline.parts import Parts
     from itel_cabinet.pipeline.tables import ATTACHMENTS

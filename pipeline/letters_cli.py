@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.kafka.log import LogReader
-    from itel_cabinet.pipeline.dead_letters import Entry, FailureCount, Filter, Stranger
-    from itel_cabinet.pipeline.replay import Outcome, Replay
+    from itel_cabinet.pipeline.operate.dead_letters import Entry, FailureCount, Filter, Stranger
+    from itel_cabinet.pipeline.operate.replay import Outcome, Replay
 
 __all__ = [
     "ITEL_ERRORS",
@@ -72,7 +72,7 @@ _MOST_REASONS = 20
 
 
 def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
-    from itel_cabinet.pipeline.dead_letters import Filter
+    from itel_cabinet.pipeline.operate.dead_letters import Filter
     from itel_cabinet.transforms.events import parse_timestamp
 
     def moment(name: str, text: str | None) -> datetime | None:
@@ -154,7 +154,7 @@ def list_dead_letters(
     as_json: AsJson = False,
 ) -> None:
     """Show the dead letters, without what the records hold. Moves no group's offsets."""
-    from itel_cabinet.pipeline.dead_letters import error_log, failure_counts
+    from itel_cabinet.pipeline.operate.dead_letters import error_log, failure_counts
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -212,7 +212,7 @@ def show_dead_letter(
     """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
     from itel_cabinet.io.kafka.admin import UnknownTopic
     from itel_cabinet.io.kafka.log import LogReader
-    from itel_cabinet.pipeline.dead_letters import Filter, error_log, original
+    from itel_cabinet.pipeline.operate.dead_letters import Filter, error_log, original
     from itel_cabinet.transforms.dead_letters import decode_dead_letter
 
     topics = (dead_letter_topic, itel_errors_topic)
@@ -309,8 +309,8 @@ def replay_dead_letters(
 
     from itel_cabinet.io.kafka.admin import group_lag
     from itel_cabinet.io.kafka.log import LogReader, LogWriter
-    from itel_cabinet.pipeline.dead_letters import error_log
-    from itel_cabinet.pipeline.replay import Replayer
+    from itel_cabinet.pipeline.operate.dead_letters import error_log
+    from itel_cabinet.pipeline.operate.replay import Replayer
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -361,7 +361,7 @@ def replay_dead_letters(
 def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
     """The records among those of ``entries`` that the tracking table has a row of."""
     from itel_cabinet.io.delta.inspect import records_written
-    from itel_cabinet.pipeline.replay import may_have_row
+    from itel_cabinet.pipeline.operate.replay import may_have_row
     from itel_cabinet.pipeline.tables import TRACKING
 
     asked = [(e.letter.topic_id, e.letter.partition, e.letter.offset) for e in entries if may_have_row(e)]
@@ -387,7 +387,7 @@ _TOLD = {
 
 
 def _tell_of_replay(counts: Mapping[Outcome, int], told: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
-    from itel_cabinet.pipeline.replay import Outcome
+    from itel_cabinet.pipeline.operate.replay import Outcome
     from itel_cabinet.transforms.dead_letters import one_line
 
     for one in told[:_MOST_REASONS]:

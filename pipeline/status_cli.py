@@ -29,7 +29,7 @@ from itel_cabinet.pipeline.commands import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.pipeline.observation import GroupView, Subject
+    from itel_cabinet.pipeline.operate.observation import GroupView, Subject
 
 __all__ = ["lag", "status"]
 
@@ -60,7 +60,7 @@ def lag(
 
     Moves no group's offsets. Exit status 1 if a job is behind by more than --threshold.
     """
-    from itel_cabinet.pipeline.observation import GroupView
+    from itel_cabinet.pipeline.operate.observation import GroupView
 
     chosen = list(dict.fromkeys(jobs or [JobName.CABINET]))
     if len(chosen) > 1 and (consumer_group or input_topic):
@@ -143,9 +143,9 @@ def status(
     Looks at its group, its tables, its dead letters and its processes; changes nothing. Exit status 1 unless it is
     healthy.
     """
-    from itel_cabinet.pipeline.observation import Observer
+    from itel_cabinet.pipeline.operate.observation import Observer
     from itel_cabinet.pipeline.status_view import status_report, status_view
-    from itel_cabinet.pipeline.verdict import Limits, verdict
+    from itel_cabinet.pipeline.operate.verdict import Limits, verdict
 
     subject = _subject(
         job, bootstrap_servers, consumer_group, input_topic,
@@ -190,7 +190,7 @@ def _subject(
     metrics_urls: Sequence[str],
 ) -> Subject:
     from itel_cabinet.io.http.transport import check_url
-    from itel_cabinet.pipeline.observation import Subject
+    from itel_cabinet.pipeline.operate.observation import Subject
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
 
     for url in metrics_urls:

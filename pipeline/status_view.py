@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from itel_cabinet.io.kafka.admin import PartitionLag, Topic
-from itel_cabinet.pipeline.dead_letters import RecentLetters
-from itel_cabinet.pipeline.verdict import Health, Observed, Offsets, Tables, Unseen, Verdict
+from itel_cabinet.pipeline.operate.dead_letters import RecentLetters
+from itel_cabinet.pipeline.operate.verdict import Health, Observed, Offsets, Tables, Unseen, Verdict
 
 __all__ = ["lag_report", "lag_view", "status_report", "status_view"]
 

@@ -14,9 +14,9 @@ from chromium import started
 from known_history import Told, form
 from PIL import Image
 
-from itel_cabinet.pipeline.dead_letters import FailureCount
-from itel_cabinet.pipeline.queries import Session
-from itel_cabinet.pipeline.report import gather, render
+from itel_cabinet.pipeline.operate.dead_letters import FailureCount
+from itel_cabinet.pipeline.operate.queries import Session
+from itel_cabinet.pipeline.operate.report import gather, render
 
 _NOW = datetime(2026, 3, 10, 7, tzinfo=UTC)
 _FAILURES = [

@@ -35,7 +35,7 @@ from itel_cabinet.local.ports import free_port
 from itel_cabinet.pipeline.launch import job as launch
 from itel_cabinet.pipeline.cli import main
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
-from itel_cabinet.pipeline.preview import NotAnAnswer, preview
+from itel_cabinet.pipeline.operate.preview import NotAnAnswer, preview
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.payload import example, payload_bytes

@@ -40,7 +40,7 @@ from itel_cabinet.io.kafka.admin import Cluster
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline.options import Settings
-from itel_cabinet.pipeline.queries import Session, bind, catalogue
+from itel_cabinet.pipeline.operate.queries import Session, bind, catalogue
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.transforms.rows import tracking_row
 

@@ -22,7 +22,7 @@ from pyarrow import parquet
 from sqlglot import exp
 
 from itel_cabinet.pipeline.cli import main
-from itel_cabinet.pipeline.queries import Query, QueryRefused, Session, bind, catalogue, find
+from itel_cabinet.pipeline.operate.queries import Query, QueryRefused, Session, bind, catalogue, find
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 _QUERIES = Path(__file__).parents[1] / "queries"

@@ -19,11 +19,11 @@ from conftest import TopicFactory
 from known_history import HOSTILE, NOW, PERSON
 
 from itel_cabinet.local.kafka import Broker
-from itel_cabinet.pipeline.charts import bar_chart, column_chart
+from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
 from itel_cabinet.pipeline.cli import main
-from itel_cabinet.pipeline.dead_letters import FailureCount
-from itel_cabinet.pipeline.queries import Session
-from itel_cabinet.pipeline.report import Report, gather, render
+from itel_cabinet.pipeline.operate.dead_letters import FailureCount
+from itel_cabinet.pipeline.operate.queries import Session
+from itel_cabinet.pipeline.operate.report import Report, gather, render
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replayed
 from itel_cabinet.transforms.records import Failure, Record
 

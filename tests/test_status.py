@@ -28,10 +28,10 @@ from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import HOST, free_port
 from itel_cabinet.local.simulator import Faults
 from itel_cabinet.pipeline.cli import main
-from itel_cabinet.pipeline.dead_letters import RecentLetters, recent_letters
-from itel_cabinet.pipeline.observation import GroupView, look_at_worker
+from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
+from itel_cabinet.pipeline.operate.observation import GroupView, look_at_worker
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
-from itel_cabinet.pipeline.verdict import WorkerState
+from itel_cabinet.pipeline.operate.verdict import WorkerState
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replayed
 from itel_cabinet.transforms.records import Failure
 
@@ -95,7 +95,7 @@ ANSWERS: dict[str, tuple[Act, WorkerState, str]] = {
 
 @pytest.mark.parametrize(("act", "state", "detail"), ANSWERS.values(), ids=ANSWERS)
 def test_what_a_worker_answers(act: Act, state: WorkerState, detail: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itel_cabinet.pipeline.observation._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.operate.observation._ANSWER_SECONDS", 1.0)
     with FaultyServer(act) as server:
         worker = look_at_worker(server.url, "api", "g")
     assert (worker.url, worker.state) == (server.url, state)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from itel_cabinet.io.kafka.admin import PartitionLag
-from itel_cabinet.pipeline.verdict import (
+from itel_cabinet.pipeline.operate.verdict import (
     Health,
     Limits,
     Observed,

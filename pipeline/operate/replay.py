@@ -14,7 +14,7 @@ from enum import StrEnum
 
 from itel_cabinet.io.kafka.admin import UnknownTopic
 from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Unwritable
-from itel_cabinet.pipeline.dead_letters import Entry, original
+from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replayed
 from itel_cabinet.transforms.records import Record

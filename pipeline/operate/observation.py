@@ -1,5 +1,5 @@
 """Look at a job from outside: its group in Kafka, its tables, its dead letters, and its processes at their metrics
-addresses. What is seen is judged by :mod:`itel_cabinet.pipeline.verdict`.
+addresses. What is seen is judged by :mod:`itel_cabinet.pipeline.operate.verdict`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, Unk
 from itel_cabinet.io.kafka.log import LogReader
 from itel_cabinet.io.http.transport import CallFailed, Transport, TransportSettings
 from itel_cabinet.io.worker.outages import WorldError
-from itel_cabinet.pipeline.dead_letters import RecentLetters, recent_letters
+from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.tables import TRACKING
-from itel_cabinet.pipeline.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
+from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.transforms.dead_letters import one_line
 
 __all__ = ["NEWEST_LETTERS", "GroupView", "Observer", "Subject", "look_at_worker"]

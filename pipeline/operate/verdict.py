@@ -1,5 +1,5 @@
 """Whether a job is well: what was seen of it from outside, and the verdict on that. Pure; what is seen is collected by
-:mod:`itel_cabinet.pipeline.observation`.
+:mod:`itel_cabinet.pipeline.operate.observation`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from itel_cabinet.io.kafka.admin import PartitionLag
-from itel_cabinet.pipeline.dead_letters import RecentLetters
+from itel_cabinet.pipeline.operate.dead_letters import RecentLetters
 
 __all__ = [
     "Health",
