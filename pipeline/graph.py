@@ -21,7 +21,7 @@ from itel_cabinet.io.delta.table import WriteToDelta
 from itel_cabinet.io.itel import submit
 from itel_cabinet.io.kafka.source import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.transforms.enrichment import enrich

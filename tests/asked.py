@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jobs import Stack
 
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 
 
 class Asked:

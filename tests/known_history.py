@@ -15,7 +15,7 @@ from typing import Any
 from cabinet_samples import details, group, question, record, tracking_message
 
 from itel_cabinet.io.delta.table import FencedTable, TableSpec
-from itel_cabinet.pipeline.commands import table_settings
+from itel_cabinet.pipeline.commands.shared import table_settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent, parse_event

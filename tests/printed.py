@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.options import ENVIRONMENT
 
 

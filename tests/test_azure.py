@@ -13,7 +13,7 @@ from accounting import assert_everything_accounted_for
 from jobs import Stack
 
 from itel_cabinet.local.events import Generator, Receipt, Shares, produce
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)

@@ -33,7 +33,7 @@ from itel_cabinet.local.events import Generator, Shares, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import free_port
 from itel_cabinet.pipeline.launch import job as launch
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
 from itel_cabinet.pipeline.operate.preview import NotAnAnswer, preview
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
@@ -60,7 +60,7 @@ def test_only_what_runs_or_checks_a_pipeline_waits_for_beam(tmp_path: Path) -> N
     """Importing it takes over a second. Commands import when they run, so these are run, or their parts imported."""
     program = f"""
 import importlib, sys
-from itel_cabinet.pipeline import cli
+from itel_cabinet.pipeline.commands import app as cli
 cli.main(["tables", "create", "--tables_root={tmp_path}"])
 cli.main(["tables", "describe", "--tables_root={tmp_path}"])
 cli.main(["query", "latest-events", "--tables_root={tmp_path}"])
@@ -137,7 +137,7 @@ def test_wrong_use_is_told_in_one_line(printed: Printed, given: list[str], line:
 
 @pytest.mark.parametrize("command", [["topics", "create"], ["topics", "describe"], ["lag", "api"], ["produce"]])
 def test_an_unreachable_broker(printed: Printed, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("itel_cabinet.pipeline.commands.BROKER_SECONDS", 1.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.commands.shared.BROKER_SECONDS", 1.0)
     servers = f"127.0.0.1:{free_port()}"
     assert printed.error(1, *command, f"--bootstrap-servers={servers}").startswith(
         f"--bootstrap_servers: no broker answers at {servers} ("

@@ -10,7 +10,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.options import Job
-from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.pipeline.wiring import Parts
 
 SINKS = {
     Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
@@ -41,8 +41,8 @@ def test_everything_after_the_read_is_one_fused_stage(job: Job) -> None:
 
 def test_a_form_is_waited_for_from_its_announcement_on(monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("itel_cabinet.pipeline.parts.time.time", lambda: 1000.0)
-    monkeypatch.setattr("itel_cabinet.pipeline.parts.time.sleep", slept.append)
+    monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.time", lambda: 1000.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.sleep", slept.append)
     options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--form_wait_seconds=2"]
     wait = Parts(parse_arguments("api", options)[0]).form_wait
     for announced_at in (1000.0, 999.5, 900.0, 5000.0):

@@ -16,7 +16,7 @@ from obstore.store import from_url
 
 from itel_cabinet.local.claimx import MediaFault, media_bytes
 from itel_cabinet.local.events import Generator, Receipt, Shares, produce
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 PHOTOS = group("Photos", question("Captured Lower Cabinet Box", [11, 12]))

@@ -26,7 +26,7 @@ from itel_cabinet.local.claimx import ClaimXSimulator
 from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.itel import ItelSimulator
 from itel_cabinet.local.kafka import Broker
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.transforms.results import Submitted
 
 FORM = (group("Photos", question("Upload Overview Photo(s)", [11, 12])),)

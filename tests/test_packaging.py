@@ -80,7 +80,7 @@ def test_the_wheel_holds_every_module_and_its_data(project: Path, tmp_path: Path
         entry_points = archive.read(f"{wheel.name.partition('-py3')[0]}.dist-info/entry_points.txt").decode()
         assert names == {f"itel_cabinet/{name}" for name in _packaged(project)}
         archive.extractall(tmp_path / "site")
-    assert "itel-cabinet = itel_cabinet.pipeline.cli:main" in entry_points
+    assert "itel-cabinet = itel_cabinet.pipeline.commands.app:main" in entry_points
     _imports_from(tmp_path / "site")
 
 

@@ -21,7 +21,7 @@ from known_history import HOSTILE, NOW, PROJECTS
 from pyarrow import parquet
 from sqlglot import exp
 
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.queries import Query, QueryRefused, Session, bind, catalogue, find
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 

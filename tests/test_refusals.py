@@ -27,7 +27,7 @@ from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
 
 _SECONDS = 30.0
-_COMMAND = [sys.executable, "-m", "itel_cabinet.pipeline.cli", "run"]
+_COMMAND = [sys.executable, "-m", "itel_cabinet.pipeline.commands.app", "run"]
 # A test's own environment must not fill in what the test leaves out.
 _UNSET = (
     "KAFKA_BOOTSTRAP_SERVERS",

@@ -20,7 +20,7 @@ from known_history import HOSTILE, NOW, PERSON
 
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.dead_letters import FailureCount
 from itel_cabinet.pipeline.operate.queries import Session
 from itel_cabinet.pipeline.operate.report import Report, gather, render

@@ -27,7 +27,7 @@ from itel_cabinet.local.events import Generator, Receipt, produce
 from itel_cabinet.local.kafka import Broker
 from itel_cabinet.local.ports import HOST, free_port
 from itel_cabinet.local.simulator import Faults
-from itel_cabinet.pipeline.cli import main
+from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.observation import GroupView, look_at_worker
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
@@ -294,7 +294,7 @@ def test_a_process_that_answers_while_nothing_moves_is_stuck(stack: Stack, asked
 def test_sources_that_are_away_are_told_each_by_itself(
     stack: Stack, asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("itel_cabinet.pipeline.commands.BROKER_SECONDS", 1.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.commands.shared.BROKER_SECONDS", 1.0)
     nowhere = f"{HOST}:{free_port()}"
     with FaultyServer(says(job="cabinet", group=f"{stack.prefix}.cabinet")) as server:
         metrics = f"--metrics_url={server.url}"
@@ -344,7 +344,7 @@ def test_the_screen(
 def test_watching_ends_on_ctrl_c_with_the_last_verdict(stack: Stack, asked: Asked, form: str) -> None:
     feed(stack, 3, seed=10)
     more = ["--watch", "--every=0.2", "--window_seconds=0.2", *(["--json"] if form == "json" else [])]
-    command = [sys.executable, "-m", "itel_cabinet.pipeline.cli", *asked.arguments(*more)]
+    command = [sys.executable, "-m", "itel_cabinet.pipeline.commands.app", *asked.arguments(*more)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
         try:
             assert watching.stdout is not None
@@ -374,7 +374,7 @@ def test_watching_goes_on_when_the_broker_is_back(command: str, tmp_path: Path) 
             broker.create_topic(name, 1)
         more = ["--window_seconds=0.2"] if command == "status" else []
         arguments = [command, "api", f"--bootstrap_servers={broker.bootstrap_servers}", *more]
-        full = [sys.executable, "-m", "itel_cabinet.pipeline.cli", *arguments, "--watch", "--every=0.1", "--json"]
+        full = [sys.executable, "-m", "itel_cabinet.pipeline.commands.app", *arguments, "--watch", "--every=0.1", "--json"]
         with subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
             try:
                 assert watching.stdout is not None

@@ -18,7 +18,7 @@ from cabinet_samples import tracking_message
 from jobs import Stack
 from jsonschema import Draft202012Validator
 
-from itel_cabinet.pipeline import cli
+from itel_cabinet.pipeline.commands import app as cli
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.metadata import metadata
 from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionRefused, Settings
@@ -417,7 +417,7 @@ def test_a_job_runs_from_a_template(stack: Stack, tmp_path: Path) -> None:
     stack.tell(tracking_message(assignment_id=5430001, event_id="evt-1"))
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "itel_cabinet.pipeline.cli", "run", "tracking"),
+            *(sys.executable, "-m", "itel_cabinet.pipeline.commands.app", "run", "tracking"),
             *(f"--template={file}", f"--tables_root={stack.tables_root}", "--until_caught_up"),
         ],
         capture_output=True,

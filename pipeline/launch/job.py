@@ -31,7 +31,7 @@ from itel_cabinet.pipeline.launch.flink import NotRunning, check_job_server, on_
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.io.worker.logs import format_logs
 from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
-from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.launch.templates import with_template
 from itel_cabinet.pipeline.steps import NAMESPACE

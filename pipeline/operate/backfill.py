@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from itel_cabinet.io.delta.table import FencedTable, Row
-from itel_cabinet.pipeline.parts import Parts
+from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.transforms.photos import Album
 from itel_cabinet.transforms.enrichment import Photograph
 from itel_cabinet.transforms.events import CABINET_TASK_ID

@@ -14,8 +14,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline import commands
-from itel_cabinet.pipeline.commands import (
+from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
     DryRun,

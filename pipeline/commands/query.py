@@ -18,8 +18,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
-from itel_cabinet.pipeline.letters_cli import (
+from itel_cabinet.pipeline.commands.shared import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
+from itel_cabinet.pipeline.commands.letters import (
     ITEL_ERRORS,
     TRACKING_ERRORS,
     DeadLetterTopic,

@@ -15,8 +15,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from itel_cabinet.pipeline import commands
-from itel_cabinet.pipeline.commands import (
+from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     JobName,
     KafkaConfig,
@@ -90,7 +90,7 @@ def _names(job: JobName, consumer_group: str | None, input_topic: str | None) ->
 
 
 def _lag_screen(views: dict[str, GroupView], threshold: int) -> Screen:
-    from itel_cabinet.pipeline.status_view import lag_report, lag_view
+    from itel_cabinet.pipeline.commands.status_view import lag_report, lag_view
 
     reports = []
     for job, view in views.items():
@@ -144,7 +144,7 @@ def status(
     healthy.
     """
     from itel_cabinet.pipeline.operate.observation import Observer
-    from itel_cabinet.pipeline.status_view import status_report, status_view
+    from itel_cabinet.pipeline.commands.status_view import status_report, status_view
     from itel_cabinet.pipeline.operate.verdict import Limits, verdict
 
     subject = _subject(

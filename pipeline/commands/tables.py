@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import (
+from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     DryRun,
     Refused,
@@ -18,8 +18,8 @@ from itel_cabinet.pipeline.commands import (
     table_settings,
     tables_at,
 )
-from itel_cabinet.pipeline.fences_cli import fence_app, restore_table
-from itel_cabinet.pipeline.table_choice import OneTable, chosen, sized, working
+from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
+from itel_cabinet.pipeline.commands.table_choice import OneTable, chosen, sized, working
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta.spec import TableState

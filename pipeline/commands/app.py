@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline import commands
-from itel_cabinet.pipeline.commands import (
+from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands.shared import (
     BOTH_SPELLINGS,
     PROGRAM,
     AsJson,
@@ -33,11 +33,11 @@ from itel_cabinet.pipeline.commands import (
     open_cluster,
     storing,
 )
-from itel_cabinet.pipeline.letters_cli import letters_app
-from itel_cabinet.pipeline.offsets_cli import offsets_app
-from itel_cabinet.pipeline.query_cli import query, report
-from itel_cabinet.pipeline.status_cli import lag, status
-from itel_cabinet.pipeline.tables_cli import tables_app
+from itel_cabinet.pipeline.commands.letters import letters_app
+from itel_cabinet.pipeline.commands.offsets import offsets_app
+from itel_cabinet.pipeline.commands.query import query, report
+from itel_cabinet.pipeline.commands.status import lag, status
+from itel_cabinet.pipeline.commands.tables import tables_app
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -377,7 +377,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.pipeline.launch.arguments import parse_arguments
     from itel_cabinet.pipeline.operate.backfill import BackfillStopped, backfill, missing_photos
     from itel_cabinet.pipeline.options import OptionRefused
-    from itel_cabinet.pipeline.parts import Parts
+    from itel_cabinet.pipeline.wiring import Parts
     from itel_cabinet.pipeline.tables import ATTACHMENTS
     from itel_cabinet.pipeline.launch.templates import with_template
 

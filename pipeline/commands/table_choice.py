@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from itel_cabinet.pipeline.commands import PROGRAM, Refused, storing, tables_at
+from itel_cabinet.pipeline.commands.shared import PROGRAM, Refused, storing, tables_at
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta.spec import TableSpec

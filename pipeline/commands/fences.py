@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline import commands
-from itel_cabinet.pipeline.commands import (
+from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
     DryRun,
@@ -23,7 +23,7 @@ from itel_cabinet.pipeline.commands import (
     asking,
     client_settings,
 )
-from itel_cabinet.pipeline.table_choice import OneTable, TableName, chosen, working
+from itel_cabinet.pipeline.commands.table_choice import OneTable, TableName, chosen, working
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta.fences import Move
