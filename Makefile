@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck
 
-# The jars' folder, as local/artifacts.py has it.
+# The jars' folder, as local/services/artifacts.py has it.
 export ITEL_CABINET_LOCAL ?= $(CURDIR)/.local
 
 PACKAGES := $(VENV)/.packages-installed
@@ -89,21 +89,21 @@ $(PACKAGES): constraints.txt pyproject.toml setup.py | $(BIN)/python
 	    || { echo "could not fetch the Python packages of constraints.txt: see pip's lines above" >&2; exit 1; }
 	@touch $@
 
-$(JARS): local/pom.xml local/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.artifacts
+$(JARS): local/services/pom.xml local/services/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.services.artifacts
 	@touch $@
 
 # Some 150 MB of jars, and Beam's boot and Prism built with Go: fetched for what runs on Flink, not for the demo.
-$(FLINK): local/flink-pom.xml local/NothingToStage.java local/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.artifacts flink
+$(FLINK): local/services/flink-pom.xml local/services/NothingToStage.java local/services/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.services.artifacts flink
 	@touch $@
 
 # Some 370 MB of Node.js modules, an object store like Azure's: for the tests too.
-$(AZURITE): local/npm/package-lock.json local/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.artifacts azurite
+$(AZURITE): local/services/npm/package-lock.json local/services/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.services.artifacts azurite
 	@touch $@
 
 # Debian's package, some 20 MB, unpacked and not installed: for the tests and the benchmarks.
-$(PROMETHEUS): local/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.artifacts prometheus
+$(PROMETHEUS): local/services/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.services.artifacts prometheus
 	@touch $@

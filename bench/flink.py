@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Shares, produce
-from itel_cabinet.local.flink import FlinkCluster
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Shares, produce
+from itel_cabinet.local.services.flink import FlinkCluster
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.tables import TRACKING
 
 PARTITIONS = 2

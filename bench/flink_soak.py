@@ -21,11 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, options_of
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.flink import Checkpoints, FlinkCluster
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.flink import Checkpoints, FlinkCluster
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 
 PARTITIONS = 4
 SAMPLE_SECONDS = 30.0

@@ -23,10 +23,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 
 INPUT, ERRORS, ITEL_ERRORS, SUCCESS = "soak", "soak.errors", "soak.itel.errors", "soak.itel.success"
 GROUP = "soak"

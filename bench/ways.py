@@ -30,7 +30,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.worker.health import HealthSettings, serve
 from itel_cabinet.io.kafka.source import KafkaSource, ReadFromKafka, client_config
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from itel_cabinet.local.flink import FlinkCluster, Job
-from itel_cabinet.local.guarded import Guarded
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.services.flink import FlinkCluster, Job
+from itel_cabinet.local.services.guarded import Guarded
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline import options
 
 __all__ = ["Clock", "DemoFailed", "Jobs", "OnDirectRunner", "OnFlink"]

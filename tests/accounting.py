@@ -16,7 +16,7 @@ from typing import Any
 from jobs import Stack
 
 from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.events import Receipt
+from itel_cabinet.local.samples.events import Receipt
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import parse_details, parse_form
 from itel_cabinet.transforms.records import Record

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Self
 
-from itel_cabinet.local.events import Produced
+from itel_cabinet.local.samples.events import Produced
 
 
 class Feed:

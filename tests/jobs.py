@@ -22,9 +22,9 @@ from cabinet_samples import answer
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 from deltalake import DeltaTable
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 

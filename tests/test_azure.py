@@ -12,7 +12,7 @@ import pytest
 from accounting import assert_everything_accounted_for
 from jobs import Stack
 
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 

@@ -20,8 +20,8 @@ from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSe
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings
 from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.task_lookup import PatientLookup
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.simulators.itel import ItelSimulator
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import parse_details
 

@@ -28,10 +28,10 @@ from pydantic_core import to_json
 
 from itel_cabinet.io.delta.table import FencedTable
 from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Shares, produce
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Shares, produce
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.pipeline.launch import job as launch
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings

@@ -14,8 +14,8 @@ from accounting import assert_everything_accounted_for, repeated_calls
 from feed import Feed
 from jobs import Stack, wait_for
 
-from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
-from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.samples.events import Generator, Produced, Receipt, Shares, produce
+from itel_cabinet.local.simulators.itel import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 TABLES = (TRACKING, FORMS, ATTACHMENTS)

@@ -36,7 +36,7 @@ from itel_cabinet.io.delta.table import (
     table_for,
 )
 from itel_cabinet.io.worker.outages import WorldError, last_world_error
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.services.ports import free_port
 
 
 def columns_of(spec: TableSpec) -> list[str]:

@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable
 from jobs import wait_for
 
-from itel_cabinet.local.artifacts import home
+from itel_cabinet.local.services.artifacts import home
 from itel_cabinet.local.ledger import End, Entry, Ledger
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 

@@ -19,8 +19,8 @@ from cabinet_samples import group, question, tracking_message
 from jobs import Stack, wait_for
 
 from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import Form, TaskDetails, parse_details, parse_form
 from itel_cabinet.transforms.payload import build_payload, payload_bytes, payload_sha256

@@ -14,9 +14,9 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOpt
 from jobs import Stack, wait_for
 
 from itel_cabinet.io.kafka.key_groups import KEY_GROUPS, evenly_spread, key_group
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.flink import FlinkCluster
-from itel_cabinet.local.guard import session
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.flink import FlinkCluster
+from itel_cabinet.local.services.guard import session
 from itel_cabinet.pipeline.launch.flink import FlinkOptions, NotRunning, check_job_server, tune
 from itel_cabinet.pipeline.options import OptionRefused
 

@@ -24,9 +24,9 @@ from accounting import assert_everything_accounted_for
 from feed import Feed
 from jobs import Stack, wait_for
 
-from itel_cabinet.local.events import Generator, Shares, produce
-from itel_cabinet.local.flink import Checkpoints, FlinkCluster
-from itel_cabinet.local.itel import ItelSimulator
+from itel_cabinet.local.samples.events import Generator, Shares, produce
+from itel_cabinet.local.services.flink import Checkpoints, FlinkCluster
+from itel_cabinet.local.simulators.itel import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 pytestmark = pytest.mark.flink

@@ -12,8 +12,8 @@ import pytest
 from accounting import assert_everything_accounted_for
 from jobs import Stack, wait_for
 
-from itel_cabinet.local.events import Generator, Shares, produce
-from itel_cabinet.local.flink import FlinkCluster
+from itel_cabinet.local.samples.events import Generator, Shares, produce
+from itel_cabinet.local.services.flink import FlinkCluster
 
 pytestmark = [pytest.mark.flink, pytest.mark.timeout(600)]
 

@@ -11,9 +11,9 @@ import pytest
 from conftest import TopicFactory
 from jsonschema.validators import validator_for
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import BAD_KINDS, ENRICHED_BAD_KINDS, Generator, Produced, Shares, produce
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import BAD_KINDS, ENRICHED_BAD_KINDS, Generator, Produced, Shares, produce
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.transforms import payload
 from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent, parse_enriched, parse_event
 from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, QUESTIONS, Form, parse_details, parse_form

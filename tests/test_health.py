@@ -12,7 +12,7 @@ import requests
 
 from itel_cabinet.io.worker.health import PULSE, Health, HealthSettings, Pulse, check_port, serve
 from itel_cabinet.io.worker.outages import WorldError, retry_world
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.io.worker import metrics
 
 

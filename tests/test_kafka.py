@@ -32,7 +32,7 @@ from itel_cabinet.io.kafka.source import (
 )
 from itel_cabinet.io.kafka.admin import Cluster, UnknownTopic, group_lag
 from itel_cabinet.io.worker.outages import STOP
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.transforms.records import Record
 
 SEEN: dict[str, list[Record]] = defaultdict(list)

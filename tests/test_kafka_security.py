@@ -14,9 +14,9 @@ from accounting import assert_everything_accounted_for
 from certificates import self_signed
 from jobs import Stack
 
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import HOST, free_port
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import HOST, free_port
 
 PASSWORD = "correct horse battery staple"
 

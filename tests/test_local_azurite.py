@@ -14,15 +14,15 @@ from deltalake import DeltaTable, write_deltalake
 from jobs import wait_for
 from pyarrow import table
 
-from itel_cabinet.local import artifacts
-from itel_cabinet.local.artifacts import AZURITE
-from itel_cabinet.local.azurite import Azurite, AzuriteError
-from itel_cabinet.local.ports import HOST
+from itel_cabinet.local.services import artifacts
+from itel_cabinet.local.services.artifacts import AZURITE
+from itel_cabinet.local.services.azurite import Azurite, AzuriteError
+from itel_cabinet.local.services.ports import HOST
 
 STARTER = """
 import sys, time
 from pathlib import Path
-from itel_cabinet.local.azurite import Azurite
+from itel_cabinet.local.services.azurite import Azurite
 print(Azurite.start(Path(sys.argv[1])).port, flush=True)
 time.sleep(300)
 """

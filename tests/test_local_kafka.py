@@ -16,9 +16,9 @@ from confluent_kafka import KafkaException
 from conftest import TopicFactory
 from jobs import wait_for
 
-from itel_cabinet.local import artifacts
-from itel_cabinet.local.artifacts import FLINK, KAFKA, ArtifactError, Component
-from itel_cabinet.local.kafka import Broker, BrokerError, Message
+from itel_cabinet.local.services import artifacts
+from itel_cabinet.local.services.artifacts import FLINK, KAFKA, ArtifactError, Component
+from itel_cabinet.local.services.kafka import Broker, BrokerError, Message
 
 
 def is_alive(pid: int) -> bool:
@@ -161,7 +161,7 @@ class TestLife:
         script = (
             "import sys, threading, time\n"
             "from pathlib import Path\n"
-            "from itel_cabinet.local.kafka import Broker\n"
+            "from itel_cabinet.local.services.kafka import Broker\n"
             # Started by a thread that ends at once: only the end of the process may count.
             "thread = threading.Thread(target=lambda: globals().update(broker=Broker.start(Path(sys.argv[1]))))\n"
             "thread.start(); thread.join()\n"

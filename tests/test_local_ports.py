@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from itel_cabinet.local import ports
+from itel_cabinet.local.services import ports
 
 
 def test_no_port_is_given_out_twice() -> None:

@@ -37,8 +37,8 @@ from itel_cabinet.io.delta.fences import Change, Move, carry_out, fences_at, pla
 from itel_cabinet.io.delta.maintenance import Vacuumed, optimize, vacuum
 from itel_cabinet.io.delta.inspect import storage
 from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.samples.events import Generator, Produced, Receipt, Shares, produce
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.operate.queries import Session, bind, catalogue
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs

@@ -22,7 +22,7 @@ from itel_cabinet.io.http.downloads import AllowedHosts, DownloadSettings
 from itel_cabinet.io.http.connection import ConnectionSettings
 from itel_cabinet.io.photos import MediaSettings, Photos, photos
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings
-from itel_cabinet.local.claimx import ClaimXSimulator, MediaFault, media_bytes
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator, MediaFault, media_bytes
 from itel_cabinet.transforms.photos import (
     Album,
     Link,

@@ -14,8 +14,8 @@ from cabinet_samples import group, question, tracking_message
 from jobs import Stack, wait_for
 from obstore.store import from_url
 
-from itel_cabinet.local.claimx import MediaFault, media_bytes
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.simulators.claimx import MediaFault, media_bytes
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
 from itel_cabinet.pipeline.commands.app import main
 
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)

@@ -13,8 +13,8 @@ from deltalake import DeltaTable
 from jobs import Stack
 from prometheus_client.parser import text_string_to_metric_families
 
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 Scraped = Mapping[tuple[str, frozenset[tuple[str, str]]], float]

@@ -23,11 +23,11 @@ from deltalake import DeltaTable
 from deltalake.exceptions import CommitFailedError
 from jobs import TOPICS, Stack, every, wait_for
 
-from itel_cabinet.local.events import Generator, Shares, produce
-from itel_cabinet.local.flink import FlinkCluster
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import free_port
-from itel_cabinet.local.prometheus import Prometheus, promtool, with_durations
+from itel_cabinet.local.samples.events import Generator, Shares, produce
+from itel_cabinet.local.services.flink import FlinkCluster
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import free_port
+from itel_cabinet.local.services.prometheus import Prometheus, promtool, with_durations
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
 from itel_cabinet.io.worker.metrics import CATALOGUE, REGISTRY
 from monitoring.dashboards import DASHBOARDS, FOLDER, rendered

@@ -25,9 +25,9 @@ from itel_cabinet.io.itel import HttpItel, ItelSettings, Rejected
 from itel_cabinet.io.http.oauth2 import Token, Tokens, read_token, tokens
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.http.transport import Transport, TransportSettings
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.oauth2 import OAuth2Simulator
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.simulators.oauth2 import OAuth2Simulator
 
 CLIENT = "cabinet client:7"
 SECRET = "s3cr3t/with +signs=%&:~"

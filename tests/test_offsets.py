@@ -20,8 +20,8 @@ from printed import Printed
 
 from itel_cabinet.io.kafka.admin import Cluster, when_coordinated
 from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupRefused
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.commands.app import main
 
 NOW = "--watch_seconds=0.1"

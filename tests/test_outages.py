@@ -22,10 +22,10 @@ import pytest
 from cabinet_samples import group, question, tracking_message
 from jobs import TOPICS, RunningJob, Stack, wait_for
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Produced, Receipt, Shares, produce
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Produced, Receipt, Shares, produce
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.transforms.results import Submitted
 

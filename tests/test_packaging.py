@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 from jobs import Stack
 
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.flink import FlinkCluster
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.flink import FlinkCluster
 
 _PROJECT = Path(__file__).parents[1]
 _ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
@@ -60,8 +60,8 @@ def _imports_from(site: Path) -> None:
 import io, sys
 sys.path.insert(0, {str(site)!r})
 from itel_cabinet import local, pipeline, templates, transforms
-from itel_cabinet.local.artifacts import FLINK, KAFKA
-from itel_cabinet.local.itel import submission_schema
+from itel_cabinet.local.services.artifacts import FLINK, KAFKA
+from itel_cabinet.local.simulators.itel import submission_schema
 from itel_cabinet.transforms.triggers import default_rules
 assert local.__file__ == {str(site / "itel_cabinet/local/__init__.py")!r}, local.__file__
 assert io.StringIO("the standard library's").read()

@@ -15,10 +15,10 @@ import pytest
 from cabinet_samples import answer, group, question, tracking_message
 from jobs import RunningJob, Stack
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import BAD_KINDS, ENRICHED_BAD_KINDS, Generator, Shares, produce
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.simulator import Request, Response
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import BAD_KINDS, ENRICHED_BAD_KINDS, Generator, Shares, produce
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.simulators.simulator import Request, Response
 from itel_cabinet.transforms.dead_letters import DeadLetter
 
 STAGES = {

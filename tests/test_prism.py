@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from jobs import Stack
 
-from itel_cabinet.local.artifacts import PRISM
-from itel_cabinet.local.events import Generator, produce
+from itel_cabinet.local.services.artifacts import PRISM
+from itel_cabinet.local.samples.events import Generator, produce
 
 
 def _working_in(folder: Path, program: Path) -> list[str]:

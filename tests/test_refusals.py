@@ -15,13 +15,13 @@ import pytest
 from deltalake import DeltaTable
 from jobs import Stack, wait_for
 
-from itel_cabinet.local.artifacts import BOOT, KAFKA
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, produce
-from itel_cabinet.local.flink import FlinkCluster
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.services.artifacts import BOOT, KAFKA
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, produce
+from itel_cabinet.local.services.flink import FlinkCluster
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.pipeline.launch import job as launch
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.tables import FORMS, TRACKING

@@ -22,7 +22,7 @@ from conftest import TopicFactory
 from jobs import Stack, wait_for
 
 from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
-from itel_cabinet.local.kafka import Broker, Message
+from itel_cabinet.local.services.kafka import Broker, Message
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.dead_letters import Filter, error_log
 from itel_cabinet.pipeline.operate.replay import Outcome, Replayer

@@ -18,7 +18,7 @@ from chromium import Browser, started
 from conftest import TopicFactory
 from known_history import HOSTILE, NOW, PERSON
 
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.services.kafka import Broker
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.dead_letters import FailureCount

@@ -21,12 +21,12 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import DeltaTable
 from jobs import wait_for
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
-from itel_cabinet.local.flink import FlinkCluster
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import free_port
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.services.flink import FlinkCluster
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import free_port
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
 RUNBOOK = Path(__file__).parent.parent / "docs" / "operations.md"

@@ -20,9 +20,9 @@ import pytest
 from cabinet_samples import group, question, tracking_message
 from jobs import Stack
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.simulator import Request, Response
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.simulators.simulator import Request, Response
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.graph import build
 

@@ -21,9 +21,9 @@ import requests
 from jobs import wait_for
 from jsonschema.validators import Draft7Validator
 
-from itel_cabinet.local.claimx import ClaimXSimulator, media_bytes
-from itel_cabinet.local.itel import ItelSimulator, submission_schema
-from itel_cabinet.local.simulator import Faults, Simulator
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator, media_bytes
+from itel_cabinet.local.simulators.itel import ItelSimulator, submission_schema
+from itel_cabinet.local.simulators.simulator import Faults, Simulator
 from itel_cabinet.transforms import payload
 
 DEADLINE_SECONDS = 30.0
@@ -556,9 +556,9 @@ class TestServer:
     @pytest.mark.parametrize(
         ("arguments", "greeting"),
         [
-            (["itel_cabinet.local.claimx", "--token", "secret"], "ClaimX simulator at http://127.0.0.1:"),
+            (["itel_cabinet.local.simulators.claimx", "--token", "secret"], "ClaimX simulator at http://127.0.0.1:"),
             (
-                ["itel_cabinet.local.itel", "--path", "/api/v1/repairs", "--remember"],
+                ["itel_cabinet.local.simulators.itel", "--path", "/api/v1/repairs", "--remember"],
                 "iTel simulator at http://127.0.0.1:",
             ),
         ],

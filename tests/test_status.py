@@ -23,10 +23,10 @@ from faulty_server import Act, FaultyServer, answer, drip_body, drip_headers, en
 from jobs import Stack, wait_for
 
 from itel_cabinet.io.kafka.log import LogReader
-from itel_cabinet.local.events import Generator, Receipt, produce
-from itel_cabinet.local.kafka import Broker
-from itel_cabinet.local.ports import HOST, free_port
-from itel_cabinet.local.simulator import Faults
+from itel_cabinet.local.samples.events import Generator, Receipt, produce
+from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.simulators.simulator import Faults
 from itel_cabinet.pipeline.commands.app import main
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.observation import GroupView, look_at_worker

@@ -12,10 +12,10 @@ import pytest
 from accounting import assert_everything_accounted_for, assert_tracked_once
 from jobs import TOPICS, Stack, wait_for
 
-from itel_cabinet.local.claimx import ClaimXSimulator
-from itel_cabinet.local.events import Generator, Receipt, produce
-from itel_cabinet.local.itel import ItelSimulator
-from itel_cabinet.local.kafka import Broker
+from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.local.samples.events import Generator, Receipt, produce
+from itel_cabinet.local.simulators.itel import ItelSimulator
+from itel_cabinet.local.services.kafka import Broker
 
 
 def produced(stack: Stack, n: int, seed: int = 41) -> list[Receipt]:

@@ -10,7 +10,7 @@ import pytest
 from accounting import assert_everything_accounted_for, assert_tracked_once, topic_id
 from jobs import Stack
 
-from itel_cabinet.local.events import Generator, Receipt, Shares, produce
+from itel_cabinet.local.samples.events import Generator, Receipt, Shares, produce
 
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 

@@ -195,7 +195,7 @@ def produce(
     from rich.progress import track
 
     from itel_cabinet.io.kafka.admin import Cluster
-    from itel_cabinet.local import events
+    from itel_cabinet.local.samples import events
 
     topic = topic or _FLAVOUR_TOPICS[flavour]
     with asking(bootstrap_servers):
@@ -241,11 +241,11 @@ def simulate(
 ) -> None:
     """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
     try:
-        from itel_cabinet.local.itel import ItelSimulator
+        from itel_cabinet.local.simulators.itel import ItelSimulator
     except ModuleNotFoundError as error:
         raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
-    from itel_cabinet.local.claimx import ClaimXSimulator
-    from itel_cabinet.local.simulator import serve
+    from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+    from itel_cabinet.local.simulators.simulator import serve
 
     claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
     try:

@@ -22,9 +22,9 @@ from typing import Any, Self
 import requests
 import yaml
 
-from itel_cabinet.local.artifacts import PROMETHEUS
-from itel_cabinet.local.guarded import Guarded
-from itel_cabinet.local.ports import HOST, free_port
+from itel_cabinet.local.services.artifacts import PROMETHEUS
+from itel_cabinet.local.services.guarded import Guarded
+from itel_cabinet.local.services.ports import HOST, free_port
 
 __all__ = ["Alert", "Prometheus", "PrometheusError", "Sample", "promtool", "with_durations"]
 

@@ -1,7 +1,7 @@
 """A simulator of the iTel Cabinet API: accepts submissions, checks them against the JSON Schema, remembers
 Idempotency-Keys.
 
-``python -m itel_cabinet.local.itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells what it has
+``python -m itel_cabinet.local.simulators.itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells what it has
 received.
 """
 
@@ -24,8 +24,8 @@ from urllib.parse import quote, unquote
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import validator_for
 
-from itel_cabinet.local.oauth2 import add_client_option, serve_with_clients
-from itel_cabinet.local.simulator import Request, Response, Simulator
+from itel_cabinet.local.simulators.oauth2 import add_client_option, serve_with_clients
+from itel_cabinet.local.simulators.simulator import Request, Response, Simulator
 
 __all__ = ["ItelSimulator", "Submission", "main", "submission_schema"]
 
@@ -210,7 +210,7 @@ def _journalled(journal: Path) -> Iterator[Submission]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a simulator until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
-        prog="python -m itel_cabinet.local.itel", description="A simulator of the iTel Cabinet API."
+        prog="python -m itel_cabinet.local.simulators.itel", description="A simulator of the iTel Cabinet API."
     )
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--token", help="the bearer token to demand; default: none")

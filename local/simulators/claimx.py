@@ -1,6 +1,6 @@
 """A simulator of ClaimX: task details by assignment, media metadata with signed links, and the media themselves.
 
-``python -m itel_cabinet.local.claimx --port 8081`` runs one; another process fills it through ``PUT /_sim/tasks``.
+``python -m itel_cabinet.local.simulators.claimx --port 8081`` runs one; another process fills it through ``PUT /_sim/tasks``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from itel_cabinet.local.oauth2 import add_client_option, serve_with_clients
-from itel_cabinet.local.simulator import Request, Response, Simulator
+from itel_cabinet.local.simulators.oauth2 import add_client_option, serve_with_clients
+from itel_cabinet.local.simulators.simulator import Request, Response, Simulator
 
 __all__ = ["ClaimXSimulator", "MediaFault", "main", "media_bytes", "media_name"]
 
@@ -207,7 +207,7 @@ def _media_ids(details: Mapping[str, Any]) -> Iterator[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a simulator until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
-        prog="python -m itel_cabinet.local.claimx", description="A simulator of the ClaimX API."
+        prog="python -m itel_cabinet.local.simulators.claimx", description="A simulator of the ClaimX API."
     )
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--token", help="the bearer token, or user:password, to demand; default: none")

@@ -1,6 +1,6 @@
 """A simulator of an authorization server, which gives tokens to the clients of the simulators of ClaimX and iTel.
 
-It runs on a port of its own, beside the API that demands its tokens: ``python -m itel_cabinet.local.claimx --client
+It runs on a port of its own, beside the API that demands its tokens: ``python -m itel_cabinet.local.simulators.claimx --client
 ID:SECRET``, and likewise for iTel.
 """
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qs, unquote_plus
 
-from itel_cabinet.local.simulator import Request, Response, Simulator, serve
+from itel_cabinet.local.simulators.simulator import Request, Response, Simulator, serve
 
 __all__ = ["TOKEN_PATH", "OAuth2Simulator", "add_client_option", "serve_with_clients"]
 

@@ -33,8 +33,8 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
-from itel_cabinet.local.artifacts import KAFKA, jars, java
-from itel_cabinet.local.ports import HOST, free_port
+from itel_cabinet.local.services.artifacts import KAFKA, jars, java
+from itel_cabinet.local.services.ports import HOST, free_port
 
 __all__ = ["Broker", "BrokerError", "Message"]
 

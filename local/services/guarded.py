@@ -1,4 +1,4 @@
-"""A program of the local stack as a process under a guard (:mod:`itel_cabinet.local.guard`)."""
+"""A program of the local stack as a process under a guard (:mod:`itel_cabinet.local.services.guard`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from itel_cabinet.local import guard
+from itel_cabinet.local.services import guard
 
 __all__ = ["Guarded"]
 

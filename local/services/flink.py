@@ -31,9 +31,9 @@ from urllib.parse import quote
 
 import requests
 
-from itel_cabinet.local.artifacts import BOOT, FLINK, jars, java
-from itel_cabinet.local.guarded import Guarded
-from itel_cabinet.local.ports import HOST, free_port
+from itel_cabinet.local.services.artifacts import BOOT, FLINK, jars, java
+from itel_cabinet.local.services.guarded import Guarded
+from itel_cabinet.local.services.ports import HOST, free_port
 
 __all__ = ["Checkpoints", "FlinkCluster", "FlinkError", "Job", "Subtask"]
 

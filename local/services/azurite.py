@@ -24,9 +24,9 @@ from typing import Self
 
 import requests
 
-from itel_cabinet.local.artifacts import AZURITE, node
-from itel_cabinet.local.guarded import Guarded
-from itel_cabinet.local.ports import HOST, free_port
+from itel_cabinet.local.services.artifacts import AZURITE, node
+from itel_cabinet.local.services.guarded import Guarded
+from itel_cabinet.local.services.ports import HOST, free_port
 
 __all__ = ["Azurite", "AzuriteError"]
 
