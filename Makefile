@@ -76,7 +76,7 @@ clean:
 setup: $(PACKAGES) $(JARS)
 
 setup-tests: setup $(FLINK) $(AZURITE) $(PROMETHEUS)
-	@tests/debian.sh $(DEBIAN)
+	@tests/support/debian.sh $(DEBIAN)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \

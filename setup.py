@@ -10,10 +10,12 @@ setup(
     package_dir={f"itel_cabinet.{room}": room for room in ROOMS},
     package_data={
         "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
-        "itel_cabinet.pipeline": ["*.j2", "*.css", "py.typed"],
+        "itel_cabinet.pipeline": ["py.typed"],
+        "itel_cabinet.pipeline.operate": ["*.j2", "*.css"],
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
         "itel_cabinet.queries": ["*.sql"],
-        "itel_cabinet.local": ["*pom.xml", "*.java", "npm/*.json", "py.typed"],
+        "itel_cabinet.local": ["py.typed"],
+        "itel_cabinet.local.services": ["*pom.xml", "*.java", "npm/*.json"],
     },
 )

@@ -19,8 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import flink
-from itel_cabinet.local.samples.events import Generator, Shares
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.samples import Generator, Shares
+from itel_cabinet.local.services import Broker
 
 TOPIC = "bench"
 NAMES = {

@@ -28,12 +28,10 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
-from itel_cabinet.local.samples.events import Generator, Shares, produce
-from itel_cabinet.local.services.flink import FlinkCluster
-from itel_cabinet.local.simulators.itel import ItelSimulator
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.io.kafka import Cluster
+from itel_cabinet.local.samples import Generator, Shares, produce
+from itel_cabinet.local.services import Broker, FlinkCluster
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.tables import TRACKING
 
 PARTITIONS = 2
@@ -160,7 +158,7 @@ class Bench:
 
     @contextlib.contextmanager
     def _launched(self, job: str, options: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", job]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job]
         command += [f"--{name}={value}" for name, value in options.items()]
         with (self.folder / f"{uuid.uuid4().hex}.log").open("w+") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)

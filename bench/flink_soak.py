@@ -21,11 +21,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, options_of
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
-from itel_cabinet.local.samples.events import Generator, produce
-from itel_cabinet.local.services.flink import Checkpoints, FlinkCluster
-from itel_cabinet.local.simulators.itel import ItelSimulator
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.samples import Generator, produce
+from itel_cabinet.local.services import Broker, Checkpoints, FlinkCluster
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 
 PARTITIONS = 4
 SAMPLE_SECONDS = 30.0
@@ -75,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             broker.create_topic(topic, partitions)
         given = options_of(broker, claimx, itel, Path(name)) | cluster.beam_options()
         given |= {"shards": str(PARTITIONS), "checkpointing_interval": "2000"}
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", "cabinet"]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
         subprocess.run([*command, *(f"--{option}={value}" for option, value in given.items())], check=True)
         [job] = cluster.jobs()
         generator = Generator(3, start=datetime.now(UTC), step=timedelta(seconds=1 / options.rate))

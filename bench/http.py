@@ -22,7 +22,7 @@ import requests
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.http.connection import Connection, ConnectionSettings
+from itel_cabinet.io.http import Connection, ConnectionSettings
 
 PATH = "/customTasks/assignment/1?full=true"
 TARGET = 0.8

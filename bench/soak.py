@@ -23,10 +23,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
-from itel_cabinet.local.samples.events import Generator, produce
-from itel_cabinet.local.simulators.itel import ItelSimulator
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.samples import Generator, produce
+from itel_cabinet.local.services import Broker
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 
 INPUT, ERRORS, ITEL_ERRORS, SUCCESS = "soak", "soak.errors", "soak.itel.errors", "soak.itel.success"
 GROUP = "soak"
@@ -107,7 +106,7 @@ def options_of(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, fol
 def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
     """A `cabinet` job with its default batches."""
     options = options_of(broker, claimx, itel, folder)
-    command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", "cabinet"]
+    command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with (folder / "job.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)

@@ -27,19 +27,18 @@ from confluent_kafka import Consumer, TopicPartition
 from deltalake import DeltaTable, write_deltalake
 from prometheus_client import Counter, Gauge, Histogram
 
-from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta, create_table
-from itel_cabinet.io.worker.health import HealthSettings, serve
-from itel_cabinet.io.kafka.source import KafkaSource, ReadFromKafka, client_config
-from itel_cabinet.local.services.ports import free_port
-from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
+from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
+from itel_cabinet.io.worker import HealthSettings, metrics, serve
+from itel_cabinet.local.services import free_port
+from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from itel_cabinet.transforms.parsing import parse_task_events
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.rows import TRACKING_SCHEMA, tracking_row, tracking_rows
-from itel_cabinet.pipeline.steps import Step
 
 BATCH_RECORDS = 10_000
 _SECONDS = time.time

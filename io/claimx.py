@@ -17,12 +17,10 @@ from typing import Any, Generic, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
-from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, Reply, connection, is_transient
-from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.outages import one_line
-from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, get_connection, is_transient
+from itel_cabinet.io.worker import metrics, once_per_process, one_line
 
-__all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "claimx"]
+__all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "get_claimx"]
 
 # By the size of the answers' text: one with a form has tens of KB, and several times that once it is parsed, so that
 # a bound on their number alone could fill the worker.
@@ -193,6 +191,6 @@ def _reason(error: Exception) -> str:
 
 
 @once_per_process
-def claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> ClaimX[Any]:
+def get_claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> ClaimX[Any]:
     """This process's one client with these settings. ``parse`` must be a module's function. Raises UnresolvedSecret."""
-    return ClaimX(settings, connection(settings.connection), parse)
+    return ClaimX(settings, get_connection(settings.connection), parse)

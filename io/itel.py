@@ -20,19 +20,17 @@ from pathlib import Path
 from typing import Literal, Protocol, get_args
 from urllib.parse import quote
 
-from itel_cabinet.io.worker.crash_points import reached
-from itel_cabinet.io.http.connection import (
+from itel_cabinet.io.http import (
     CallFailed,
     Connection,
     ConnectionSettings,
+    FailureKind,
     Reply,
     check_header_name,
-    connection,
+    get_connection,
     is_transient,
 )
-from itel_cabinet.io.http.transport import FailureKind
-from itel_cabinet.io.worker.outages import retry_world
-from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker import metrics, reached, retry_world
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -48,8 +46,8 @@ __all__ = [
     "Rejected",
     "batch_key",
     "folder_of",
+    "get_itel",
     "idempotency_key",
-    "itel",
     "submit",
 ]
 
@@ -451,7 +449,7 @@ def _turns(submissions: Sequence[Submission]) -> list[list[int]]:
     return turns
 
 
-def itel(
+def get_itel(
     settings: ItelSettings | Path, *, on_outage: Literal["divert", "wait"] = "divert", world_seconds: float = 0.0
 ) -> Itel:
     """This process's one client with these settings (raises UnresolvedSecret); or, for a Path, that folder.
@@ -461,5 +459,5 @@ def itel(
     """
     if isinstance(settings, Path):
         return FolderItel(settings, world_seconds)
-    api = HttpItel(settings, connection(settings.connection))
+    api = HttpItel(settings, get_connection(settings.connection))
     return PatientItel(api) if on_outage == "wait" else api

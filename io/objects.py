@@ -14,13 +14,12 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.outages import one_line
+from itel_cabinet.io.worker import once_per_process, one_line
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
-__all__ = ["ObjectStoreError", "ObjectStoreSettings", "Objects", "objects"]
+__all__ = ["ObjectStoreError", "ObjectStoreSettings", "Objects", "get_objects"]
 
 _SCHEMES = ("az", "azure", "adl", "abfs", "abfss", "s3", "s3a", "gs")
 # What obstore takes apart from the store's own options; in delta-rs they are one.
@@ -147,6 +146,6 @@ def _opened(settings: ObjectStoreSettings) -> ObjectStore:
 
 
 @once_per_process
-def objects(settings: ObjectStoreSettings) -> Objects:
+def get_objects(settings: ObjectStoreSettings) -> Objects:
     """This process's one store with these settings; nothing is opened before the first call."""
     return Objects(settings)

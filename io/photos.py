@@ -6,10 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from itel_cabinet.io.http import (
+    CallFailed,
+    Connection,
+    ConnectionSettings,
+    DownloadFailed,
+    Downloads,
+    DownloadSettings,
+    get_connection,
+    get_downloads,
+)
+from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.worker import crash_points
-from itel_cabinet.io.http.downloads import DownloadFailed, Downloads, DownloadSettings, downloads
-from itel_cabinet.io.http.connection import CallFailed, Connection, ConnectionSettings, connection
-from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, objects
 from itel_cabinet.transforms.photos import (
     Album,
     Link,
@@ -20,7 +28,7 @@ from itel_cabinet.transforms.photos import (
     parse_links,
 )
 
-__all__ = ["MediaSettings", "Photos", "photos"]
+__all__ = ["MediaSettings", "Photos", "get_photos"]
 
 _IDS_A_CALL = 50  # a URL is at most some 2,000 characters on its way
 
@@ -105,8 +113,11 @@ class Photos:
         return self.store.uri(key)
 
 
-def photos(settings: MediaSettings) -> Photos:
+def get_photos(settings: MediaSettings) -> Photos:
     """The process's photos with these settings. Raises UnresolvedSecret."""
     return Photos(
-        settings.path, connection(settings.connection), objects(settings.store), downloads(settings.downloads)
+        settings.path,
+        get_connection(settings.connection),
+        get_objects(settings.store),
+        get_downloads(settings.downloads),
     )

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, claimx
-from itel_cabinet.io.worker.outages import retry_world
-from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, get_claimx
+from itel_cabinet.io.worker import metrics, retry_world
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 
-__all__ = ["PatientLookup", "task_lookup"]
+__all__ = ["PatientLookup", "get_task_lookup"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,8 @@ class PatientLookup:
         return answer.task
 
 
-def task_lookup(
+def get_task_lookup(
     settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], world_seconds: float
 ) -> PatientLookup:
     """The process's lookup with these settings."""
-    return PatientLookup(claimx(settings, parse_details), on_outage, world_seconds)
+    return PatientLookup(get_claimx(settings, parse_details), on_outage, world_seconds)

@@ -29,16 +29,12 @@ from deltalake import DeltaTable
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.local.services.artifacts import ArtifactError
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
+from itel_cabinet.io.kafka import Cluster
 from itel_cabinet.local.demo_jobs import Clock, DemoFailed, Jobs, OnDirectRunner, OnFlink
-from itel_cabinet.local.samples.events import Expect, Generator, Produced, produce
-from itel_cabinet.local.services.flink import FlinkCluster, FlinkError
-from itel_cabinet.local.simulators.itel import ItelSimulator
-from itel_cabinet.local.services.kafka import Broker, BrokerError
 from itel_cabinet.local.ledger import End, Entry, Ledger
-from itel_cabinet.local.services.ports import HOST
+from itel_cabinet.local.samples import Expect, Generator, Produced, produce
+from itel_cabinet.local.services import HOST, ArtifactError, Broker, BrokerError, FlinkCluster, FlinkError
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from itel_cabinet.local.services.flink import FlinkCluster, Job
-from itel_cabinet.local.services.guarded import Guarded
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services import Broker, FlinkCluster, Guarded, Job
 from itel_cabinet.pipeline import options
 
 __all__ = ["Clock", "DemoFailed", "Jobs", "OnDirectRunner", "OnFlink"]
@@ -52,7 +50,7 @@ class _Launcher:
     def launch(self, job: str, *given: str) -> str:
         """Launch a job and wait until the launcher ends; what it printed. Raises DemoFailed."""
         self.say(shlex.join(["itel-cabinet", "run", job, *given]))
-        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch.job", job, *given, "--log_format=text"]
+        command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given, "--log_format=text"]
         log = self.log(job)
         # Under a guard, since a stop may reach this process at any moment, also while it is starting the launch.
         launch = Guarded(command, log=log, cwd=Path.cwd(), environment=self.environment)

@@ -17,19 +17,19 @@ from functools import partial
 
 import apache_beam as beam
 
-from itel_cabinet.io.delta.table import WriteToDelta
-from itel_cabinet.io.itel import submit
-from itel_cabinet.io.kafka.source import ReadFromKafka
-from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.wiring import Parts
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.delta import WriteToDelta
+from itel_cabinet.io.itel import submit
+from itel_cabinet.io.kafka import ReadFromKafka
+from itel_cabinet.pipeline.options import Job, Settings
+from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.transforms.enrichment import enrich
 from itel_cabinet.transforms.fetching import fetch_photos
 from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
 from itel_cabinet.transforms.publishing import apply_rules, look_up_missing_tasks
 from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
-from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.transforms.submissions import build_submissions
 
 __all__ = ["build"]

@@ -11,8 +11,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
+from itel_cabinet.pipeline.launch import required
 from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
-from itel_cabinet.pipeline.launch.templates import required
 
 __all__ = ["metadata"]
 

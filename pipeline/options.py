@@ -14,13 +14,12 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from itel_cabinet.io.claimx import ClaimXSettings
-from itel_cabinet.io.http.downloads import AllowedHosts, DownloadSettings
-from itel_cabinet.io.http.connection import Auth, BreakerSettings, ConnectionSettings, TlsFiles
+from itel_cabinet.io.http import AllowedHosts, Auth, BreakerSettings, ConnectionSettings, DownloadSettings, TlsFiles
 from itel_cabinet.io.itel import ItelSettings, folder_of
-from itel_cabinet.io.kafka.config import client_config
-from itel_cabinet.io.photos import MediaSettings
+from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.objects import ObjectStoreSettings
-from itel_cabinet.io.worker.logs import LogFormat
+from itel_cabinet.io.photos import MediaSettings
+from itel_cabinet.io.worker import LogFormat
 
 __all__ = [
     "ENVIRONMENT",

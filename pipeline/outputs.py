@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from itel_cabinet.io.delta.table import WriteResult
-from itel_cabinet.io.kafka.source import KafkaSinkSettings, Message, Refused, WriteToKafka
+from itel_cabinet.io.delta import WriteResult
+from itel_cabinet.io.kafka import KafkaSinkSettings, Message, Refused, WriteToKafka
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
 from itel_cabinet.transforms.publishing import Publication

@@ -8,8 +8,8 @@ import re
 
 from confluent_kafka import KafkaError, KafkaException
 
-from itel_cabinet.io.delta.spec import TableRefused
-from itel_cabinet.io.worker.outages import WorldError, one_line
+from itel_cabinet.io.delta import TableRefused
+from itel_cabinet.io.worker import WorldError, one_line
 
 __all__ = ["kafka_refusal", "table_refusal"]
 

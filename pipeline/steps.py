@@ -14,8 +14,8 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.records import Failure, Skip
 
 __all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from itel_cabinet.io.delta.spec import Append, TableSpec, Upsert
+from itel_cabinet.io.delta import Append, TableSpec, Upsert
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, TRACKING_SCHEMA
 

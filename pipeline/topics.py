@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
 
-from itel_cabinet.io.kafka.admin import Cluster, UnknownTopic
+from itel_cabinet.io.kafka import Cluster, UnknownTopic
 
 __all__ = ["DAY_MS", "TOPICS", "Made", "Seen", "TopicSpec", "create_topics", "describe_topics"]
 

@@ -10,21 +10,17 @@ from importlib.metadata import version
 from pathlib import Path
 
 from itel_cabinet.io.claimx import ClaimXSettings
-from itel_cabinet.io.delta.table import TableSpec
-from itel_cabinet.io.worker.health import HealthSettings, serve
-from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, itel
-from itel_cabinet.io.kafka.source import KafkaSinkSettings, KafkaSource
-from itel_cabinet.io.kafka.config import client_config
-from itel_cabinet.io.photos import photos
-from itel_cabinet.io.worker.pools import pool
-from itel_cabinet.io.task_lookup import task_lookup
-from itel_cabinet.io.worker.logs import LogFormat, format_logs
+from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, get_itel
+from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
+from itel_cabinet.io.photos import get_photos
+from itel_cabinet.io.task_lookup import get_task_lookup
+from itel_cabinet.io.worker import HealthSettings, LogFormat, format_logs, get_pool, metrics, serve
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
-from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.photos import PhotoLibrary
 from itel_cabinet.transforms.enrichment import TaskLookup
+from itel_cabinet.transforms.photos import PhotoLibrary
 from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
 
 __all__ = ["Parts"]
@@ -53,14 +49,14 @@ class Parts:
         self.stopwatch: Callable[[], float] = time.monotonic
         self.form_wait: Callable[[float], None] = functools.partial(_wait_after, settings.form_wait_seconds)
         self.claimx: Callable[[], TaskLookup] = functools.partial(
-            task_lookup,
+            get_task_lookup,
             ClaimXSettings(settings.claimx_connection(), settings.claimx_task_path, settings.claimx_cache_seconds),
             on_outage=settings.claimx_on_outage,
             world_seconds=settings.world_retry_seconds,
         )
-        self.claimx_pool: Callable[[], Executor] = functools.partial(pool, "claimx", settings.http_concurrency)
-        self.media_pool: Callable[[], Executor] = functools.partial(pool, "media", settings.media_concurrency)
-        self.itel_pool: Callable[[], Executor] = functools.partial(pool, "itel", settings.http_concurrency)
+        self.claimx_pool: Callable[[], Executor] = functools.partial(get_pool, "claimx", settings.http_concurrency)
+        self.media_pool: Callable[[], Executor] = functools.partial(get_pool, "media", settings.media_concurrency)
+        self.itel_pool: Callable[[], Executor] = functools.partial(get_pool, "itel", settings.http_concurrency)
 
     @property
     def on_worker(self) -> Callable[[], object]:
@@ -101,7 +97,7 @@ class Parts:
     @functools.cached_property
     def itel(self) -> Callable[[], Itel]:
         return functools.partial(
-            itel,
+            get_itel,
             self.itel_settings,
             on_outage=self.settings.itel_on_outage,
             world_seconds=self.settings.world_retry_seconds,
@@ -113,7 +109,7 @@ class Parts:
 
     @functools.cached_property
     def photos(self) -> Callable[[], PhotoLibrary]:
-        return functools.partial(photos, self.settings.media_settings())
+        return functools.partial(get_photos, self.settings.media_settings())
 
     @functools.cached_property
     def rules(self) -> Rules:

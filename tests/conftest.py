@@ -2,12 +2,12 @@
 
 | fixture | scope | is |
 |---|---|---|
-| ``broker`` | session | a real Kafka broker (``itel_cabinet.local.services.kafka.Broker``); to stop one, start your own |
+| ``broker`` | session | a real Kafka broker (``local.services.Broker``); to stop one, start your own |
 | ``topic`` | test | ``topic(partitions=3, config=None)`` creates a topic that no other test uses and returns its name |
 | ``claimx`` | test | a running ``ClaimXSimulator`` that knows no task |
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
 | ``cluster`` | session | a real Flink cluster: two TaskManagers, a slot each; to kill its JobManager, start your own |
-| ``azurite`` | session | a real object store (``itel_cabinet.local.services.azurite.Azurite``) with the container ``tables`` |
+| ``azurite`` | session | a real object store (``local.services.Azurite``) with the container ``tables`` |
 | ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
 | ``printed`` | test | what commands of `itel-cabinet` print: ``printed.Printed`` |
 | ``asked`` | test | what `itel-cabinet status` says of the stack's ``cabinet`` job: ``asked.Asked`` |
@@ -29,17 +29,14 @@ from types import FunctionType
 from typing import Any, Protocol
 
 import pytest
-from asked import Asked
 from hypothesis import HealthCheck, settings
-from jobs import TOPICS, Stack
-from printed import Printed
 from xdist.scheduler import LoadScopeScheduling
 
-from itel_cabinet.local.services.azurite import Azurite
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
-from itel_cabinet.local.services.flink import FlinkCluster
-from itel_cabinet.local.simulators.itel import ItelSimulator
-from itel_cabinet.local.services.kafka import Broker
+from itel_cabinet.local.services import Azurite, Broker, FlinkCluster
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
+from tests.support.asked import Asked
+from tests.support.jobs import TOPICS, Stack
+from tests.support.printed import Printed
 
 _serial = count(1)
 # How long an example takes says more of what else the machine does.

@@ -17,9 +17,9 @@ from typing import Any
 from apache_beam.metrics import Metrics
 
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.transforms.photos import Album, Link, PhotoFailed, PhotoLibrary
-from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.pipeline.steps import NAMESPACE
+from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
+from itel_cabinet.transforms.photos import Album, Link, PhotoFailed, PhotoLibrary
 
 __all__ = ["fetch_album_photos", "fetch_photos"]
 

@@ -1,1 +1,65 @@
-"""."""
+"""Delta tables for Beam, exactly once: a sink whose commits carry a fence, and the tools around the tables. It knows
+nothing of cabinets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+from itel_cabinet.io.delta.fences import Move, carry_out, fences_at, plan_fences, plan_restore, rows_from
+from itel_cabinet.io.delta.inspect import (
+    at_once,
+    create_table,
+    describe_table,
+    error_text,
+    glance_at_table,
+    open_table,
+    records_written,
+    table_exists,
+)
+from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, vacuum
+from itel_cabinet.io.delta.spec import Append, Row, RowRefused, TableRefused, TableSpec, TableState, Upsert, WriteResult
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.delta.table import FencedTable, WriteToDelta, get_table
+
+__all__ = [
+    "SAFE_RETENTION_HOURS",
+    "Append",
+    "FencedTable",
+    "Move",
+    "Row",
+    "RowRefused",
+    "TableRefused",
+    "TableSpec",
+    "TableState",
+    "Upsert",
+    "WriteResult",
+    "WriteToDelta",
+    "at_once",
+    "carry_out",
+    "create_table",
+    "describe_table",
+    "error_text",
+    "fences_at",
+    "get_table",
+    "glance_at_table",
+    "open_table",
+    "optimize",
+    "plan_fences",
+    "plan_restore",
+    "records_written",
+    "rows_from",
+    "table_exists",
+    "vacuum",
+]
+
+# Beam takes a second to import, and most commands do without it.
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "table": ["FencedTable", "WriteToDelta", "get_table"],
+    },
+)

@@ -1,5 +1,5 @@
-"""The fences of a Delta table (see :mod:`itel_cabinet.io.delta.table`) for tools: looked at, moved, and moved back with the
-rows by a RESTORE.
+"""The fences of a Delta table (see :mod:`itel_cabinet.io.delta.table`) for tools: looked at, moved, and moved back with
+the rows by a RESTORE.
 
 Delta undoes no ``txn`` action. A table that was restored, emptied or overwritten therefore still says that it has the
 rows that are gone, and drops them when they come again, until its fences are lowered. Of several ``txn`` actions of one
@@ -22,8 +22,8 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
-from itel_cabinet.io.delta.spec import TableRefused, TableSpec
 from itel_cabinet.io.delta.inspect import all_fences, at_once, literal, open_table, storage
+from itel_cabinet.io.delta.spec import TableRefused, TableSpec
 
 __all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore", "rows_from"]
 

@@ -1,6 +1,6 @@
 """Delta tables as a whole: made, opened, described, and what an error about one means.
 
-What :mod:`itel_cabinet.io.delta.table` writes by, and tools look at tables with. Knows nothing of what the rows are about.
+What the sink writes by, and tools look at tables with. Knows nothing of what the rows are about.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from itel_cabinet.io.delta.spec import (
     TableState,
     Upsert,
 )
-from itel_cabinet.io.worker.outages import one_line, retry_world
+from itel_cabinet.io.worker import one_line, retry_world
 
 __all__ = [
     "UPSERT_FILE_BYTES",

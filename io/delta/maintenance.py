@@ -19,9 +19,9 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSelector
 
-from itel_cabinet.io.delta.spec import TableRefused, TableSpec
 from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_table, storage
-from itel_cabinet.io.worker.outages import full_jitter
+from itel_cabinet.io.delta.spec import TableRefused, TableSpec
+from itel_cabinet.io.worker import full_jitter
 
 __all__ = ["SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
 

@@ -71,19 +71,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from itel_cabinet.io.worker import crash_points
+from itel_cabinet.io.batches import UnweighedCoder
 from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to_arrow
-from itel_cabinet.io.delta.spec import (
-    Append,
-    Row,
-    RowRefused,
-    TableGlance,
-    TableRefused,
-    TableSpec,
-    TableState,
-    Upsert,
-    WriteResult,
-)
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
     check_writable,
@@ -98,11 +87,18 @@ from itel_cabinet.io.delta.inspect import (
     records_written,
     refusal,
 )
-from itel_cabinet.io.worker.health import beat
-from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.outages import WorldError, full_jitter, retry_world
-from itel_cabinet.io.worker import metrics
-from itel_cabinet.io.batches import UnweighedCoder
+from itel_cabinet.io.delta.spec import (
+    Append,
+    Row,
+    RowRefused,
+    TableGlance,
+    TableRefused,
+    TableSpec,
+    TableState,
+    Upsert,
+    WriteResult,
+)
+from itel_cabinet.io.worker import WorldError, beat, crash_points, full_jitter, metrics, once_per_process, retry_world
 
 __all__ = [
     "Append",
@@ -118,9 +114,9 @@ __all__ = [
     "WriteToDelta",
     "create_table",
     "describe_table",
+    "get_table",
     "glance_at_table",
     "records_written",
-    "table_for",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -402,7 +398,7 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
 
 
 @once_per_process
-def table_for(spec: TableSpec) -> FencedTable:
+def get_table(spec: TableSpec) -> FencedTable:
     """This process's one :class:`FencedTable` for a specification: runners make many copies of a DoFn."""
     return FencedTable(spec)
 
@@ -462,7 +458,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         if not rows:
             return
         with metrics.timed(metrics.COMMIT_SECONDS.labels(self._spec.name)):
-            result = table_for(self._spec).write(rows)
+            result = get_table(self._spec).write(rows)
         beat()
         self._measure(result)
         self._counters["rows_written"].inc(len(result.written))

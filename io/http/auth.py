@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote_plus
 
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 from itel_cabinet.io.http.transport import check_url
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 
 __all__ = ["Auth", "Credentials", "check_header_name"]
 

@@ -22,14 +22,20 @@ from urllib.parse import urlsplit
 
 from itel_cabinet.io.http.auth import Auth, Credentials, check_header_name
 from itel_cabinet.io.http.breaker import Admission, Breaker, BreakerSettings
-from itel_cabinet.io.worker.health import beat
-from itel_cabinet.io.http.oauth2 import Tokens, tokens
-from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.http.oauth2 import Tokens, get_tokens
 from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.http.retries import is_transient, pause_before_retry
+from itel_cabinet.io.http.transport import (
+    CallFailed,
+    FailureKind,
+    Reply,
+    TlsFiles,
+    Transport,
+    TransportSettings,
+    check_url,
+)
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.http.transport import CallFailed, FailureKind, Reply, TlsFiles, Transport, TransportSettings, check_url
-from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker import beat, metrics, once_per_process
 
 __all__ = [
     "Auth",
@@ -42,7 +48,7 @@ __all__ = [
     "Reply",
     "TlsFiles",
     "check_header_name",
-    "connection",
+    "get_connection",
     "is_transient",
 ]
 
@@ -167,7 +173,7 @@ class Connection:
         auth = Auth.parse(settings.auth)
         if auth.scheme == "oauth2" and self.tokens is None:
             url = urlsplit(auth.token_url)
-            self.tokens = tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
+            self.tokens = get_tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
 
     def close(self) -> None:
         """Close the idle connections. A later call opens new ones."""
@@ -375,6 +381,6 @@ def _origin(link: str) -> tuple[str, str | None, int | None]:
 
 
 @once_per_process
-def connection(settings: ConnectionSettings) -> Connection:
+def get_connection(settings: ConnectionSettings) -> Connection:
     """This process's one connection with these settings. Thread-safe. Raises UnresolvedSecret."""
     return Connection(settings)

@@ -28,12 +28,11 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, NewConnectionError
 from urllib3.util import Timeout, Url, parse_url
 
-from itel_cabinet.io.http.connection import is_transient
-from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.http.transport import TimedResponse
-from itel_cabinet.io.worker.outages import full_jitter
+from itel_cabinet.io.worker import full_jitter, once_per_process
 
-__all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "downloads"]
+__all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "get_downloads"]
 
 FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "download"]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -344,6 +343,6 @@ def _describe(error: Exception) -> str:
 
 
 @once_per_process
-def downloads(settings: DownloadSettings) -> Downloads:
+def get_downloads(settings: DownloadSettings) -> Downloads:
     """This process's one downloader with these settings."""
     return Downloads(settings)

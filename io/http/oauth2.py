@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
 from itel_cabinet.io.http.auth import Auth, Credentials
-from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.http.retries import is_transient
-from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.http.transport import CallFailed, Reply, Transport, TransportSettings
+from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.worker import once_per_process
 
-__all__ = ["Token", "Tokens", "read_token", "tokens"]
+__all__ = ["Token", "Tokens", "get_tokens", "read_token"]
 
 _MARGIN_SECONDS = 60.0
 _PRESUMED_SECONDS = 300.0  # of a token that does not say how long it lives; a 401 corrects it
@@ -178,7 +178,7 @@ def _life(expires_in: object) -> float:
 
 
 @once_per_process
-def tokens(auth: Auth, settings: TransportSettings) -> Tokens:
+def get_tokens(auth: Auth, settings: TransportSettings) -> Tokens:
     """This process's tokens of one client. ``settings`` name the endpoint's ``scheme://host``. Raises
     UnresolvedSecret."""
     return Tokens(auth, Transport(settings))

@@ -1,4 +1,4 @@
-"""One HTTP request and its answer, bounded in time and size: what :mod:`itel_cabinet.io.http.connection` tries again and again.
+"""One HTTP request and its answer, bounded in time and size: what a connection tries again and again.
 
 Redirects are not followed (a 3xx is an answer), cookies are not kept, TLS certificates are always checked. A proxy and
 a CA bundle of the environment (``HTTPS_PROXY``, ``NO_PROXY``, ``REQUESTS_CA_BUNDLE``) are honoured, because many

@@ -1,1 +1,73 @@
-"""."""
+"""Kafka for Beam in plain Python, and for the tools around it: a source that loses nothing and a sink that checks
+every delivery; clusters, groups and logs for commands. It knows nothing of cabinets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_lag, group_positions
+from itel_cabinet.io.kafka.config import ConfigRefused, client_config, resolved
+from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupRefused, Shift, shifts
+from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
+    from itel_cabinet.io.kafka.source import (
+        KafkaSinkSettings,
+        KafkaSource,
+        Message,
+        ReadFromKafka,
+        Refused,
+        WriteToKafka,
+        has_committed_offsets,
+    )
+
+__all__ = [
+    "KEY_GROUPS",
+    "QUIET",
+    "Cluster",
+    "ConfigRefused",
+    "ConsumerGroup",
+    "GroupRefused",
+    "KafkaSinkSettings",
+    "KafkaSource",
+    "LogReader",
+    "LogWriter",
+    "Message",
+    "Outgoing",
+    "Overtaken",
+    "PartitionLag",
+    "ReadFromKafka",
+    "Refused",
+    "Shift",
+    "Topic",
+    "UnknownTopic",
+    "Unwritable",
+    "WriteToKafka",
+    "client_config",
+    "group_lag",
+    "group_positions",
+    "has_committed_offsets",
+    "resolved",
+    "shifts",
+]
+
+# Beam takes a second to import, and most commands do without it.
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "key_groups": ["KEY_GROUPS"],
+        "source": [
+            "KafkaSinkSettings",
+            "KafkaSource",
+            "Message",
+            "ReadFromKafka",
+            "Refused",
+            "WriteToKafka",
+            "has_committed_offsets",
+        ],
+    },
+)

@@ -49,15 +49,22 @@ from apache_beam.utils.timestamp import Timestamp
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.worker.crash_points import reached
-from itel_cabinet.io.worker.health import PULSE, beat
+from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_world_error
 from itel_cabinet.io.kafka.config import ClientConfig, ConfigRefused, client_config, record_of, resolved
 from itel_cabinet.io.kafka.key_groups import evenly_spread
-from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.outages import STOP, WorldError, one_line, patience, retry_world
-from itel_cabinet.io.worker import metrics
-from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.worker import (
+    PULSE,
+    STOP,
+    WorldError,
+    beat,
+    metrics,
+    once_per_process,
+    one_line,
+    patience,
+    reached,
+    retry_world,
+)
 from itel_cabinet.transforms.records import Record
 
 __all__ = [

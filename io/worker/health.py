@@ -24,8 +24,8 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from itel_cabinet.io.worker.process import once_per_process
 from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker.process import once_per_process
 
 __all__ = ["PULSE", "Health", "HealthSettings", "Pulse", "beat", "check_port", "serve", "waiting_for"]
 

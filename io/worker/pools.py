@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from itel_cabinet.io.worker.process import once_per_process
 
-__all__ = ["pool"]
+__all__ = ["get_pool"]
 
 
 @once_per_process
-def pool(purpose: str, threads: int) -> ThreadPoolExecutor:
+def get_pool(purpose: str, threads: int) -> ThreadPoolExecutor:
     """The process's pool for ``purpose``, so that no more than ``threads`` calls of its kind run at a time."""
     return ThreadPoolExecutor(threads, thread_name_prefix=purpose)

@@ -22,8 +22,8 @@ import requests
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as DeliveryReport
 
-from itel_cabinet.local.simulators.claimx import ClaimXSimulator
 from itel_cabinet.local.samples.forms import SampleForms
+from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.transforms.events import CABINET_TASK_ID, task_row_from_details
 
 __all__ = [

@@ -1,6 +1,7 @@
 """A simulator of ClaimX: task details by assignment, media metadata with signed links, and the media themselves.
 
-``python -m itel_cabinet.local.simulators.claimx --port 8081`` runs one; another process fills it through ``PUT /_sim/tasks``.
+``python -m itel_cabinet.local.simulators.claimx --port 8081`` runs one; another process fills it through
+``PUT /_sim/tasks``.
 """
 
 from __future__ import annotations

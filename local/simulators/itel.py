@@ -1,8 +1,8 @@
 """A simulator of the iTel Cabinet API: accepts submissions, checks them against the JSON Schema, remembers
 Idempotency-Keys.
 
-``python -m itel_cabinet.local.simulators.itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells what it has
-received.
+``python -m itel_cabinet.local.simulators.itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells
+what it has received.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services import HOST, free_port
 
 __all__ = ["Faults", "Request", "Response", "Simulator", "serve"]
 

@@ -20,7 +20,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.letters import letters_app
+from itel_cabinet.pipeline.commands.offsets import offsets_app
+from itel_cabinet.pipeline.commands.query import query, report
 from itel_cabinet.pipeline.commands.shared import (
     BOTH_SPELLINGS,
     PROGRAM,
@@ -33,9 +36,6 @@ from itel_cabinet.pipeline.commands.shared import (
     open_cluster,
     storing,
 )
-from itel_cabinet.pipeline.commands.letters import letters_app
-from itel_cabinet.pipeline.commands.offsets import offsets_app
-from itel_cabinet.pipeline.commands.query import query, report
 from itel_cabinet.pipeline.commands.status import lag, status
 from itel_cabinet.pipeline.commands.tables import tables_app
 
@@ -194,12 +194,12 @@ def produce(
     import requests
     from rich.progress import track
 
-    from itel_cabinet.io.kafka.admin import Cluster
+    from itel_cabinet.io.kafka import Cluster
     from itel_cabinet.local.samples import events
 
     topic = topic or _FLAVOUR_TOPICS[flavour]
     with asking(bootstrap_servers):
-        Cluster({"bootstrap.servers": bootstrap_servers}, timeout=commands.BROKER_SECONDS).topic(topic)
+        Cluster({"bootstrap.servers": bootstrap_servers}, timeout=shared.BROKER_SECONDS).topic(topic)
     generator = events.Generator(seed, start=datetime.now(UTC))
     records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
     progress = Console(stderr=True)
@@ -241,11 +241,10 @@ def simulate(
 ) -> None:
     """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
     try:
-        from itel_cabinet.local.simulators.itel import ItelSimulator
+        from itel_cabinet.local.simulators import ItelSimulator
     except ModuleNotFoundError as error:
         raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
-    from itel_cabinet.local.simulators.claimx import ClaimXSimulator
-    from itel_cabinet.local.simulators.simulator import serve
+    from itel_cabinet.local.simulators import ClaimXSimulator, serve
 
     claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
     try:
@@ -297,8 +296,8 @@ def preview(
     """
     from pydantic_core import to_json
 
-    from itel_cabinet.pipeline.operate.preview import NotAnAnswer
-    from itel_cabinet.pipeline.operate.preview import preview as previewed
+    from itel_cabinet.pipeline.operate import NotAnAnswer
+    from itel_cabinet.pipeline.operate import preview_answer as previewed
 
     try:
         answer = sys.stdin.buffer.read() if task == "-" else Path(task).read_bytes()
@@ -371,15 +370,14 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
 
     from rich.progress import Progress
 
-    from itel_cabinet.io.delta.table import create_table, table_for
-    from itel_cabinet.io.objects import ObjectStoreError, objects
+    from itel_cabinet.io.delta import create_table, get_table
+    from itel_cabinet.io.objects import ObjectStoreError, get_objects
     from itel_cabinet.io.secrets import UnresolvedSecret
-    from itel_cabinet.pipeline.launch.arguments import parse_arguments
-    from itel_cabinet.pipeline.operate.backfill import BackfillStopped, backfill, missing_photos
+    from itel_cabinet.pipeline.launch import parse_arguments, with_template
+    from itel_cabinet.pipeline.operate import BackfillStopped, backfill_photos, missing_photos
     from itel_cabinet.pipeline.options import OptionRefused
-    from itel_cabinet.pipeline.wiring import Parts
     from itel_cabinet.pipeline.tables import ATTACHMENTS
-    from itel_cabinet.pipeline.launch.templates import with_template
+    from itel_cabinet.pipeline.wiring import Parts
 
     try:
         job, *options = with_template(["tracking", *context.args])
@@ -396,17 +394,17 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
             spec = parts.tables[ATTACHMENTS]
             if create_table(spec, dry_run=True).version is None:
                 raise Refused(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
-            table = table_for(spec)
+            table = get_table(spec)
             missing = missing_photos(table)
         assignments = len({row["assignment_id"] for row in missing})
         console.print(f"{len(missing)} photos of {assignments} assignments have no file", soft_wrap=True)
         if dry_run or not missing:
             return
         settings.claimx_connection().credentials()
-        objects(settings.media_settings().store).check()
+        get_objects(settings.media_settings().store).check()
         with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bar, storing():
             task = bar.add_task("photos", total=len(missing))
-            for counts in backfill(parts, table, missing):
+            for counts in backfill_photos(parts, table, missing):
                 ended += counts
                 bar.advance(task, counts.total())
     except ObjectStoreError as error:
@@ -500,7 +498,7 @@ def render_template(
         if form is Format.COMMAND:
             text, left_open = templates.command(template, context.args)
         else:
-            documents = templates.manifests(template, context.args, application=form is Format.APPLICATION)
+            documents = templates.render_manifests(template, context.args, application=form is Format.APPLICATION)
             text, left_open = yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip(), []
     except OptionRefused as error:
         raise Refused(str(error), wrong_use=not isinstance(error, templates.TemplateRefused)) from None

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -26,8 +26,7 @@ from itel_cabinet.pipeline.commands.shared import (
 from itel_cabinet.pipeline.commands.table_choice import OneTable, TableName, chosen, working
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.delta.fences import Move
-    from itel_cabinet.io.delta.spec import TableSpec
+    from itel_cabinet.io.delta import Move, TableSpec
 
 __all__ = ["fence_app", "restore_table"]
 
@@ -49,7 +48,7 @@ def show_fences(
     as_json: AsJson = False,
 ) -> None:
     """Show the first offset of each partition that a table counts as not written."""
-    from itel_cabinet.io.delta.fences import fences_at
+    from itel_cabinet.io.delta import fences_at
 
     if version is not None and table is None:
         raise Refused("--version: needs --table, since each table has versions of its own", wrong_use=True)
@@ -92,7 +91,7 @@ def set_fences(
     Refused while a job writes to the table; one that has nothing to write cannot be seen, so stop it first. Records are
     only written again if they are read again: see `offsets reset`.
     """
-    from itel_cabinet.io.delta.fences import carry_out, plan_fences
+    from itel_cabinet.io.delta import carry_out, plan_fences
 
     if (offset is None) == (not to_start) or (offset is not None and partition is None):
         raise Refused("give --partition and --offset, or --to_start", wrong_use=True)
@@ -181,7 +180,7 @@ def restore_table(
     Stop the table's job first, and set its group's offsets back before it is started again, as this says: it would
     otherwise go on behind the gap, and hide it. Refused while a job writes to the table.
     """
-    from itel_cabinet.io.delta.fences import carry_out, plan_restore
+    from itel_cabinet.io.delta import carry_out, plan_restore
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
 
     group = consumer_group or JOB_DEFAULTS[Job.TRACKING]["consumer_group"]
@@ -208,10 +207,10 @@ def restore_table(
 
 def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tuple[str, dict[int, int]]:
     """The topic's id, and where its partitions start."""
-    from itel_cabinet.io.kafka.admin import Cluster
+    from itel_cabinet.io.kafka import Cluster
 
     with asking(servers):
-        cluster = Cluster(client_settings(servers, kafka_config), timeout=commands.BROKER_SECONDS)
+        cluster = Cluster(client_settings(servers, kafka_config), timeout=shared.BROKER_SECONDS)
         one = cluster.topic(topic, epoch=epoch)
         return one.topic_id, {p: start for p, (start, _) in cluster.bounds(topic, one.partitions).items()}
 
@@ -220,7 +219,7 @@ def _losses(
     spec: TableSpec, version: int, lowered: Sequence[Move], starts: tuple[str, Mapping[int, int]] | None, topic: str
 ) -> list[str]:
     """What the table, which is at ``version``, would lose and the topic no longer has, in words."""
-    from itel_cabinet.io.delta.fences import rows_from
+    from itel_cabinet.io.delta import rows_from
 
     if starts is None:
         return ["--bootstrap_servers: is not given, so nobody knows whether the topic has the rest"] if lowered else []

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -36,9 +36,8 @@ from itel_cabinet.pipeline.commands.shared import (
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from itel_cabinet.io.kafka.log import LogReader
-    from itel_cabinet.pipeline.operate.dead_letters import Entry, FailureCount, Filter, Stranger
-    from itel_cabinet.pipeline.operate.replay import Outcome, Replay
+    from itel_cabinet.io.kafka import LogReader
+    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, Outcome, Replay, Stranger
 
 __all__ = [
     "ITEL_ERRORS",
@@ -72,7 +71,7 @@ _MOST_REASONS = 20
 
 
 def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
-    from itel_cabinet.pipeline.operate.dead_letters import Filter
+    from itel_cabinet.pipeline.operate import Filter
     from itel_cabinet.transforms.events import parse_timestamp
 
     def moment(name: str, text: str | None) -> datetime | None:
@@ -103,8 +102,7 @@ def error_topics(
     """The client's settings, and a reader that knows the error topics."""
     from confluent_kafka import KafkaException
 
-    from itel_cabinet.io.kafka.admin import UnknownTopic
-    from itel_cabinet.io.kafka.log import LogReader, Overtaken
+    from itel_cabinet.io.kafka import LogReader, Overtaken, UnknownTopic
     from itel_cabinet.pipeline.refusals import kafka_refusal
 
     client = client_settings(bootstrap_servers, kafka_config)
@@ -154,7 +152,7 @@ def list_dead_letters(
     as_json: AsJson = False,
 ) -> None:
     """Show the dead letters, without what the records hold. Moves no group's offsets."""
-    from itel_cabinet.pipeline.operate.dead_letters import error_log, failure_counts
+    from itel_cabinet.pipeline.operate import error_log, failure_counts
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -210,9 +208,8 @@ def show_dead_letter(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
-    from itel_cabinet.io.kafka.admin import UnknownTopic
-    from itel_cabinet.io.kafka.log import LogReader
-    from itel_cabinet.pipeline.operate.dead_letters import Filter, error_log, original
+    from itel_cabinet.io.kafka import LogReader, UnknownTopic
+    from itel_cabinet.pipeline.operate import Filter, error_log, original
     from itel_cabinet.transforms.dead_letters import decode_dead_letter
 
     topics = (dead_letter_topic, itel_errors_topic)
@@ -307,10 +304,8 @@ def replay_dead_letters(
     """
     from rich.progress import Progress
 
-    from itel_cabinet.io.kafka.admin import group_lag
-    from itel_cabinet.io.kafka.log import LogReader, LogWriter
-    from itel_cabinet.pipeline.operate.dead_letters import error_log
-    from itel_cabinet.pipeline.operate.replay import Replayer
+    from itel_cabinet.io.kafka import LogReader, LogWriter, group_lag
+    from itel_cabinet.pipeline.operate import Replayer, error_log
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -329,7 +324,7 @@ def replay_dead_letters(
 
             @functools.cache
             def committed(group: str, topic: str) -> dict[int, int | None]:
-                lags = group_lag(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
+                lags = group_lag(client, group, topic, epoch=topic_epoch, timeout=shared.BROKER_SECONDS)
                 return {one.partition: one.committed for one in lags}
 
             replayer = Replayer(
@@ -360,8 +355,8 @@ def replay_dead_letters(
 
 def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
     """The records among those of ``entries`` that the tracking table has a row of."""
-    from itel_cabinet.io.delta.inspect import records_written
-    from itel_cabinet.pipeline.operate.replay import may_have_row
+    from itel_cabinet.io.delta import records_written
+    from itel_cabinet.pipeline.operate import may_have_row
     from itel_cabinet.pipeline.tables import TRACKING
 
     asked = [(e.letter.topic_id, e.letter.partition, e.letter.offset) for e in entries if may_have_row(e)]
@@ -387,7 +382,7 @@ _TOLD = {
 
 
 def _tell_of_replay(counts: Mapping[Outcome, int], told: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
-    from itel_cabinet.pipeline.operate.replay import Outcome
+    from itel_cabinet.pipeline.operate import Outcome
     from itel_cabinet.transforms.dead_letters import one_line
 
     for one in told[:_MOST_REASONS]:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -28,8 +28,7 @@ from itel_cabinet.pipeline.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.kafka.admin import PartitionLag
-    from itel_cabinet.io.kafka.groups import ConsumerGroup, Shift
+    from itel_cabinet.io.kafka import ConsumerGroup, PartitionLag, Shift
 
 __all__ = ["offsets_app"]
 
@@ -42,7 +41,7 @@ TopicEpoch = Annotated[int, typer.Option("--topic_epoch", min=0, help="As the jo
 @contextmanager
 def _refusing() -> Iterator[None]:
     """What a group or an offset is refused for in here, as one line."""
-    from itel_cabinet.io.kafka.groups import GroupRefused
+    from itel_cabinet.io.kafka import GroupRefused
 
     try:
         yield
@@ -51,9 +50,9 @@ def _refusing() -> Iterator[None]:
 
 
 def _opened(client: Mapping[str, object], group: str, topic: str, epoch: int) -> ConsumerGroup:
-    from itel_cabinet.io.kafka.groups import ConsumerGroup
+    from itel_cabinet.io.kafka import ConsumerGroup
 
-    return ConsumerGroup(client, group, topic, epoch=epoch, timeout=commands.BROKER_SECONDS)
+    return ConsumerGroup(client, group, topic, epoch=epoch, timeout=shared.BROKER_SECONDS)
 
 
 @offsets_app.command("show")
@@ -230,7 +229,7 @@ def _move(
     dry_run: bool,
     only_back: bool = False,
 ) -> None:
-    from itel_cabinet.io.kafka.groups import shifts
+    from itel_cabinet.io.kafka import shifts
 
     if not dry_run:
         group.check_at_rest(watch_seconds)

@@ -18,7 +18,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands.shared import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
 from itel_cabinet.pipeline.commands.letters import (
     ITEL_ERRORS,
     TRACKING_ERRORS,
@@ -27,13 +26,13 @@ from itel_cabinet.pipeline.commands.letters import (
     error_topics,
     warn_of,
 )
+from itel_cabinet.pipeline.commands.shared import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
 
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from itel_cabinet.io.delta.spec import TableSpec
-    from itel_cabinet.pipeline.operate.dead_letters import FailureCount
-    from itel_cabinet.pipeline.operate.queries import Query
+    from itel_cabinet.io.delta import TableSpec
+    from itel_cabinet.pipeline.operate import FailureCount, Query
 
 __all__ = ["query", "report"]
 
@@ -68,7 +67,7 @@ def query(
     storage_options: StorageOptions = "{}",
 ) -> None:
     """Ask the tables one of the twelve questions, each event counted once; without NAME, list them."""
-    from itel_cabinet.pipeline.operate.queries import QueryRefused, Session, bind, catalogue, find
+    from itel_cabinet.pipeline.operate import QueryRefused, Session, bind, catalogue, find
 
     if name is None:
         listed = [(one.number, one.name, one.purpose, _usage(one)) for one in catalogue()]
@@ -113,8 +112,8 @@ def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, T
 @contextmanager
 def reading() -> Iterator[None]:
     """What cannot be read in here, as one line."""
-    from itel_cabinet.io.worker.outages import WorldError
-    from itel_cabinet.pipeline.operate.queries import TableMissing
+    from itel_cabinet.io.worker import WorldError
+    from itel_cabinet.pipeline.operate import TableMissing
 
     try:
         yield
@@ -139,8 +138,7 @@ def report(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Write one HTML page about the tasks, with charts: it opens without a network and shows nobody's data."""
-    from itel_cabinet.pipeline.operate.queries import Session
-    from itel_cabinet.pipeline.operate.report import gather, render
+    from itel_cabinet.pipeline.operate import Session, gather, render
 
     specs = table_specs_of(tables_root, storage_options)
     failures = None
@@ -159,7 +157,7 @@ def report(
 
 
 def _failures(bootstrap_servers: str, kafka_config: str, topics: tuple[str, str]) -> list[FailureCount]:
-    from itel_cabinet.pipeline.operate.dead_letters import Filter, error_log, failure_counts
+    from itel_cabinet.pipeline.operate import Filter, error_log, failure_counts
 
     with error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
         log = error_log(reader, topics, Filter())

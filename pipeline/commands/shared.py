@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.delta.spec import TableSpec
-    from itel_cabinet.io.kafka.admin import Cluster
+    from itel_cabinet.io.delta import TableSpec
+    from itel_cabinet.io.kafka import Cluster
     from itel_cabinet.pipeline.options import Settings
 
 __all__ = [
@@ -103,7 +103,7 @@ def asking(bootstrap_servers: str) -> Iterator[None]:
     """What Kafka refuses in here, and topics that are not there, as one line."""
     from confluent_kafka import KafkaException
 
-    from itel_cabinet.io.kafka.admin import UnknownTopic
+    from itel_cabinet.io.kafka import UnknownTopic
     from itel_cabinet.pipeline.refusals import kafka_refusal
 
     try:
@@ -118,7 +118,7 @@ def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, obje
     """librdkafka's settings, with the secrets in."""
     from pydantic import TypeAdapter, ValidationError
 
-    from itel_cabinet.io.kafka.config import ConfigRefused, client_config, resolved
+    from itel_cabinet.io.kafka import ConfigRefused, client_config, resolved
     from itel_cabinet.io.secrets import UnresolvedSecret
     from itel_cabinet.pipeline.options import JsonObject
 
@@ -136,7 +136,7 @@ def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, obje
 
 @contextmanager
 def open_cluster(bootstrap_servers: str, kafka_config: str) -> Iterator[Cluster]:
-    from itel_cabinet.io.kafka.admin import Cluster
+    from itel_cabinet.io.kafka import Cluster
 
     client = client_settings(bootstrap_servers, kafka_config)
     with asking(bootstrap_servers):
@@ -164,8 +164,8 @@ def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
 @contextmanager
 def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
-    from itel_cabinet.io.delta.spec import TableRefused
-    from itel_cabinet.io.worker.outages import WorldError
+    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.worker import WorldError
     from itel_cabinet.pipeline.refusals import table_refusal
 
     try:

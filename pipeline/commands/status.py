@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from itel_cabinet.pipeline.commands import shared as commands
+from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     JobName,
@@ -29,7 +29,7 @@ from itel_cabinet.pipeline.commands.shared import (
 )
 
 if TYPE_CHECKING:
-    from itel_cabinet.pipeline.operate.observation import GroupView, Subject
+    from itel_cabinet.pipeline.operate import GroupView, Subject
 
 __all__ = ["lag", "status"]
 
@@ -60,7 +60,7 @@ def lag(
 
     Moves no group's offsets. Exit status 1 if a job is behind by more than --threshold.
     """
-    from itel_cabinet.pipeline.operate.observation import GroupView
+    from itel_cabinet.pipeline.operate import GroupView
 
     chosen = list(dict.fromkeys(jobs or [JobName.CABINET]))
     if len(chosen) > 1 and (consumer_group or input_topic):
@@ -77,7 +77,7 @@ def lag(
         for job in chosen:
             group, topic = _names(job, consumer_group, input_topic)
             with asking(bootstrap_servers):
-                view = GroupView(client, group, topic, epoch=topic_epoch, timeout=commands.BROKER_SECONDS)
+                view = GroupView(client, group, topic, epoch=topic_epoch, timeout=shared.BROKER_SECONDS)
             views[job.value] = open_views.enter_context(closing(view))
         return _shown(look, watch=watch, every=every, as_json=as_json)
 
@@ -143,9 +143,8 @@ def status(
     Looks at its group, its tables, its dead letters and its processes; changes nothing. Exit status 1 unless it is
     healthy.
     """
-    from itel_cabinet.pipeline.operate.observation import Observer
     from itel_cabinet.pipeline.commands.status_view import status_report, status_view
-    from itel_cabinet.pipeline.operate.verdict import Limits, verdict
+    from itel_cabinet.pipeline.operate import Limits, Observer, judge
 
     subject = _subject(
         job, bootstrap_servers, consumer_group, input_topic,
@@ -155,7 +154,7 @@ def status(
     limits = Limits(threshold, max_age_seconds)
     with asking(bootstrap_servers):
         observer = Observer(
-            subject, client, window_seconds=window_seconds, epoch=topic_epoch, timeout=commands.BROKER_SECONDS
+            subject, client, window_seconds=window_seconds, epoch=topic_epoch, timeout=shared.BROKER_SECONDS
         )
     looks, waiting = 0, Console(stderr=True)
 
@@ -169,7 +168,7 @@ def status(
                 seen = observer.watch()
         else:
             seen = observer.watch()
-        found = verdict(seen, limits)
+        found = judge(seen, limits)
         now = datetime.now(UTC)
         report = status_report(seen, found, now)
         return status_view(seen, found, now), report, found.health.exit_status
@@ -189,8 +188,8 @@ def _subject(
     storage_options: str,
     metrics_urls: Sequence[str],
 ) -> Subject:
-    from itel_cabinet.io.http.transport import check_url
-    from itel_cabinet.pipeline.operate.observation import Subject
+    from itel_cabinet.io.http import check_url
+    from itel_cabinet.pipeline.operate import Subject
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
 
     for url in metrics_urls:

@@ -10,9 +10,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from itel_cabinet.io.kafka.admin import PartitionLag, Topic
-from itel_cabinet.pipeline.operate.dead_letters import RecentLetters
-from itel_cabinet.pipeline.operate.verdict import Health, Observed, Offsets, Tables, Unseen, Verdict
+from itel_cabinet.io.kafka import PartitionLag, Topic
+from itel_cabinet.pipeline.operate import Health, Observed, Offsets, RecentLetters, Tables, Unseen, Verdict
 
 __all__ = ["lag_report", "lag_view", "status_report", "status_view"]
 

@@ -12,7 +12,7 @@ from rich.filesize import decimal
 from itel_cabinet.pipeline.commands.shared import PROGRAM, Refused, storing, tables_at
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.delta.spec import TableSpec
+    from itel_cabinet.io.delta import TableSpec
 
 __all__ = ["OneTable", "TableName", "chosen", "sized", "working"]
 
@@ -22,7 +22,7 @@ OneTable = Annotated[str | None, typer.Option("--table", metavar="NAME", help="O
 
 def chosen(tables_root: str, storage_options: str, name: str | None) -> list[TableSpec]:
     """The specification of the named table, or of all that there are."""
-    from itel_cabinet.io.delta.inspect import table_exists
+    from itel_cabinet.io.delta import table_exists
 
     specs = tables_at(tables_root, storage_options)
     if name is not None and name not in specs:
@@ -41,8 +41,8 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 @contextmanager
 def working() -> Iterator[None]:
     """What a table refuses in here, or its store, as one line."""
-    from itel_cabinet.io.delta.spec import TableRefused
-    from itel_cabinet.io.worker.outages import one_line
+    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.worker import one_line
 
     with storing():
         try:

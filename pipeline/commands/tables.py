@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     DryRun,
@@ -18,11 +19,10 @@ from itel_cabinet.pipeline.commands.shared import (
     table_settings,
     tables_at,
 )
-from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.table_choice import OneTable, chosen, sized, working
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.delta.spec import TableState
+    from itel_cabinet.io.delta import TableState
 
 __all__ = ["tables_app"]
 
@@ -43,7 +43,7 @@ def create_tables(
     """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
     repeated.
     """
-    from itel_cabinet.io.delta.inspect import create_table
+    from itel_cabinet.io.delta import create_table
     from itel_cabinet.pipeline.tables import table_specs
 
     settings = table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
@@ -69,7 +69,7 @@ def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "
     """
     from deltalake.exceptions import TableNotFoundError
 
-    from itel_cabinet.io.delta.inspect import describe_table
+    from itel_cabinet.io.delta import describe_table
 
     console = Console()
     missing = []
@@ -124,7 +124,7 @@ def optimize_tables(
 
     --z_order needs --table, and rewrites every file. The files that this replaces stay until `vacuum`.
     """
-    from itel_cabinet.io.delta.maintenance import optimize
+    from itel_cabinet.io.delta import optimize
 
     columns = [name.strip() for name in z_order.split(",")] if z_order else []
     if columns and table is None:
@@ -177,7 +177,7 @@ def vacuum_tables(
     Also what killed jobs have written and not committed, from 168 h on; below that only files that the log says were
     replaced, since others may be a running job's.
     """
-    from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, vacuum
+    from itel_cabinet.io.delta import SAFE_RETENTION_HOURS, vacuum
 
     if retention_hours < SAFE_RETENTION_HOURS and not allow_short_retention:
         raise Refused(

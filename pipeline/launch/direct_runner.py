@@ -8,10 +8,10 @@ from apache_beam.metrics import monitoring_infos
 from apache_beam.portability.api import metrics_pb2
 from apache_beam.runners.portability.fn_api_runner import fn_runner
 
-__all__ = ["direct_runner"]
+__all__ = ["get_direct_runner"]
 
 
-def direct_runner() -> fn_runner.FnApiRunner:
+def get_direct_runner() -> fn_runner.FnApiRunner:
     """An FnApiRunner that forgets a bundle when it is done; what is mended holds for the whole process."""
     fn_runner.consolidate_monitoring_infos = _consolidated
     return fn_runner.FnApiRunner()

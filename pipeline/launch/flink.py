@@ -25,7 +25,7 @@ from apache_beam.options.pipeline_options import (
 )
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
-from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
+from itel_cabinet.io.kafka import KEY_GROUPS
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions
 from itel_cabinet.pipeline.options import OptionRefused
 

@@ -1,4 +1,4 @@
-"""Check what is known to go wrong, then run a job: ``python -m itel_cabinet.pipeline.launch.job JOB [options]``."""
+"""Check what is known to go wrong, then run a job: ``python -m itel_cabinet.pipeline.launch JOB [options]``."""
 
 from __future__ import annotations
 
@@ -16,25 +16,29 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta.table import TableRefused, TableSpec, create_table
-from itel_cabinet.io.worker.health import check_port
+from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
 from itel_cabinet.io.itel import ItelSettings
-from itel_cabinet.io.kafka.source import has_committed_offsets
-from itel_cabinet.io.kafka.admin import Cluster
-from itel_cabinet.io.kafka.config import resolved
-from itel_cabinet.io.objects import ObjectStoreError, objects
+from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolved
+from itel_cabinet.io.objects import ObjectStoreError, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.worker.outages import STOP, WorldError, last_world_error, one_line
-from itel_cabinet.pipeline.launch.arguments import parse_arguments
-from itel_cabinet.pipeline.launch.direct_runner import direct_runner
-from itel_cabinet.pipeline.launch.flink import NotRunning, check_job_server, on_flink, refused, tune, wait_until_running, waits
+from itel_cabinet.io.worker import STOP, WorldError, check_port, format_logs, last_world_error, one_line
 from itel_cabinet.pipeline.graph import build
-from itel_cabinet.io.worker.logs import format_logs
-from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
-from itel_cabinet.pipeline.wiring import Parts
-from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.pipeline.launch.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.direct_runner import get_direct_runner
+from itel_cabinet.pipeline.launch.flink import (
+    NotRunning,
+    check_job_server,
+    on_flink,
+    refused,
+    tune,
+    wait_until_running,
+    waits,
+)
 from itel_cabinet.pipeline.launch.templates import with_template
+from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
+from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.steps import NAMESPACE
+from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
 __all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
@@ -68,7 +72,7 @@ def check(settings: Settings) -> None:
         elif settings.job.calls_itel:
             _check_folder(parts)
         if settings.fetches_media:
-            objects(settings.media_settings().store).check()
+            get_objects(settings.media_settings().store).check()
         _check_kafka(settings, parts)
         if settings.job.writes_tables:
             for spec in _tables(parts):
@@ -162,7 +166,9 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     # Batches are plain lists; checking each against a type hint would cost more than the work on it.
     beam_options.view_as(TypeOptions).runtime_type_check = False
     runner = (
-        direct_runner() if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner") else standard.runner
+        get_direct_runner()
+        if (standard.runner or "DirectRunner") in ("DirectRunner", "FnApiRunner")
+        else standard.runner
     )
     try:
         pipeline = beam.Pipeline(runner=runner, options=beam_options)
@@ -273,10 +279,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, count in sorted(counters.items()):
         _LOGGER.info("%s: %d", name, count)
     return 0
-
-
-if __name__ == "__main__":
-    # Through the importable module, since what lives in __main__ is pickled by value.
-    from itel_cabinet.pipeline.launch import job as importable
-
-    sys.exit(importable.main())

@@ -32,7 +32,7 @@ import yaml
 from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
-from itel_cabinet.io.http.connection import Auth
+from itel_cabinet.io.http import Auth
 from itel_cabinet.io.itel import folder_of
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
@@ -54,7 +54,7 @@ __all__ = [
     "check",
     "command",
     "load",
-    "manifests",
+    "render_manifests",
     "required",
     "shipped",
     "with_template",
@@ -395,11 +395,13 @@ def command(template: Template, given: Sequence[str] = ()) -> tuple[str, list[st
     """
     arguments = _checked(template, given)
     _, _, open_ = _parsed(template, arguments)
-    lines = [f"python -m itel_cabinet.pipeline.launch.job {template.job}", *map(shlex.quote, arguments)]
+    lines = [f"python -m itel_cabinet.pipeline.launch {template.job}", *map(shlex.quote, arguments)]
     return " \\\n    ".join(lines), open_
 
 
-def manifests(template: Template, given: Sequence[str] = (), *, application: bool = False) -> list[dict[str, Any]]:
+def render_manifests(
+    template: Template, given: Sequence[str] = (), *, application: bool = False
+) -> list[dict[str, Any]]:
     """The FlinkDeployment (a session cluster) and the Job that submits to it; or, for an ``application``, the one
     FlinkDeployment that runs the jar which the job was compiled to.
 

@@ -1,1 +1,104 @@
-"""."""
+"""What the commands of an operator do, without a command line."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lazy_loader
+
+if TYPE_CHECKING:
+    from itel_cabinet.pipeline.operate.backfill import BackfillStopped, backfill_photos, missing_photos
+    from itel_cabinet.pipeline.operate.dead_letters import (
+        Entry,
+        FailureCount,
+        Filter,
+        RecentLetters,
+        Stranger,
+        error_log,
+        failure_counts,
+        original,
+        recent_letters,
+    )
+    from itel_cabinet.pipeline.operate.observation import GroupView, Observer, Subject
+    from itel_cabinet.pipeline.operate.preview import NotAnAnswer, preview_answer
+    from itel_cabinet.pipeline.operate.queries import Query, QueryRefused, Session, TableMissing, bind, catalogue, find
+    from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
+    from itel_cabinet.pipeline.operate.report import gather, render
+    from itel_cabinet.pipeline.operate.verdict import (
+        Health,
+        Limits,
+        Observed,
+        Offsets,
+        Tables,
+        Unseen,
+        Verdict,
+        WorkerState,
+        judge,
+    )
+
+__all__ = [
+    "BackfillStopped",
+    "Entry",
+    "FailureCount",
+    "Filter",
+    "GroupView",
+    "Health",
+    "Limits",
+    "NotAnAnswer",
+    "Observed",
+    "Observer",
+    "Offsets",
+    "Outcome",
+    "Query",
+    "QueryRefused",
+    "RecentLetters",
+    "Replay",
+    "Replayer",
+    "Session",
+    "Stranger",
+    "Subject",
+    "TableMissing",
+    "Tables",
+    "Unseen",
+    "Verdict",
+    "WorkerState",
+    "backfill_photos",
+    "bind",
+    "catalogue",
+    "error_log",
+    "failure_counts",
+    "find",
+    "gather",
+    "judge",
+    "may_have_row",
+    "missing_photos",
+    "original",
+    "preview_answer",
+    "recent_letters",
+    "render",
+]
+
+# Commands wait for what they use, not for DuckDB, Jinja2 and Beam.
+__getattr__, _, _ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "backfill": ["BackfillStopped", "backfill_photos", "missing_photos"],
+        "dead_letters": [
+            "Entry",
+            "FailureCount",
+            "Filter",
+            "RecentLetters",
+            "Stranger",
+            "error_log",
+            "failure_counts",
+            "original",
+            "recent_letters",
+        ],
+        "observation": ["GroupView", "Observer", "Subject"],
+        "preview": ["NotAnAnswer", "preview_answer"],
+        "queries": ["Query", "QueryRefused", "Session", "TableMissing", "bind", "catalogue", "find"],
+        "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
+        "report": ["gather", "render"],
+        "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],
+    },
+)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from itel_cabinet.io.delta.table import FencedTable, Row
+from itel_cabinet.io.delta import FencedTable, Row
 from itel_cabinet.pipeline.wiring import Parts
-from itel_cabinet.transforms.photos import Album
 from itel_cabinet.transforms.enrichment import Photograph
 from itel_cabinet.transforms.events import CABINET_TASK_ID
 from itel_cabinet.transforms.fetching import fetch_album_photos
+from itel_cabinet.transforms.photos import Album
 
-__all__ = ["BackfillStopped", "backfill", "missing_photos"]
+__all__ = ["BackfillStopped", "backfill_photos", "missing_photos"]
 
 _ALBUMS_A_COMMIT = 100
 _NEVER = 86_400.0  # seconds: each photo has a deadline of its own
@@ -33,7 +33,7 @@ def missing_photos(table: FencedTable) -> list[Row]:
     return table.select(columns, "blob_path IS NULL AND is_active")
 
 
-def backfill(
+def backfill_photos(
     parts: Parts,
     table: FencedTable,
     missing: Sequence[Row],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from itel_cabinet.io.kafka.log import LogReader
+from itel_cabinet.io.kafka import LogReader
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.transforms.dead_letters import (
     DeadLetter,

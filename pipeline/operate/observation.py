@@ -14,16 +14,14 @@ from typing import Annotated, Literal
 from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, Field, ValidationError
 
-from itel_cabinet.io.delta.spec import TableSpec
-from itel_cabinet.io.delta.inspect import glance_at_table
-from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_positions
-from itel_cabinet.io.kafka.log import LogReader
-from itel_cabinet.io.http.transport import CallFailed, Transport, TransportSettings
-from itel_cabinet.io.worker.outages import WorldError
+from itel_cabinet.io.delta import TableSpec, glance_at_table
+from itel_cabinet.io.http import CallFailed, Transport, TransportSettings
+from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, UnknownTopic, group_positions
+from itel_cabinet.io.worker import WorldError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
+from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.tables import TRACKING
-from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.transforms.dead_letters import one_line
 
 __all__ = ["NEWEST_LETTERS", "GroupView", "Observer", "Subject", "look_at_worker"]

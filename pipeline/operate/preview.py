@@ -22,7 +22,7 @@ from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, attachments_rows, forms_rows
 from itel_cabinet.transforms.submissions import Submission, build_submissions
 
-__all__ = ["NotAnAnswer", "preview"]
+__all__ = ["NotAnAnswer", "preview_answer"]
 
 # Columns that a row has from its event or from the moment it is written, which an answer alone does not have.
 _OF_THE_RUN = frozenset(
@@ -44,7 +44,7 @@ class NotAnAnswer(ValueError):
     """What was given is no ClaimX answer about a task; one line, without any of its values."""
 
 
-def preview(answer: bytes, *, now: datetime) -> dict[str, Any]:
+def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
     """What the `cabinet` job would make of an event about the task in ``answer``, the JSON text that ClaimX gives for
     an assignment; the event is taken to bear the answer's own status.
 

@@ -23,9 +23,8 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from itel_cabinet.io.delta.spec import TableSpec
-from itel_cabinet.io.delta.inspect import at_once, error_text, open_table
-from itel_cabinet.io.worker.outages import WorldError
+from itel_cabinet.io.delta import TableSpec, at_once, error_text, open_table
+from itel_cabinet.io.worker import WorldError
 from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.events import parse_timestamp
 

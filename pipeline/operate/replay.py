@@ -12,8 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from itel_cabinet.io.kafka.admin import UnknownTopic
-from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Unwritable
+from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, UnknownTopic, Unwritable
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replayed

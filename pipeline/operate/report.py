@@ -95,7 +95,7 @@ def _template() -> Template:
 
 
 def _asset(name: str) -> str:
-    return files("itel_cabinet.pipeline").joinpath(name).read_text(encoding="utf-8")
+    return files("itel_cabinet.pipeline.operate").joinpath(name).read_text(encoding="utf-8")
 
 
 def _plain(value: object, column: str = "") -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from itel_cabinet.io.kafka.admin import PartitionLag
+from itel_cabinet.io.kafka import PartitionLag
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "Verdict",
     "Worker",
     "WorkerState",
-    "verdict",
+    "judge",
 ]
 
 
@@ -195,7 +195,7 @@ class Verdict:
 _GOES_ON = "it goes on from the group's offsets, and no row is written twice"
 
 
-def verdict(seen: Observed, limits: Limits) -> Verdict:
+def judge(seen: Observed, limits: Limits) -> Verdict:
     """Judge what was seen.
 
     What a worker says of itself goes first, since it knows more than its offsets show; then whether anything moves,

@@ -1,0 +1,21 @@
+"""The pages name tests as proofs: the tests must exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+_PROJECT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", sorted((_PROJECT / "docs").glob("*.md")), ids=lambda page: page.name)
+def test_every_test_that_a_page_names_exists(page: Path) -> None:
+    sources = "\n".join(file.read_text(encoding="utf-8") for file in (_PROJECT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", sources, re.MULTILINE))
+    # `test_x.py` names a file, `test_x` a test.
+    named = set(re.findall(r"\b(test_\w+)\b(?!\.py)", page.read_text(encoding="utf-8")))
+    assert named - defined == set()
+    if page.name == "reliability.md":
+        assert len(named) > 30

@@ -1,0 +1,51 @@
+"""The shape of the jobs: what the delivery contract rests on is that everything after the read is one stage."""
+
+from __future__ import annotations
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+
+from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.launch import parse_arguments
+from itel_cabinet.pipeline.options import Job
+from itel_cabinet.pipeline.wiring import Parts
+
+SINKS = {
+    Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
+    Job.TRACKING: {"Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"},
+    Job.API: {"Submit", "Tell of submissions", "Incomplete", "Refused", "Unreadable", "Not found"},
+    Job.CABINET: {
+        *("Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"),
+        *("Submit", "Tell of submissions", "Incomplete", "Refused"),
+    },
+}
+
+
+@pytest.mark.parametrize("job", list(Job))
+def test_everything_after_the_read_is_one_fused_stage(job: Job) -> None:
+    options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--tables_root=t"]
+    settings, _ = parse_arguments(job.value, [*options, "--tracking_success_topic=told"])
+    runner = FnApiRunner()
+    pipeline = beam.Pipeline(runner=runner, options=PipelineOptions(["--streaming"]))
+    build(pipeline, settings)
+    _, stages = runner.create_stages(pipeline.to_runner_api(default_environment=runner._default_environment))
+    read = next(s for s in stages if any(t.unique_name == "Read/Read/Process" for t in s.transforms))
+    steps = {t.unique_name.partition("/")[0] for t in read.transforms}
+    assert steps >= SINKS[job]
+    others = {t.unique_name.partition("/")[0] for s in stages if s is not read for t in s.transforms}
+    # What hands the shards from stage to stage is the runner's own.
+    assert {name for name in others if not name.startswith("ref_PCollection")} == {"Read"}
+
+
+def test_a_form_is_waited_for_from_its_announcement_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.time", lambda: 1000.0)
+    monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.sleep", slept.append)
+    options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--form_wait_seconds=2"]
+    wait = Parts(parse_arguments("api", options)[0]).form_wait
+    for announced_at in (1000.0, 999.5, 900.0, 5000.0):
+        wait(announced_at)
+    # Just now; half a second ago; long ago; by a clock that is ahead.
+    assert slept == [2.0, 1.5, 0.0, 2.0]

@@ -1,0 +1,142 @@
+"""What a process tells of itself: pulse, health and metrics, over a real socket."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from contextlib import closing
+from typing import Any
+
+import pytest
+import requests
+
+from itel_cabinet.io.worker import PULSE, HealthSettings, WorldError, check_port, metrics, retry_world, serve
+from itel_cabinet.io.worker.health import Health, Pulse
+from itel_cabinet.local.services import free_port
+
+
+def settings(port: int = 0, stuck_after_seconds: float = 30.0) -> HealthSettings:
+    return HealthSettings(port, "cabinet", "group", "topic", "1.2.3", stuck_after_seconds)
+
+
+class Clock:
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def asked(app: Health, path: str, query: str = "") -> tuple[str, bytes]:
+    told: list[str] = []
+    environ = {"PATH_INFO": path, "REQUEST_METHOD": "GET", "QUERY_STRING": query}
+    body = b"".join(app(environ, lambda status, _headers: told.append(status)))
+    return told[0], body
+
+
+def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
+    clock = Clock()
+    pulse = Pulse(clock)
+    app = Health(settings(stuck_after_seconds=30), pulse)
+    clock.now += 30
+    assert asked(app, "/healthz")[0] == "200 OK"
+    clock.now += 0.5
+    document = app.document()
+    assert asked(app, "/healthz")[0] == "503 Service Unavailable"
+    assert document == {
+        "status": "stuck",
+        "job": "cabinet",
+        "group": "group",
+        "topic": "topic",
+        "version": "1.2.3",
+        "seconds_since_heartbeat": 30.5,
+        "stuck_after_seconds": 30,
+        "waiting_for": [],
+    }
+    pulse.beat()
+    assert app.document()["status"] == "ok"
+
+
+def test_an_outage_is_told_while_anyone_waits_for_its_end() -> None:
+    pulse = Pulse()
+    app = Health(settings(), pulse)
+    with pulse.waiting_for("the moon"):
+        with pulse.waiting_for("the moon"), pulse.waiting_for("a star"):
+            assert app.document()["waiting_for"] == ["a star", "the moon"]
+        assert app.document()["status"] == "waiting"
+        assert asked(app, "/healthz")[0] == "200 OK"
+        assert b'itel_cabinet_waiting{pipeline="cabinet",what="the moon"} 1.0' in asked(app, "/metrics")[1]
+    assert app.document()["status"] == "ok"
+    assert b'itel_cabinet_waiting{pipeline="cabinet",what="the moon"} 0.0' in asked(app, "/metrics")[1]
+
+
+@pytest.mark.parametrize("seconds", [5.0, 0.0])
+def test_retries_beat_and_say_what_they_wait_for(seconds: float) -> None:
+    clock, seen, failures = Clock(), [], [OSError("away")] * 3
+
+    def call() -> str:
+        seen.append((PULSE.waits, PULSE.age < 1))
+        if failures:
+            raise failures.pop()
+        return "answer"
+
+    def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    def attempt() -> str:
+        return retry_world(
+            call,
+            what="the sea",
+            seconds=seconds,
+            is_world=lambda _: True,
+            clock=clock,
+            sleep=sleep,
+            random=lambda: 1.0,
+        )
+
+    if seconds:
+        assert attempt() == "answer"
+        assert [waits for waits, _ in seen] == [[], ["the sea"], ["the sea"], ["the sea"]]
+        assert all(lately for _, lately in seen[1:])
+    else:
+        with pytest.raises(WorldError):
+            attempt()
+    assert PULSE.waits == []
+
+
+def test_served_over_a_socket_with_the_labels_of_the_job() -> None:
+    metrics.RECORDS_SKIPPED.labels("test_health").inc(3)
+    port = serve(settings(free_port()))
+    told = requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10)
+    assert told.headers["Content-Type"].startswith("text/plain")
+    assert 'itel_cabinet_records_skipped_total{pipeline="cabinet",reason="test_health"} 3.0' in told.text
+    assert requests.get(f"http://127.0.0.1:{port}/healthz", timeout=10).json()["group"] == "group"
+    only = requests.get(f"http://127.0.0.1:{port}/metrics?name[]=itel_cabinet_waiting", timeout=10)
+    assert only.status_code == 200
+    elsewhere = requests.get(f"http://127.0.0.1:{port}/../etc/passwd", timeout=10)
+    assert (elsewhere.status_code, elsewhere.text) == (404, "there is /metrics and /healthz\n")
+
+
+def test_the_next_free_port_is_taken_and_none_is_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
+    first = free_port()
+    with closing(socket.create_server(("", first))):
+        with pytest.raises(OSError, match="in use"):
+            check_port(first)
+        port = serve(settings(first))
+        assert port is not None
+        assert first < port < first + 16
+    with contextlib.ExitStack() as taken:
+        with contextlib.suppress(OSError):  # another program has it
+            taken.enter_context(closing(socket.create_server(("", 65_535))))
+        assert serve(settings(65_535)) is None
+    assert "none of the 16 ports from 65535 is free" in caplog.text
+
+
+def test_times_are_observed_of_what_fails_too() -> None:
+    def count() -> Any:
+        (family,) = metrics.LOOKUP_SECONDS.collect()
+        return next(sample.value for sample in family.samples if sample.name.endswith("_count"))
+
+    before = count()
+    with pytest.raises(ZeroDivisionError), metrics.timed(metrics.LOOKUP_SECONDS):
+        raise ZeroDivisionError
+    assert count() == before + 1

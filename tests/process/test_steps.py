@@ -1,0 +1,57 @@
+"""A step in a pipeline: whole batches in, results and failures out, everything counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.testing.util import assert_that, equal_to
+
+from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.transforms.records import Failure, Skip
+from tests.support.cabinet_samples import record
+
+
+def sort_out(numbers: list[int]) -> Iterator[Any]:
+    """Odd numbers fail, those over 100 are skipped; the others are doubled."""
+    for number in numbers:
+        one = record(b"", offset=number)
+        if number > 100:
+            yield Skip(one, "too_large" if number < 1000 else "far_too_large")
+        elif number % 2:
+            yield failure(number)
+        else:
+            yield number * 2
+
+
+def failure(number: int) -> Failure:
+    return Failure(record(b"", offset=number), "parse", "odd", f"{number} is odd", 1.0, 2.0)
+
+
+def run(*batches: list[int], results: list[list[int]], failures: list[list[Failure]]) -> dict[str, int]:
+    """Run the batches through one step, compare what comes out, and return the counters."""
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    out = pipeline | beam.Create(list(batches), reshuffle=False) | "Sort out" >> Step(sort_out)
+    assert_that(out.results, equal_to(results), label="results")
+    assert_that(out.failures, equal_to(failures), label="failures")
+    done = pipeline.run()
+    done.wait_until_finish()
+    counters = done.metrics().query(beam.metrics.MetricsFilter().with_namespace("itel_cabinet"))["counters"]
+    return {counter.key.metric.name: counter.committed for counter in counters}
+
+
+def test_results_failures_and_skips_part_and_are_counted() -> None:
+    counted = run(
+        [2, 3, 4, 101, 5],
+        [6, 2000, 102, 7],
+        results=[[4, 8], [12]],
+        failures=[[failure(3), failure(5)], [failure(7)]],
+    )
+    assert counted == {"failed:parse:odd": 3, "skipped:too_large": 2, "skipped:far_too_large": 1}
+
+
+def test_nothing_empty_is_handed_on() -> None:
+    counted = run([101], [], [3], [2], results=[[4]], failures=[[failure(3)]])
+    assert counted == {"failed:parse:odd": 1, "skipped:too_large": 1}

@@ -1,0 +1,1 @@
+"""Functions and models alone: no sockets, files, processes, clocks."""

@@ -1,0 +1,121 @@
+"""What a replayed record bears, and what the jobs make of it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itel_cabinet.transforms.dead_letters import (
+    Replayed,
+    decode_dead_letter,
+    decode_replayed,
+    encode_dead_letter,
+    encode_replayed,
+)
+from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.forms import parse_form
+from itel_cabinet.transforms.records import Failure, Record
+from itel_cabinet.transforms.replays import has_row, is_for_another, replay_headers, times_replayed
+from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
+from tests.support.cabinet_samples import details, event, group, question, record, tracking_message
+
+
+def replayed(source: Record, *, count: int = 1, tracked: bool = False, group: str = "g", offset: int = 90) -> Record:
+    """The record that a replay of ``source`` becomes."""
+    headers = replay_headers(source, group=group, count=count, tracked=tracked)
+    return record(source.value, headers=headers, offset=offset)
+
+
+def test_a_replay_keeps_the_original_s_headers_and_adds_its_marks() -> None:
+    source = record(b"x", headers=(("x-task-id", b"32513"), ("none", None), ("x-task-id", b"\x00")))
+    assert replayed(source, count=2, tracked=True).headers == (
+        ("x-task-id", b"32513"),
+        ("none", None),
+        ("x-task-id", b"\x00"),
+        ("x-replay-for", b"g"),
+        ("x-replay-of", b"AbCdEfGhIjKlMnOpQrStUv/2/41"),
+        ("x-replay-count", b"2"),
+        ("x-replay-tracked", b"yes"),
+    )
+
+
+def test_a_replay_of_a_replay_bears_only_its_own_marks() -> None:
+    first = replayed(record(b"x", headers=(("a", b"b"),)), tracked=True)
+    second = replayed(first, count=2, offset=91)
+    assert second.headers == (
+        ("a", b"b"),
+        ("x-replay-for", b"g"),
+        ("x-replay-of", b"AbCdEfGhIjKlMnOpQrStUv/2/90"),
+        ("x-replay-count", b"2"),
+    )
+    assert (times_replayed(first), times_replayed(second)) == (1, 2)
+    assert (has_row(first), has_row(second)) == (True, False)
+
+
+@pytest.mark.parametrize("count", [None, b"", b"-1", b"many", b"9" * 5_000, b"\xff", "²".encode()])
+def test_a_count_that_makes_no_sense_is_none(count: bytes | None) -> None:
+    assert times_replayed(record(b"x", headers=(("x-replay-count", count),))) == 0
+
+
+def test_a_replay_is_for_its_group_alone() -> None:
+    one = replayed(record(b"x"), group="itel_cabinet_group")
+    assert not is_for_another(one, "itel_cabinet_group")
+    assert is_for_another(one, "itel_cabinet_api_worker_group")
+    assert not is_for_another(record(b"x"), "any")
+
+
+def test_an_event_that_has_its_row_gets_no_second_one_but_its_form_is_kept() -> None:
+    known = details(group("Photos", question("Upload Overview Photo(s)", [11])))
+    source = record(tracking_message())
+    records = [source, replayed(source), replayed(source, tracked=True, offset=91)]
+    tasks = [CabinetTask(one, event(), known, parse_form(known)) for one in records]
+    assert [row["kafka_offset"] for row in tracking_rows(tasks, clock=lambda: 0.0)] == [41, 90]
+    assert [row["kafka_offset"] for row in forms_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
+    assert [row["kafka_offset"] for row in attachments_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
+
+
+_HEADERS = st.lists(
+    st.tuples(st.sampled_from(["x-replay-for", "x-replay-count", "x-replay-tracked", "x-replay-of", "x"]),
+              st.none() | st.binary(max_size=9)), max_size=6).map(tuple)  # fmt: skip
+
+
+@given(headers=_HEADERS, count=st.integers(1, 10**9 - 1), tracked=st.booleans())
+def test_whatever_a_record_bore_its_replay_says_what_was_meant(
+    headers: tuple[tuple[str, bytes | None], ...], count: int, tracked: bool
+) -> None:
+    one = replayed(record(b"x", headers=headers), count=count, tracked=tracked)
+    assert (times_replayed(one), has_row(one), is_for_another(one, "g")) == (count, tracked, False)
+    assert [header for header in one.headers if header[0] == "x"] == [h for h in headers if h[0] == "x"]
+
+
+# ------------------------------------------------------------------------------------------ notes on the error topics
+
+
+def test_a_note_of_a_replay() -> None:
+    failure = Failure(record(b"{"), "parse", "not_json", "the value is not JSON", 0.0, 0.0)
+    _, letter, _ = encode_dead_letter(failure, job="tracking", group="gruppe-ä")
+    key, value, headers = encode_replayed(decode_dead_letter(letter), datetime(2026, 1, 10, 15, tzinfo=UTC).timestamp())
+    assert (key, value) == (b"AbCdEfGhIjKlMnOpQrStUv/2/41", None)
+    assert headers == (
+        ("x-replayed-for", "gruppe-ä".encode()),
+        ("x-replayed-at", b"2026-01-10T15:00:00.000+00:00"),
+    )
+    assert decode_replayed(record(value, key=key, headers=headers)) == Replayed(
+        "AbCdEfGhIjKlMnOpQrStUv/2/41", "gruppe-ä"
+    )
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        record(None),
+        record(None, key=None, headers=(("x-replayed-for", b"g"),)),
+        record(None, headers=(("x-replayed-for", None),)),
+        record(b"{}", headers=(("x-replayed-for", b"g"),)),
+    ],
+)
+def test_what_is_no_note(message: Record) -> None:
+    assert decode_replayed(message) is None

@@ -1,0 +1,84 @@
+"""The tables on an object store like Azure's: jobs, kills and commands on ``az://`` and ``abfss://`` URIs.
+
+That the sink's fences hold there is shown by tests/test_delta_fence.py, which is run on both.
+"""
+
+from __future__ import annotations
+
+import signal
+from datetime import UTC, datetime
+
+import pytest
+
+from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
+from itel_cabinet.pipeline.commands import main
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from tests.support.accounting import assert_everything_accounted_for
+from tests.support.jobs import Stack
+
+MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
+
+
+@pytest.fixture
+def on_azure(stack: Stack, azure: str) -> Stack:
+    stack.store = azure
+    return stack
+
+
+def produced(stack: Stack, n: int, seed: int) -> list[Receipt]:
+    events = Generator(seed, start=datetime.now(UTC), shares=MANY_RESUBMISSIONS).tracking_messages(n)
+    return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), events, stack.claimx)
+
+
+@pytest.mark.slow
+def test_cabinet_with_tables_on_azure(on_azure: Stack) -> None:
+    receipts = produced(on_azure, 300, 7)
+    on_azure.run("cabinet")
+    assert_everything_accounted_for(on_azure, receipts)
+
+    tables = [on_azure.tracking(), on_azure.forms(), on_azure.attachments()]
+    on_azure.rewind("cabinet")
+    on_azure.run("cabinet")
+    assert [on_azure.tracking(), on_azure.forms(), on_azure.attachments()] == tables, "a replay changes no table"
+    assert not on_azure.tables_root.exists()
+
+
+@pytest.mark.parametrize(
+    "point", [f"after-commit:{TRACKING}:3", pytest.param(f"before-commit:{ATTACHMENTS}:2", marks=pytest.mark.slow)]
+)
+def test_killed_with_tables_on_azure(on_azure: Stack, point: str) -> None:
+    receipts = produced(on_azure, 300, 5)
+    on_azure.options = {"max_batch_records": "50"}
+    with on_azure.running("cabinet", env={"ITEL_CABINET_CRASH_AT": point}, until_caught_up="true") as job:
+        assert job.wait() == -signal.SIGKILL, job.errors
+    assert on_azure.committed("cabinet") != on_azure.ends(), "killed too late to prove anything"
+
+    on_azure.run("cabinet")
+    assert_everything_accounted_for(on_azure, receipts)
+
+
+@pytest.mark.parametrize("scheme", ["az://tables", "abfss://tables@devstoreaccount1.dfs.core.windows.net"])
+def test_tables_are_made_and_described_on_azure(azure: str, scheme: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = f"{azure.replace('az://tables', scheme)}/tables"
+    assert main(["tables", "create", f"--tables_root={root}", "--dry_run"]) == 0
+    assert capsys.readouterr().out.count("would be created") == 3
+    assert main(["tables", "create", f"--tables_root={root}"]) == 0
+    assert capsys.readouterr().out.count(": created (") == 3
+    assert main(["tables", "create", f"--tables_root={root}"]) == 0
+    assert capsys.readouterr().out.count(": exists, left alone") == 3
+    assert main(["tables", "describe", f"--tables_root={root}"]) == 0
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if ": version 0" in line] == [
+        f"{root}/{TRACKING}: version 0, 0 files (0 bytes), partitioned by year, month, day",
+        f"{root}/{FORMS}: version 0, 0 files (0 bytes)",
+        f"{root}/{ATTACHMENTS}: version 0, 0 files (0 bytes)",
+    ]
+
+
+@pytest.mark.usefixtures("azure")
+def test_a_container_that_is_missing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tables", "create", "--tables_root=az://no-such-container/tables"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"itel-cabinet: --tables_root: Delta table az://no-such-container/tables/{TRACKING}: ")
+    assert "404 Not Found: ContainerNotFound: give a folder or object-store URI that can be written" in told
+    assert "restype" not in told, "the query of the request, which a SAS token would be part of"
