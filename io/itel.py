@@ -30,7 +30,7 @@ from itel_cabinet.io.http import (
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import metrics, reached, retry_world
+from itel_cabinet.io.worker import metrics, reached, retry_outage
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -239,7 +239,7 @@ class PatientItel:
     """Waits for as long as iTel is away, so that only what it refuses is rejected.
 
     401 and 403 count as away: an expired token must not send the whole stream to the error topic. So does a submission
-    that iTel always answers with 5xx. A process that has been asked to end waits for 10 s more, then WorldError is
+    that iTel always answers with 5xx. A process that has been asked to end waits for 10 s more, then OutageError is
     raised. ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 
@@ -273,11 +273,11 @@ class PatientItel:
                 raise _Away(answer.error.removeprefix("iTel").removeprefix(":").strip())
             return answer
 
-        return retry_world(
+        return retry_outage(
             attempt,
             what="iTel",
             seconds=math.inf,
-            is_world=lambda error: isinstance(error, _Away),
+            is_outage=lambda error: isinstance(error, _Away),
             clock=self.clock,
             sleep=self.sleep,
         )
@@ -295,7 +295,7 @@ class FolderItel:
     """
 
     folder: Path
-    world_seconds: float = 0.0
+    outage_seconds: float = 0.0
 
     @property
     def batch_size(self) -> int:
@@ -304,14 +304,14 @@ class FolderItel:
 
     def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
         """Write the payload. A folder that cannot be written is no fault of the submission: tries for
-        ``world_seconds``, then raises WorldError.
+        ``outage_seconds``, then raises OutageError.
         """
         path = self.folder / f"{assignment_id}-{_file_name(event_id)}.json"
-        known = retry_world(
+        known = retry_outage(
             lambda: _write(path, payload),
             what=f"--itel_url: folder {self.folder} cannot be written",
-            seconds=self.world_seconds,
-            is_world=lambda error: isinstance(error, OSError),
+            seconds=self.outage_seconds,
+            is_outage=lambda error: isinstance(error, OSError),
             describe=lambda error: getattr(error, "strerror", None) or type(error).__name__,
         )
         reached("after-2xx")
@@ -371,8 +371,8 @@ def submit(
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
     In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours. Returns the outcomes in the order of ``submissions``; returns or raises (WorldError) only when every
-    call has ended.
+    its neighbours. Returns the outcomes in the order of ``submissions``; returns or raises (OutageError) only when
+    every call has ended.
     """
     api = client()
 
@@ -450,14 +450,14 @@ def _turns(submissions: Sequence[Submission]) -> list[list[int]]:
 
 
 def get_itel(
-    settings: ItelSettings | Path, *, on_outage: Literal["divert", "wait"] = "divert", world_seconds: float = 0.0
+    settings: ItelSettings | Path, *, on_outage: Literal["divert", "wait"] = "divert", outage_seconds: float = 0.0
 ) -> Itel:
     """This process's one client with these settings (raises UnresolvedSecret); or, for a Path, that folder.
 
-    ``on_outage`` says whether the API's outages are told as values or waited for; ``world_seconds`` is how long an
+    ``on_outage`` says whether the API's outages are told as values or waited for; ``outage_seconds`` is how long an
     unwritable folder is waited for.
     """
     if isinstance(settings, Path):
-        return FolderItel(settings, world_seconds)
+        return FolderItel(settings, outage_seconds)
     api = HttpItel(settings, get_connection(settings.connection))
     return PatientItel(api) if on_outage == "wait" else api

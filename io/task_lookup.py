@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, get_claimx
-from itel_cabinet.io.worker import metrics, retry_world
+from itel_cabinet.io.worker import metrics, retry_outage
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 
@@ -19,14 +19,14 @@ __all__ = ["PatientLookup", "get_task_lookup"]
 class PatientLookup:
     """A TaskLookup over the ClaimX client. Thread-safe.
 
-    ``on_outage`` says what an outage is: ``wait`` tries again for ``world_seconds`` and then raises WorldError (an
+    ``on_outage`` says what an outage is: ``wait`` tries again for ``outage_seconds`` and then raises OutageError (an
     expired token must not send the whole stream to the dead letters); ``divert`` raises LookupFailed at once.
     ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 
     client: ClaimX[TaskDetails]
     on_outage: Literal["wait", "divert"]
-    world_seconds: float
+    outage_seconds: float
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -37,11 +37,11 @@ class PatientLookup:
 
     def _task(self, assignment_id: int, not_before: float, fresh: bool) -> TaskDetails:
         try:
-            answer = retry_world(
+            answer = retry_outage(
                 lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),
                 what="ClaimX",
-                seconds=self.world_seconds if self.on_outage == "wait" else 0.0,
-                is_world=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutage),
+                seconds=self.outage_seconds if self.on_outage == "wait" else 0.0,
+                is_outage=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutage),
                 clock=self.clock,
                 sleep=self.sleep,
             )
@@ -53,7 +53,7 @@ class PatientLookup:
 
 
 def get_task_lookup(
-    settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], world_seconds: float
+    settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], outage_seconds: float
 ) -> PatientLookup:
     """The process's lookup with these settings."""
-    return PatientLookup(get_claimx(settings, parse_details), on_outage, world_seconds)
+    return PatientLookup(get_claimx(settings, parse_details), on_outage, outage_seconds)

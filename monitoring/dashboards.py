@@ -258,7 +258,7 @@ OVERVIEW = _dashboard(
             ),
             Number(
                 "Outages being waited out",
-                "What the job waits for now; it waits up to --world_retry_seconds and then ends.",
+                "What the job waits for now; it waits up to --outage_patience_seconds and then ends.",
                 "none",
                 {
                     "{{pipeline}}": f"sum by (pipeline) ({_series('waiting')}) or 0 * max by (pipeline) ({_HEARTBEAT})",

@@ -175,7 +175,7 @@ class Settings(BaseModel):
     )
     max_batch_records: int = Field(ge=1, le=1_000_000, description="A batch ends at this many records ...")
     max_batch_seconds: Seconds = Field(description="... or this long after its first record.")
-    world_retry_seconds: Seconds = Field(
+    outage_patience_seconds: Seconds = Field(
         default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
     )
 

@@ -24,7 +24,7 @@ def table_specs(settings: Settings) -> dict[str, TableSpec]:
     spec = partial(
         TableSpec,
         storage_options=settings.storage_options,
-        world_seconds=settings.world_retry_seconds,
+        outage_seconds=settings.outage_patience_seconds,
     )
     return {
         # One row an event.

@@ -32,7 +32,7 @@ class Parts:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         client = client_config(settings.bootstrap_servers, settings.kafka_config)
-        self.kafka = KafkaSinkSettings(client, settings.world_retry_seconds)
+        self.kafka = KafkaSinkSettings(client, settings.outage_patience_seconds)
         self.source = KafkaSource(
             client=client,
             topic=settings.input_topic,
@@ -42,7 +42,7 @@ class Parts:
             max_batch_records=settings.max_batch_records,
             max_batch_seconds=settings.max_batch_seconds,
             until_caught_up=settings.until_caught_up,
-            world_seconds=settings.world_retry_seconds,
+            outage_seconds=settings.outage_patience_seconds,
             topic_epoch=settings.topic_epoch,
         )
         self.clock: Callable[[], float] = time.time
@@ -52,7 +52,7 @@ class Parts:
             get_task_lookup,
             ClaimXSettings(settings.claimx_connection(), settings.claimx_task_path, settings.claimx_cache_seconds),
             on_outage=settings.claimx_on_outage,
-            world_seconds=settings.world_retry_seconds,
+            outage_seconds=settings.outage_patience_seconds,
         )
         self.claimx_pool: Callable[[], Executor] = functools.partial(get_pool, "claimx", settings.http_concurrency)
         self.media_pool: Callable[[], Executor] = functools.partial(get_pool, "media", settings.media_concurrency)
@@ -100,7 +100,7 @@ class Parts:
             get_itel,
             self.itel_settings,
             on_outage=self.settings.itel_on_outage,
-            world_seconds=self.settings.world_retry_seconds,
+            outage_seconds=self.settings.outage_patience_seconds,
         )
 
     @functools.cached_property

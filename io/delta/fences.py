@@ -54,7 +54,7 @@ class Change:
 def fences_at(spec: TableSpec, version: int | None = None) -> tuple[int, Fences]:
     """A version, by default the newest, and the fences by topic id and partition, as they were then.
 
-    Raises TableRefused if the log does not have it (any more), WorldError if the table cannot be read.
+    Raises TableRefused if the log does not have it (any more), OutageError if the table cannot be read.
     """
 
     def look() -> tuple[int, Fences]:
@@ -96,7 +96,7 @@ def plan_restore(spec: TableSpec, version: int) -> Change:
 
 
 def rows_from(spec: TableSpec, version: int, topic_id: str, partition: int, offsets: range) -> int:
-    """How many rows of a version come from these records. Raises WorldError if the table cannot be read."""
+    """How many rows of a version come from these records. Raises OutageError if the table cannot be read."""
     topic_column, partition_column, offset_column = spec.source
     condition = (
         f"`{topic_column}` = {literal(topic_id)} AND `{partition_column}` = {partition} AND "
@@ -116,7 +116,7 @@ def carry_out(
     """Make a change, in one commit; the table's new version.
 
     Raises TableRefused with nothing changed if the table has left the version that the change was decided at, by now,
-    within ``watch_seconds`` or at the moment of the commit; WorldError if the store fails, when it may have been made.
+    within ``watch_seconds`` or at the moment of the commit; OutageError if the store fails, when it may have been made.
     """
 
     def work() -> int:

@@ -32,7 +32,7 @@ from itel_cabinet.io.delta.spec import (
     TableState,
     Upsert,
 )
-from itel_cabinet.io.worker import one_line, retry_world
+from itel_cabinet.io.worker import one_line, retry_outage
 
 __all__ = [
     "UPSERT_FILE_BYTES",
@@ -44,7 +44,7 @@ __all__ = [
     "error_text",
     "file_sizes",
     "glance_at_table",
-    "is_world",
+    "is_outage",
     "literal",
     "open_or_create",
     "open_table",
@@ -81,7 +81,7 @@ def open_table(spec: TableSpec, version: int | None = None) -> DeltaTable:
 
 
 def table_exists(spec: TableSpec) -> bool:
-    """Whether there is a table at the place. Raises WorldError at once if the store does not answer."""
+    """Whether there is a table at the place. Raises OutageError at once if the store does not answer."""
     return at_once(spec, lambda: DeltaTable.is_deltatable(spec.uri, dict(spec.storage_options)))
 
 
@@ -132,7 +132,7 @@ def _check_store(spec: TableSpec) -> None:
 def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
     """Make the table where it is missing, check it where it exists, and describe it. May be repeated; adds no columns.
 
-    With ``dry_run`` nothing is made. Raises TableRefused, and WorldError at once if the store does not answer.
+    With ``dry_run`` nothing is made. Raises TableRefused, and OutageError at once if the store does not answer.
     """
 
     def look() -> TableState:
@@ -154,7 +154,7 @@ def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
 
 
 def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
-    """Describe an existing table; ``fences`` are all its ``txn`` ids. Raises WorldError at once if unreadable."""
+    """Describe an existing table; ``fences`` are all its ``txn`` ids. Raises OutageError at once if unreadable."""
     spec = _unspecified(uri, storage_options)
 
     def look() -> TableState:
@@ -173,7 +173,7 @@ def glance_at_table(
 ) -> TableGlance | None:
     """What is cheaply told of a table by its log; ``newest`` names columns of instants. None if there is no table.
 
-    Raises WorldError within some seconds if it is unreadable.
+    Raises OutageError within some seconds if it is unreadable.
     """
     spec = _unspecified(uri, {**_IMPATIENT, **dict(storage_options)})
 
@@ -215,7 +215,7 @@ def _unspecified(uri: str, storage_options: Pairs) -> TableSpec:
 def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) -> set[tuple[str, int, int]]:
     """Those of ``records`` (topic id, partition, offset) that the table has a row of.
 
-    Raises WorldError at once if the table is unreadable or not there.
+    Raises OutageError at once if the table is unreadable or not there.
     """
     wanted = set(records)
     found: set[tuple[str, int, int]] = set()
@@ -239,8 +239,10 @@ def literal(value: str | int) -> str:
 
 
 def at_once(spec: TableSpec, look: Callable[[], T]) -> T:
-    """What ``look`` returns; an error of the world is raised as WorldError, without a second try."""
-    return retry_world(look, what=str(spec), seconds=0, is_world=is_world, describe=functools.partial(error_text, spec))
+    """What ``look`` returns; an error of the world is raised as OutageError, without a second try."""
+    return retry_outage(
+        look, what=str(spec), seconds=0, is_outage=is_outage, describe=functools.partial(error_text, spec)
+    )
 
 
 def _state(spec: TableSpec, table: DeltaTable, created: bool) -> TableState:
@@ -290,7 +292,7 @@ def all_fences(spec: TableSpec, table: DeltaTable) -> dict[str, int]:
     return {app: version for app in sorted(apps) if (version := table.transaction_version(app)) is not None}
 
 
-def is_world(error: Exception) -> bool:
+def is_outage(error: Exception) -> bool:
     """Whether an error is the table store's, and so worth waiting for."""
     return isinstance(error, DeltaError | OSError)
 

@@ -67,7 +67,7 @@ def optimize(
 
     With ``z_order`` all files are rewritten, rows alike in those columns side by side. Safe while jobs write: whoever
     commits second does its work again. Raises TableRefused for columns that cannot be sorted by, or if other
-    writers have won ten times; WorldError if the store fails.
+    writers have won ten times; OutageError if the store fails.
     """
 
     def work() -> Optimized:
@@ -150,7 +150,7 @@ def vacuum(
     commit, or forgotten by the log (delta-rs drops removed files from its checkpoints after
     ``delta.deletedFileRetentionDuration``). Below it those may be a running writer's, so that only files go that the
     log says were removed. Raises TableRefused if the log does not reach back so far, or if other writers have won ten
-    times against the two commits that tell of a vacuum; WorldError if the store fails.
+    times against the two commits that tell of a vacuum; OutageError if the store fails.
     """
 
     def work() -> Vacuumed:

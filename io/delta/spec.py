@@ -73,7 +73,7 @@ class TableSpec:
 
     ``storage_options`` (may hold secrets: not in the repr) and ``properties`` (set on creation) may be mappings.
     ``source`` names the columns of topic id, partition and offset. ``compact_every``: the table's small files are
-    compacted after so many commits of a process, 0 for never. ``world_seconds``: how long an unreachable store, or
+    compacted after so many commits of a process, 0 for never. ``outage_seconds``: how long an unreachable store, or
     losing against other writers, is borne.
     """
 
@@ -86,7 +86,7 @@ class TableSpec:
     source: tuple[str, str, str] = ("kafka_topic_id", "kafka_partition", "kafka_offset")
     fence_prefix: str = "itel-cabinet/1"
     compact_every: int = 100
-    world_seconds: float = 120.0
+    outage_seconds: float = 120.0
 
     def __post_init__(self) -> None:
         for name in ("storage_options", "properties"):

@@ -80,7 +80,7 @@ from itel_cabinet.io.delta.inspect import (
     describe_table,
     error_text,
     glance_at_table,
-    is_world,
+    is_outage,
     literal,
     open_or_create,
     open_table,
@@ -98,7 +98,7 @@ from itel_cabinet.io.delta.spec import (
     Upsert,
     WriteResult,
 )
-from itel_cabinet.io.worker import WorldError, beat, crash_points, full_jitter, metrics, once_per_process, retry_world
+from itel_cabinet.io.worker import OutageError, beat, crash_points, full_jitter, metrics, once_per_process, retry_outage
 
 __all__ = [
     "Append",
@@ -165,7 +165,7 @@ class FencedTable:
         """Commit those of ``rows`` that are not committed yet, all in one version, and say which were which.
 
         Idempotent: after an exception or a crash, whatever became of the commit, write the same rows again.
-        Raises RowRefused and TableRefused with nothing written, and WorldError after ``world_seconds``.
+        Raises RowRefused and TableRefused with nothing written, and OutageError after ``outage_seconds``.
         """
         if not rows:
             return WriteResult(self.spec.name, None, [], [])
@@ -193,11 +193,11 @@ class FencedTable:
     def _patiently(self, attempt: Callable[[int], T]) -> T:
         """The outcome of an attempt that neither an outage nor another writer has ruined; it is told its conflicts."""
         with self._lock:
-            return retry_world(
+            return retry_outage(
                 lambda: self._until_decided(attempt),
                 what=str(self.spec),
-                seconds=self.spec.world_seconds,
-                is_world=is_world,
+                seconds=self.spec.outage_seconds,
+                is_outage=is_outage,
                 describe=functools.partial(error_text, self.spec),
                 clock=self._clock,
                 sleep=self._sleep,
@@ -205,7 +205,7 @@ class FencedTable:
             )
 
     def _until_decided(self, attempt: Callable[[int], T]) -> T:
-        deadline = self._clock() + self.spec.world_seconds
+        deadline = self._clock() + self.spec.outage_seconds
         for conflicts, wait in enumerate(full_jitter(*_CONFLICT_WAITS, self._random)):
             try:
                 return attempt(conflicts)
@@ -213,8 +213,8 @@ class FencedTable:
                 metrics.COMMIT_CONFLICTS.labels(self.spec.name).inc()
                 _LOGGER.debug("%s: %s; deciding again", self.spec, error_text(self.spec, error))
                 if self._clock() >= deadline:
-                    raise WorldError(
-                        f"{self.spec}: lost against other writers for {self.spec.world_seconds:.0f} s "
+                    raise OutageError(
+                        f"{self.spec}: lost against other writers for {self.spec.outage_seconds:.0f} s "
                         f"({error_text(self.spec, error)}); run fewer of them, with larger bundles"
                     ) from error
                 self._sleep(wait)

@@ -1,7 +1,7 @@
 """Questions about topics and groups, asked of the broker: identity, partitions, committed offsets, ends.
 
 Plain functions over confluent-kafka's admin client and consumer. They raise ``confluent_kafka.KafkaException`` as it
-comes; :func:`is_world_error` says which of those a patient caller may retry.
+comes; :func:`is_outage` says which of those a patient caller may retry.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "committed_offsets",
     "group_lag",
     "group_positions",
-    "is_world_error",
+    "is_outage",
     "when_coordinated",
 ]
 
@@ -60,7 +60,7 @@ _COORDINATOR_SECONDS = 0.2
 _RECORD_ERRORS = frozenset({KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.INVALID_RECORD})
 
 
-def is_world_error(error: Exception) -> bool:
+def is_outage(error: Exception) -> bool:
     """Whether ``error`` is Kafka's or the network's, and so worth waiting for, rather than one record's."""
     return isinstance(error, KafkaException) and error.args[0].code() not in _RECORD_ERRORS
 

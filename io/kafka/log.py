@@ -16,7 +16,7 @@ from typing import Self
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_world_error
+from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_outage
 from itel_cabinet.io.kafka.config import record_of
 from itel_cabinet.transforms.records import Record
 
@@ -207,7 +207,7 @@ class LogWriter:
                 self._undo()
                 if error.code() in _OVERTAKEN:
                     raise Overtaken(error.str()) from None
-                if not is_world_error(exception):
+                if not is_outage(exception):
                     raise Unwritable(error.str()) from None
                 # librdkafka loses count of what it sends in the transaction after one that the broker has refused.
                 if not error.txn_requires_abort() or attempt + 1 == _ATTEMPTS:

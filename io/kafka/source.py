@@ -50,20 +50,20 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.batches import Batch
-from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_world_error
+from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_outage
 from itel_cabinet.io.kafka.config import ClientConfig, ConfigRefused, client_config, record_of, resolved
 from itel_cabinet.io.kafka.key_groups import evenly_spread
 from itel_cabinet.io.worker import (
     PULSE,
     STOP,
-    WorldError,
+    OutageError,
     beat,
     metrics,
     once_per_process,
     one_line,
     patience,
     reached,
-    retry_world,
+    retry_outage,
 )
 from itel_cabinet.transforms.records import Record
 
@@ -122,7 +122,7 @@ class KafkaSource:
     """A batch ends at either limit; the seconds count from its first record."""
     until_caught_up: bool = False
     """Finish once every partition has reached the end it had at the start."""
-    world_seconds: float = 120.0
+    outage_seconds: float = 120.0
     """How long the broker may be away before the job fails."""
     topic_epoch: int = 0
     """Names the incarnation of the topic where the broker has no topic ids; raise it after recreating the topic."""
@@ -314,11 +314,11 @@ class _ShardReader:
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         servers = dict(self._source.client)["bootstrap.servers"]
-        answer = retry_world(
+        answer = retry_outage(
             call,
             what=f"Kafka at {servers}, topic {self._source.topic}",
-            seconds=self._source.world_seconds,
-            is_world=lambda error: is_world_error(error) or isinstance(error, LookupError),
+            seconds=self._source.outage_seconds,
+            is_outage=lambda error: is_outage(error) or isinstance(error, LookupError),
             describe=_described,
         )
         self._trouble.clear()
@@ -429,7 +429,7 @@ class _ShardReader:
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 position = self._back_in_range(position, message.partition())
             elif error.fatal():
-                raise WorldError(f"Kafka, topic {self._source.topic}: {error.str()}")
+                raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
             else:
                 self._trouble.set()
         return position, [record_of(m, start.topic_id) for m in good]
@@ -483,13 +483,13 @@ class _GroupOffsets:
                 return
             offsets = [TopicPartition(self._topic, p, o, position.topic_id) for p, o in due.items()]
             try:
-                retry_world(
+                retry_outage(
                     lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
                     what=f"offset commit for topic {self._topic}",
                     seconds=_COMMIT_PATIENCE_SECONDS,
-                    is_world=is_world_error,
+                    is_outage=is_outage,
                 )
-            except (WorldError, KafkaException) as error:
+            except (OutageError, KafkaException) as error:
                 metrics.OFFSET_COMMIT_FAILURES.labels(self._topic).inc()
                 self._committed_at = -float("inf")
                 _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
@@ -617,14 +617,14 @@ class KafkaSinkSettings:
     """What a producer needs. Writers with equal settings share one producer in a process."""
 
     client: ClientConfig
-    world_seconds: float = 120.0
+    outage_seconds: float = 120.0
 
 
 @dataclass
 class WriteToKafka(beam.PTransform):  # type: ignore[misc]
     """Messages -> the :class:`Refused` among them. At least once: every delivery is confirmed before the bundle ends.
 
-    The broker being away is waited for as long as ``world_seconds`` and then raised as WorldError. Order within a
+    The broker being away is waited for as long as ``outage_seconds`` and then raised as OutageError. Order within a
     partition is kept (idempotent producer).
     """
 
@@ -657,7 +657,7 @@ class _Deliveries:
             self.pending[message.topic] -= 1
             if error is None:
                 return
-            if is_world_error(KafkaException(error)):
+            if is_outage(KafkaException(error)):
                 self.failed = error
                 self.lost[message.topic] += 1
             else:
@@ -723,28 +723,28 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
                 )
                 return
             except BufferError:
-                if time.monotonic() - began > patience(self._settings.world_seconds):
-                    raise WorldError(self._away(began, "its queue stays full")) from None
+                if time.monotonic() - began > patience(self._settings.outage_seconds):
+                    raise OutageError(self._away(began, "its queue stays full")) from None
                 producer.poll(_SLICE_SECONDS)
             except KafkaException as error:
                 on_delivery(error.args[0], None)
                 return
 
     def _settled(self, deliveries: _Deliveries) -> list[Refused]:
-        """Wait for every delivery report; what the broker refused. Raises WorldError for what it did not take in
+        """Wait for every delivery report; what the broker refused. Raises OutageError for what it did not take in
         time.
         """
         producer = _producer(self._settings)
         began = time.monotonic()
-        # librdkafka gives a message up after world_seconds; the margin is for its last report.
-        while deliveries.pending.total() and time.monotonic() - began < patience(self._settings.world_seconds + 10):
+        # librdkafka gives a message up after outage_seconds; the margin is for its last report.
+        while deliveries.pending.total() and time.monotonic() - began < patience(self._settings.outage_seconds + 10):
             producer.flush(_SLICE_SECONDS)
         if deliveries.failed is not None or deliveries.pending.total():
             _producer.forget()
             for topic, count in deliveries.undelivered().items():
                 metrics.PUBLISH_FAILURES.labels(topic).inc(count)
             reason = deliveries.failed.str() if deliveries.failed else "no delivery report"
-            raise WorldError(self._away(began, reason))
+            raise OutageError(self._away(began, reason))
         return deliveries.refused
 
     def _away(self, began: float, reason: str) -> str:
@@ -764,7 +764,7 @@ def _producer(settings: KafkaSinkSettings) -> Producer:
             "enable.idempotence": True,
             "linger.ms": 5,
             "compression.type": "lz4",
-            "delivery.timeout.ms": int(settings.world_seconds * 1000),
+            "delivery.timeout.ms": int(settings.outage_seconds * 1000),
             # Only the broker knows its own limit; librdkafka's guess would refuse what the broker takes.
             "message.max.bytes": 100_000_000,
         }

@@ -7,12 +7,12 @@ from itel_cabinet.io.worker.health import PULSE, HealthSettings, beat, check_por
 from itel_cabinet.io.worker.logs import LogFormat, format_logs
 from itel_cabinet.io.worker.outages import (
     STOP,
-    WorldError,
+    OutageError,
     full_jitter,
-    last_world_error,
+    last_outage_error,
     one_line,
     patience,
-    retry_world,
+    retry_outage,
 )
 from itel_cabinet.io.worker.pools import get_pool
 from itel_cabinet.io.worker.process import once_per_process
@@ -22,18 +22,18 @@ __all__ = [
     "STOP",
     "HealthSettings",
     "LogFormat",
-    "WorldError",
+    "OutageError",
     "beat",
     "check_port",
     "format_logs",
     "full_jitter",
     "get_pool",
-    "last_world_error",
+    "last_outage_error",
     "once_per_process",
     "one_line",
     "patience",
     "reached",
-    "retry_world",
+    "retry_outage",
     "serve",
     "waiting_for",
 ]

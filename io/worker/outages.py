@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from itel_cabinet.io.worker.health import beat, waiting_for
 
-__all__ = ["STOP", "WorldError", "full_jitter", "last_world_error", "one_line", "patience", "retry_world"]
+__all__ = ["STOP", "OutageError", "full_jitter", "last_outage_error", "one_line", "patience", "retry_outage"]
 
 _LOGGER = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.1
@@ -37,10 +37,10 @@ def patience(seconds: float) -> float:
 _last: str | None = None
 
 
-class WorldError(Exception):
+class OutageError(Exception):
     """An error of the world that outlived its patience. The message is one line for an operator, free of secrets.
 
-    The last one raised in this process stays readable through :func:`last_world_error`.
+    The last one raised in this process stays readable through :func:`last_outage_error`.
     """
 
     def __init__(self, message: str) -> None:
@@ -49,8 +49,8 @@ class WorldError(Exception):
         _last = message
 
 
-def last_world_error() -> str | None:
-    """The message of the latest :class:`WorldError` of this process, or None.
+def last_outage_error() -> str | None:
+    """The message of the latest :class:`OutageError` of this process, or None.
 
     Beam's FnApiRunner wraps what a bundle raises in text of its own; the launcher prints this line instead.
     """
@@ -78,12 +78,12 @@ def full_jitter(first: float, most: float, random: Callable[[], float]) -> Itera
         limit = min(most, limit * 2)
 
 
-def retry_world(
+def retry_outage(
     call: Callable[[], T],
     *,
     what: str,
     seconds: float,
-    is_world: Callable[[Exception], bool],
+    is_outage: Callable[[Exception], bool],
     describe: Callable[[Exception], str] = one_line,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -96,7 +96,7 @@ def retry_world(
     when the time is up. An outage logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it
     is over. Once the process has been asked to end, an outage is borne for 10 s at most: see :func:`patience`.
 
-    Raises what ``call`` raises if ``is_world`` says no to it, and :class:`WorldError` when the time is up: with
+    Raises what ``call`` raises if ``is_outage`` says no to it, and :class:`OutageError` when the time is up: with
     ``seconds=0`` upon the first error. ``call`` must be safe to repeat. Thread-safe if ``call`` is.
     """
     waits = full_jitter(_FIRST_SECONDS, _MOST_SECONDS, random)
@@ -107,7 +107,7 @@ def retry_world(
             try:
                 answer = call()
             except Exception as error:
-                if not is_world(error):
+                if not is_outage(error):
                     raise
                 beat()
                 now = clock()
@@ -117,7 +117,7 @@ def retry_world(
                 left = began + patience(seconds) - now
                 if left <= 0:
                     waited = f"; gave up after {now - began:.0f} s" if seconds else ""
-                    raise WorldError(f"{what}: {describe(error)}{waited}") from error
+                    raise OutageError(f"{what}: {describe(error)}{waited}") from error
                 if now == began or now - warned >= _QUIET_SECONDS:
                     until = "until it is back" if math.isinf(left) else f"for {left:.0f} s"
                     _LOGGER.warning("%s: %s; trying again %s", what, describe(error), until)

@@ -112,12 +112,12 @@ def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, T
 @contextmanager
 def reading() -> Iterator[None]:
     """What cannot be read in here, as one line."""
-    from itel_cabinet.io.worker import WorldError
+    from itel_cabinet.io.worker import OutageError
     from itel_cabinet.pipeline.operate import TableMissing
 
     try:
         yield
-    except (TableMissing, WorldError) as error:
+    except (TableMissing, OutageError) as error:
         raise Refused(f"--tables_root: {error}") from error
 
 

@@ -165,10 +165,10 @@ def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
 def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
     from itel_cabinet.io.delta import TableRefused
-    from itel_cabinet.io.worker import WorldError
+    from itel_cabinet.io.worker import OutageError
     from itel_cabinet.pipeline.refusals import table_refusal
 
     try:
         yield
-    except (TableRefused, WorldError) as error:
+    except (TableRefused, OutageError) as error:
         raise Refused(table_refusal(error)) from error

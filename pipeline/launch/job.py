@@ -21,7 +21,7 @@ from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolved
 from itel_cabinet.io.objects import ObjectStoreError, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.worker import STOP, WorldError, check_port, format_logs, last_world_error, one_line
+from itel_cabinet.io.worker import STOP, OutageError, check_port, format_logs, last_outage_error, one_line
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.launch.direct_runner import get_direct_runner
@@ -49,7 +49,7 @@ _CHECK_SECONDS = 10.0
 # Counters of what Beam does itself, which Prism hands out beside the others.
 _BEAMS_OWN = "beam"
 # Errors with a line of their own to act on; of any other the traceback is worth keeping.
-_EXPECTED = re.compile(r"\b(WorldError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
+_EXPECTED = re.compile(r"\b(OutageError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
 # An exception's line in a traceback, with its module in front.
 _EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Refused)\b)")
 
@@ -83,7 +83,7 @@ def check(settings: Settings) -> None:
         raise LaunchRefused(kafka_refusal(error, settings.bootstrap_servers)) from None
     except ObjectStoreError as error:
         raise LaunchRefused(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
-    except (TableRefused, WorldError) as error:
+    except (TableRefused, OutageError) as error:
         raise LaunchRefused(table_refusal(error)) from None
 
 
@@ -240,7 +240,7 @@ class _stopping_on_signals:
 def _cause(error: Exception) -> str:
     """What went wrong, in one line. FnApiRunner raises a bundle's error as a RuntimeError that holds its traceback."""
     text = str(error)
-    world = last_world_error()
+    world = last_outage_error()
     if world is not None and world in text:
         # Beam makes the error anew, with the step's name behind its message.
         return world.partition(" [while running")[0]

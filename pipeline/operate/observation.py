@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError
 from itel_cabinet.io.delta import TableSpec, glance_at_table
 from itel_cabinet.io.http import CallFailed, Transport, TransportSettings
 from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, UnknownTopic, group_positions
-from itel_cabinet.io.worker import WorldError
+from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
@@ -172,7 +172,7 @@ class Observer:
             ids = {spec.fence_id(topic.topic_id, p): p for p in topic.partitions}
             try:
                 glance = glance_at_table(spec.uri, spec.storage_options, fences=ids)
-            except WorldError:  # told with the tables
+            except OutageError:  # told with the tables
                 glance = None
             fences = {ids[app]: at for app, at in glance.fences.items()} if glance else {}
         return _Sample(self._clock(), topic.topic_id, positions, fences)
@@ -212,7 +212,7 @@ class Observer:
     def _tables(self, specs: Mapping[str, TableSpec], first: _Sample, last: _Sample) -> Tables | Unseen:
         try:
             seen = [_table(name, spec) for name, spec in specs.items()]
-        except WorldError as error:
+        except OutageError as error:
             return Unseen(table_refusal(error))
         return Tables(seen, first.fences, last.fences)
 
@@ -244,7 +244,7 @@ def _unseen(error: KafkaException | UnknownTopic, bootstrap_servers: str) -> Uns
 
 
 def _table(name: str, spec: TableSpec) -> TableSeen:
-    """Raises WorldError."""
+    """Raises OutageError."""
     written = next((c for c in ("processed_timestamp", "updated_at") if c in spec.schema.names), "event_timestamp")
     glance = glance_at_table(spec.uri, spec.storage_options, newest=("event_timestamp", written))
     if glance is None:

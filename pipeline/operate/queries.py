@@ -24,7 +24,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from itel_cabinet.io.delta import TableSpec, at_once, error_text, open_table
-from itel_cabinet.io.worker import WorldError
+from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.events import parse_timestamp
 
@@ -106,7 +106,7 @@ class Query:
 class Result:
     """The columns of an answer, and its rows, which are read as they are asked for.
 
-    Instants are aware and in UTC. Asking for a row raises WorldError if the tables cannot be read any further.
+    Instants are aware and in UTC. Asking for a row raises OutageError if the tables cannot be read any further.
     """
 
     columns: tuple[str, ...]
@@ -230,7 +230,7 @@ class Session:
     def run(self, query: Query, values: Mapping[str, Value]) -> Result:
         """Run a query with the values of :func:`bind`. Its rows are to be read, all of them, before the next is run.
 
-        Raises TableMissing, and WorldError if a table, or the version asked for, cannot be read.
+        Raises TableMissing, and OutageError if a table, or the version asked for, cannot be read.
         """
         for name in query.reads([*self._specs, _HISTORY]):
             if name not in self._there:
@@ -271,7 +271,7 @@ class Session:
 def _opened(spec: TableSpec) -> DeltaTable:
     try:
         return at_once(spec, lambda: open_table(spec))
-    except WorldError as error:
+    except OutageError as error:
         if isinstance(error.__cause__, TableNotFoundError):
             raise TableMissing(
                 f"there is no table {spec.uri}: `itel-cabinet tables create` makes it, and the jobs fill it"
@@ -281,11 +281,11 @@ def _opened(spec: TableSpec) -> DeltaTable:
 
 def _at_version(spec: TableSpec, newest: int, version: int) -> DeltaTable:
     if version > newest:
-        raise WorldError(f"{spec}: there is no version {version} yet, the newest is {newest}")
+        raise OutageError(f"{spec}: there is no version {version} yet, the newest is {newest}")
     try:
         return open_table(spec, version)
     except (DeltaError, OSError) as error:
-        raise WorldError(
+        raise OutageError(
             f"{spec}: version {version} can no longer be read ({error_text(spec, error)[:120]}); "
             "`itel-cabinet query history` tells which versions there are"
         ) from None
@@ -306,15 +306,15 @@ def _history(table: DeltaTable) -> pa.Table:
 
 @contextmanager
 def _reading(specs: Mapping[str, TableSpec]) -> Iterator[None]:
-    """What goes wrong in reading the tables, as a WorldError."""
+    """What goes wrong in reading the tables, as a OutageError."""
     spec = specs[TRACKING]
     root = spec.uri.rpartition("/")[0]
     try:
         yield
     except duckdb.BinderException as error:
         told = error_text(spec, error).partition(" Candidate bindings")[0]
-        raise WorldError(f"{root}: the tables are not as the jobs make them ({told})") from None
+        raise OutageError(f"{root}: the tables are not as the jobs make them ({told})") from None
     except (duckdb.Error, DeltaError, OSError, pa.ArrowException) as error:
         # DuckDB's words for what came from below it; a vacuum may just have taken a file away.
         below = OSError(re.sub(r"^.*?reading the stream registered as '\w+' failed: (\w+: )?", "", str(error)))
-        raise WorldError(f"{root}: reading failed, try again: {error_text(spec, below)}") from None
+        raise OutageError(f"{root}: reading failed, try again: {error_text(spec, below)}") from None

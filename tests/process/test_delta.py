@@ -34,7 +34,7 @@ from itel_cabinet.io.delta import (
     glance_at_table,
 )
 from itel_cabinet.io.delta import table as delta
-from itel_cabinet.io.worker import WorldError, last_world_error
+from itel_cabinet.io.worker import OutageError, last_outage_error
 from itel_cabinet.local.services import free_port
 from tests.support.delta_rows import READINGS, SOURCE, just_before_commit, reading, readings, source, stored, version
 
@@ -192,7 +192,7 @@ def test_describe_tells_all_fences_also_those_in_a_checkpoint(tmp_path: Path) ->
 
 
 def test_describing_a_table_that_is_not_there_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(WorldError, match="does not exist") as caught:
+    with pytest.raises(OutageError, match="does not exist") as caught:
         describe_table(str(tmp_path / "nothing"))
     assert "\n" not in str(caught.value)
 
@@ -222,7 +222,7 @@ def test_a_glance_at_no_table_and_at_no_store(tmp_path: Path) -> None:
     assert glance_at_table(str(tmp_path / "nothing")) is None
     store = {"endpoint": f"http://127.0.0.1:{free_port()}", "allow_http": "true", "region": "here"}
     keys = {"access_key_id": "nobody", "secret_access_key": "hunter2"}
-    with pytest.raises(WorldError, match="Delta table s3://bucket/t: ") as refusal:
+    with pytest.raises(OutageError, match="Delta table s3://bucket/t: ") as refusal:
         glance_at_table("s3://bucket/t", {**store, **keys})
     assert "hunter2" not in str(refusal.value)
 
@@ -371,28 +371,28 @@ def test_the_store_may_fail_between_decision_and_commit(tmp_path: Path, monkeypa
 
 
 def test_an_outage_longer_than_the_patience_is_one_line(tmp_path: Path) -> None:
-    spec = readings(tmp_path, world_seconds=30.0)
+    spec = readings(tmp_path, outage_seconds=30.0)
     outage = Outage(spec)
     table = FencedTable(spec, clock=outage.clock, sleep=outage.sleep, random=lambda: 1.0)
     table.write([reading(0)])
     outage.begin()
-    with pytest.raises(WorldError, match="gave up after 30 s") as caught:
+    with pytest.raises(OutageError, match="gave up after 30 s") as caught:
         table.write([reading(1)])
     assert str(caught.value).startswith(f"Delta table {spec.uri}: ")
     assert not re.search(r"[\n\x1b]", str(caught.value))
-    assert last_world_error() == str(caught.value)
+    assert last_outage_error() == str(caught.value)
 
     outage.end()
     assert table.write([reading(1)]).version == 2, "the same table can be written once the store is back"
 
 
 def test_a_table_that_vanishes_is_not_made_again(tmp_path: Path) -> None:
-    spec = readings(tmp_path, world_seconds=10.0)
+    spec = readings(tmp_path, outage_seconds=10.0)
     outage = Outage(spec)
     table = FencedTable(spec, clock=outage.clock, sleep=outage.sleep, random=lambda: 1.0)
     table.write([reading(0)])
     Path(spec.uri).rename(outage.aside)
-    with pytest.raises(WorldError, match="gave up after 10 s"):
+    with pytest.raises(OutageError, match="gave up after 10 s"):
         table.write([reading(1)])
     assert not Path(spec.uri, "_delta_log").exists()
 
@@ -400,7 +400,7 @@ def test_a_table_that_vanishes_is_not_made_again(tmp_path: Path) -> None:
 def test_errors_do_not_tell_storage_options(tmp_path: Path) -> None:
     (tmp_path / "hunter2").write_text("no folder")
     spec = TableSpec(str(tmp_path / "hunter2" / "t"), READINGS, Append(), storage_options={"secret": "hunter2"})
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(OutageError) as caught:
         create_table(spec)
     assert "hunter2" not in str(caught.value).removeprefix(str(spec))
     assert "***" in str(caught.value)

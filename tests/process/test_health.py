@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from itel_cabinet.io.worker import PULSE, HealthSettings, WorldError, check_port, metrics, retry_world, serve
+from itel_cabinet.io.worker import PULSE, HealthSettings, OutageError, check_port, metrics, retry_outage, serve
 from itel_cabinet.io.worker.health import Health, Pulse
 from itel_cabinet.local.services import free_port
 
@@ -83,11 +83,11 @@ def test_retries_beat_and_say_what_they_wait_for(seconds: float) -> None:
         clock.now += seconds
 
     def attempt() -> str:
-        return retry_world(
+        return retry_outage(
             call,
             what="the sea",
             seconds=seconds,
-            is_world=lambda _: True,
+            is_outage=lambda _: True,
             clock=clock,
             sleep=sleep,
             random=lambda: 1.0,
@@ -98,7 +98,7 @@ def test_retries_beat_and_say_what_they_wait_for(seconds: float) -> None:
         assert [waits for waits, _ in seen] == [[], ["the sea"], ["the sea"], ["the sea"]]
         assert all(lately for _, lately in seen[1:])
     else:
-        with pytest.raises(WorldError):
+        with pytest.raises(OutageError):
             attempt()
     assert PULSE.waits == []
 

@@ -33,7 +33,7 @@ from itel_cabinet.io.itel import (
     idempotency_key,
     submit,
 )
-from itel_cabinet.io.worker import WorldError
+from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted
 from tests.support.cabinet_samples import record
@@ -238,7 +238,7 @@ def test_a_long_event_id_becomes_a_hash(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_the_worlds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(WorldError) as caught:
+    with pytest.raises(OutageError) as caught:
         FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD)
     assert str(caught.value) == f"--itel_url: folder {tmp_path / 'file'} cannot be written: File exists"
     (tmp_path / "file").unlink()
@@ -255,7 +255,7 @@ def test_a_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         really(number)
 
     monkeypatch.setattr(os, "fsync", sometimes_full)
-    assert FolderItel(tmp_path, world_seconds=60).submit(1, "e", PAYLOAD) == Accepted(201, 1, "written to 1-e.json")
+    assert FolderItel(tmp_path, outage_seconds=60).submit(1, "e", PAYLOAD) == Accepted(201, 1, "written to 1-e.json")
     assert [path.name for path in tmp_path.iterdir()] == ["1-e.json"]
 
 
@@ -264,7 +264,7 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WorldError, match="cannot be written: No space left on device"):
+    with pytest.raises(OutageError, match="cannot be written: No space left on device"):
         FolderItel(tmp_path).submit(1, "e", PAYLOAD)
     assert list(tmp_path.iterdir()) == []
 
@@ -408,13 +408,13 @@ def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None
         def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
             all_begun.wait(30)
             if assignment_id == 1:
-                raise WorldError("the folder is gone")
+                raise OutageError("the folder is gone")
             ended.append(event_id)
             return Accepted(200, 1, "")
 
     jobs = [submission(n, str(n)) for n in (1, 2, 3)]
     with ThreadPoolExecutor(4) as pool:
-        with pytest.raises(WorldError, match="the folder is gone"):
+        with pytest.raises(OutageError, match="the folder is gone"):
             submit(jobs, client=Half, pool=lambda: pool, clock=lambda: 0.0)
         assert sorted(ended) == ["2", "3"]
 
@@ -624,7 +624,7 @@ def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: py
         if now[0] > 600:
             stop.set()
 
-    with pytest.raises(WorldError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 6\d\d s$"):
+    with pytest.raises(OutageError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 6\d\d s$"):
         PatientItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
     assert len(server.requests) > 100
 
@@ -666,4 +666,4 @@ def test_a_process_has_one_connection_for_its_settings(tmp_path: Path) -> None:
     assert isinstance(first, HttpItel)
     assert isinstance(second, HttpItel)
     assert first.connection is second.connection
-    assert get_itel(tmp_path, world_seconds=5) == FolderItel(tmp_path, 5)
+    assert get_itel(tmp_path, outage_seconds=5) == FolderItel(tmp_path, 5)

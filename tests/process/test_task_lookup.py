@@ -11,7 +11,7 @@ import pytest
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
 from itel_cabinet.io.http import Connection, ConnectionSettings
 from itel_cabinet.io.task_lookup import PatientLookup, get_task_lookup
-from itel_cabinet.io.worker import WorldError
+from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.enrichment import LookupFailed
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question
@@ -40,14 +40,14 @@ def lookup() -> Iterator[Callable[..., tuple[PatientLookup, FaultyServer, Patien
     servers: list[FaultyServer] = []
 
     def make(
-        *script: Act, on_outage: Literal["wait", "divert"] = "wait", world_seconds: float = 3600.0
+        *script: Act, on_outage: Literal["wait", "divert"] = "wait", outage_seconds: float = 3600.0
     ) -> tuple[PatientLookup, FaultyServer, Patience]:
         servers.append(FaultyServer(*script).__enter__())
         link = ConnectionSettings("claimx", servers[-1].url, max_retries=1)
         connection = Connection(link, clock=lambda: 0.0, sleep=lambda _: None, random=lambda: 0.0)
         client: ClaimX[TaskDetails] = ClaimX(ClaimXSettings(link), connection, parse_details, lambda: 1_000.0)
         patience = Patience()
-        patient = PatientLookup(client, on_outage, world_seconds, patience.clock, patience.sleep)
+        patient = PatientLookup(client, on_outage, outage_seconds, patience.clock, patience.sleep)
         return patient, servers[-1], patience
 
     yield make
@@ -84,8 +84,8 @@ def test_an_outage_is_waited_out(fault: Act, lookup: Any) -> None:
 
 
 def test_an_outage_longer_than_the_patience_is_the_worlds(lookup: Any) -> None:
-    patient, server, patience = lookup(reply(503), world_seconds=60.0)
-    with pytest.raises(WorldError) as caught:
+    patient, server, patience = lookup(reply(503), outage_seconds=60.0)
+    with pytest.raises(OutageError) as caught:
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     message = f"ClaimX: {server.url}: status 503 (2 tries in 0.0 s); gave up after 60 s"
     assert str(caught.value) == message
@@ -94,8 +94,8 @@ def test_an_outage_longer_than_the_patience_is_the_worlds(lookup: Any) -> None:
 
 
 def test_without_patience_an_outage_is_the_worlds_at_once(lookup: Any) -> None:
-    patient, server, patience = lookup(reply(401), world_seconds=0.0)
-    with pytest.raises(WorldError, match=r"^ClaimX: .*: status 401: check --claimx_auth$"):
+    patient, server, patience = lookup(reply(401), outage_seconds=0.0)
+    with pytest.raises(OutageError, match=r"^ClaimX: .*: status 401: check --claimx_auth$"):
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     assert (len(server.requests), patience.naps) == (1, [])
 
@@ -144,8 +144,8 @@ def test_what_stays_no_json_is_the_records_after_the_tries(lookup: Any) -> None:
 
 def test_lookups_of_a_process_share_one_client() -> None:
     settings = ClaimXSettings(ConnectionSettings("claimx", "https://claimx.example"))
-    one = get_task_lookup(settings, on_outage="wait", world_seconds=5.0)
-    other = get_task_lookup(settings, on_outage="divert", world_seconds=0.0)
+    one = get_task_lookup(settings, on_outage="wait", outage_seconds=5.0)
+    other = get_task_lookup(settings, on_outage="divert", outage_seconds=0.0)
     assert one.client is other.client
-    assert (one.on_outage, one.world_seconds) == ("wait", 5.0)
-    assert (other.on_outage, other.world_seconds) == ("divert", 0.0)
+    assert (one.on_outage, one.outage_seconds) == ("wait", 5.0)
+    assert (other.on_outage, other.outage_seconds) == ("divert", 0.0)

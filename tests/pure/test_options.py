@@ -100,7 +100,7 @@ def test_the_defaults_that_all_jobs_share() -> None:
         "start_offset": "earliest",
         "shards": 1,
         "until_caught_up": False,
-        "world_retry_seconds": 120.0,
+        "outage_patience_seconds": 120.0,
         "claimx_auth": "bearer:env:CLAIMX_API_TOKEN",
         "claimx_task_path": "/customTasks/assignment/{assignment_id}?full=true",
         "claimx_cache_seconds": 60.0,

@@ -29,7 +29,7 @@ from itel_cabinet.io.delta import (
     get_table,
 )
 from itel_cabinet.io.delta.decisions import split_by_fence
-from itel_cabinet.io.worker import WorldError, crash_points
+from itel_cabinet.io.worker import OutageError, crash_points
 from tests.support.delta_rows import (
     READINGS,
     album,
@@ -251,7 +251,7 @@ def test_a_merge_beside_a_deletion_lands(root: str, monkeypatch: pytest.MonkeyPa
 
 def test_endless_conflicts_end_as_an_error_of_the_world(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    spec = readings(root, world_seconds=5.0)
+    spec = readings(root, outage_seconds=5.0)
     table = FencedTable(spec, clock=lambda: now[0], sleep=lambda s: now.__setitem__(0, now[0] + s), random=lambda: 1.0)
     table.write([reading(0)])
 
@@ -259,7 +259,7 @@ def test_endless_conflicts_end_as_an_error_of_the_world(root: str, monkeypatch: 
         raise CommitFailedError(f"lost at {point}")
 
     monkeypatch.setattr(crash_points, "reached", lose)
-    with pytest.raises(WorldError, match=r"lost against other writers for 5 s \(lost at .*\); run fewer of them"):
+    with pytest.raises(OutageError, match=r"lost against other writers for 5 s \(lost at .*\); run fewer of them"):
         table.write([reading(1)])
     assert 5.0 <= now[0] < 7.0
 

@@ -46,7 +46,7 @@ def _keep(batch: list[Record], name: str) -> None:
 
 
 def _source(broker: Broker, topic: str, group: str = "readers", **settings: object) -> KafkaSource:
-    settings = {"until_caught_up": True, "world_seconds": 30.0, "max_batch_records": 100} | settings
+    settings = {"until_caught_up": True, "outage_seconds": 30.0, "max_batch_records": 100} | settings
     return KafkaSource(client=client_config(broker.bootstrap_servers), topic=topic, group=group, **settings)  # type: ignore[arg-type]
 
 
@@ -386,6 +386,6 @@ def test_a_broker_that_stays_away_is_the_worlds_error() -> None:
 
 
 def test_a_source_without_its_broker_gives_up_after_its_patience() -> None:
-    source = KafkaSource(client=client_config("127.0.0.1:1"), topic="t", group="g", world_seconds=1.0)
+    source = KafkaSource(client=client_config("127.0.0.1:1"), topic="t", group="g", outage_seconds=1.0)
     with pytest.raises(Exception, match=r"Kafka at 127\.0\.0\.1:1, topic t"):
         _read(replace(source, until_caught_up=True))

@@ -248,7 +248,7 @@ def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed)
     ports = [free_port() for _ in range(3)]
     prometheus.watch(ports)
     options: dict[str, object] = {
-        "world_retry_seconds": 600,
+        "outage_patience_seconds": 600,
         "max_retries": 1,
         "claimx_deadline_seconds": 2,
         "breaker_window_seconds": 2,

@@ -2,8 +2,8 @@
 
 iTel's outage ends each submission in the success or the error topic, from where it is replayed, or is waited for if so
 wanted. Those of ClaimX, of the broker and of the table
-store are waited out, for ``--world_retry_seconds`` at most; a job that gives up says so in one line and is resumed by a
-restart.
+store are waited out, for ``--outage_patience_seconds`` at most; a job that gives up says so in one line and is resumed
+by a restart.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def test_outages_are_waited_out_or_end_the_job_for_a_restart(
         running(patient) as waiting,
     ):
         everyone = [*patient.values(), *impatient.values()]
-        with running(impatient, world_retry_seconds=3, claimx_deadline_seconds=3) as leaving:
+        with running(impatient, outage_patience_seconds=3, claimx_deadline_seconds=3) as leaving:
             for scene in everyone:
                 scene.produce(40)
             for scene in everyone:
@@ -322,7 +322,7 @@ def test_what_was_diverted_while_itel_was_away_is_replayed_once(
 
 def test_itel_s_outage_is_waited_for_where_that_is_wanted(stack: Stack) -> None:
     flow = Flow(stack)
-    options = {"itel_on_outage": "wait", "itel_deadline_seconds": 1, "world_retry_seconds": 3}
+    options = {"itel_on_outage": "wait", "itel_deadline_seconds": 1, "outage_patience_seconds": 3}
     with stack.running("cabinet", **options) as job:
         flow.tell()
         stack.settle("cabinet")

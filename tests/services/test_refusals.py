@@ -274,7 +274,7 @@ def test_a_broker_that_goes_away_for_longer_than_the_patience(
         stack = Stack(broker, claimx, itel, tmp_path, "lost")
         for role in ("tracking", "errors"):
             broker.create_topic(stack.topic(role), 2)
-        with stack.running("tracking", world_retry_seconds=3) as job:
+        with stack.running("tracking", outage_patience_seconds=3) as job:
             produce(broker.bootstrap_servers, stack.topic("tracking"), Generator(7).tracking_messages(20), claimx)
             stack.settle("tracking")
             broker.stop()

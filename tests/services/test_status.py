@@ -203,7 +203,12 @@ def feed(stack: Stack, number: int, seed: int) -> list[Receipt]:
 def test_status_tells_healthy_lagging_waiting_stuck_and_dead_apart(stack: Stack, asked: Asked) -> None:
     port = free_port()
     metrics = f"--metrics_url=http://{HOST}:{port}"
-    options = {"max_batch_records": 5, "http_concurrency": 2, "claimx_deadline_seconds": 2, "world_retry_seconds": 3600}
+    options = {
+        "max_batch_records": 5,
+        "http_concurrency": 2,
+        "claimx_deadline_seconds": 2,
+        "outage_patience_seconds": 3600,
+    }
     with stack.running("cabinet", metrics_port=port, **options) as job:
         feed(stack, 60, seed=1)
         stack.settle("cabinet")

@@ -73,7 +73,7 @@ def test_stopped_while_claimx_is_away(stack: Stack) -> None:
     """It is not waited for as long as else; nothing is committed, and a restart does it all."""
     receipts = produced(stack, 60)
     stack.claimx.faults.outage = True
-    with stack.running("cabinet", claimx_deadline_seconds=1, world_retry_seconds=3600) as job:
+    with stack.running("cabinet", claimx_deadline_seconds=1, outage_patience_seconds=3600) as job:
         wait_for(lambda: "ClaimX: " in job.errors, "the outage")
         assert job.stop() == 1, job.errors
         assert job.errors.splitlines()[-1].startswith("itel-cabinet: ClaimX: ")
@@ -122,7 +122,7 @@ def stack_of_its_own(
 def test_stopped_while_the_broker_is_away(stack_of_its_own: Stack, at: str) -> None:
     stack = stack_of_its_own
     receipts = produced(stack, 60)
-    with stack.running("cabinet", world_retry_seconds=3600) as job:
+    with stack.running("cabinet", outage_patience_seconds=3600) as job:
         if at == "the source":
             stack.settle("cabinet")
             stack.broker.kill()

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from itel_cabinet.io.worker import WorldError, full_jitter, last_world_error, one_line, retry_world
+from itel_cabinet.io.worker import OutageError, full_jitter, last_outage_error, one_line, retry_outage
 from itel_cabinet.io.worker import outages as world
 
 
@@ -40,11 +40,11 @@ def failing(*errors: Exception) -> Callable[[], str]:
 
 
 def patiently(call: Callable[[], str], clock: Clock, seconds: float = 60.0) -> str:
-    return retry_world(
+    return retry_outage(
         call,
         what="broker at a:1",
         seconds=seconds,
-        is_world=lambda error: isinstance(error, OSError),
+        is_outage=lambda error: isinstance(error, OSError),
         clock=clock,
         sleep=clock.sleep,
         random=lambda: 0.5,
@@ -66,7 +66,7 @@ def test_a_process_asked_to_end_bears_an_outage_for_ten_seconds_at_most(monkeypa
             world.STOP.set()
         raise OSError("gone")
 
-    with pytest.raises(WorldError, match=r"^broker at a:1: gone; gave up after 10 s$"):
+    with pytest.raises(OutageError, match=r"^broker at a:1: gone; gave up after 10 s$"):
         patiently(call, clock, seconds=3600.0)
     assert sum(clock.naps) == pytest.approx(10.0)
 
@@ -86,16 +86,16 @@ def test_other_errors_are_raised_as_they_are() -> None:
 
 def test_the_last_try_is_made_when_the_time_is_up() -> None:
     clock = Clock()
-    with pytest.raises(WorldError, match=r"^broker at a:1: no route; gave up after 3 s$") as caught:
+    with pytest.raises(OutageError, match=r"^broker at a:1: no route; gave up after 3 s$") as caught:
         patiently(failing(*[OSError("no\n route")] * 99), clock, seconds=3.0)
     assert clock.now == 103.0
     assert isinstance(caught.value.__cause__, OSError)
-    assert last_world_error() == "broker at a:1: no route; gave up after 3 s"
+    assert last_outage_error() == "broker at a:1: no route; gave up after 3 s"
 
 
 def test_without_patience_the_first_error_is_raised() -> None:
     clock = Clock()
-    with pytest.raises(WorldError, match=r"^broker at a:1: gone$"):
+    with pytest.raises(OutageError, match=r"^broker at a:1: gone$"):
         patiently(failing(OSError("gone")), clock, seconds=0)
     assert clock.naps == []
 
