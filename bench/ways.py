@@ -34,9 +34,8 @@ from itel_cabinet.io.worker import HealthSettings, metrics, serve
 from itel_cabinet.local.services import free_port
 from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
-from itel_cabinet.transforms.events import TaskEvent, parse_event
+from itel_cabinet.transforms.events import TaskEvent, parse_event, parse_task_events
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
-from itel_cabinet.transforms.parsing import parse_task_events
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.rows import TRACKING_SCHEMA, tracking_row, tracking_rows
 

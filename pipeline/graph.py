@@ -25,12 +25,12 @@ from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Parts
-from itel_cabinet.transforms.enrichment import enrich
+from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
+from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
 from itel_cabinet.transforms.fetching import fetch_photos
-from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
-from itel_cabinet.transforms.publishing import apply_rules, look_up_missing_tasks
 from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
+from itel_cabinet.transforms.triggers import apply_rules
 
 __all__ = ["build"]
 
@@ -48,7 +48,9 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
     wanted = events.results
     if settings.job is Job.API:
-        wanted = (wanted | "To submit" >> Step(partial(with_status, statuses=settings.submitted_statuses))).results
+        wanted = (
+            wanted | "To submit" >> Step(partial(skip_other_statuses, statuses=settings.submitted_statuses))
+        ).results
 
     tasks = wanted | "Look up" >> Step(
         partial(enrich, lookup=parts.claimx, pool=parts.claimx_pool, form_wait=parts.form_wait, clock=parts.clock)

@@ -14,10 +14,10 @@ from itel_cabinet.io.delta import WriteResult
 from itel_cabinet.io.kafka import KafkaSinkSettings, Message, Refused, WriteToKafka
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
-from itel_cabinet.transforms.publishing import Publication
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.results import encode_success, encode_tracked
 from itel_cabinet.transforms.submissions import Submitted
+from itel_cabinet.transforms.triggers import Publication
 
 __all__ = ["PublishMessages", "SendResults", "SendTracked", "WriteDeadLetters"]
 

@@ -6,22 +6,24 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
-from itel_cabinet.transforms.events import TaskEvent
+from itel_cabinet.transforms.events import EnrichedEvent, IncompleteTask, TaskEvent, task_row_from_details
 from itel_cabinet.transforms.forms import Form, TaskDetails, parse_form
 from itel_cabinet.transforms.ordering import in_order_per_key
 from itel_cabinet.transforms.records import Failure, Record
 
-__all__ = ["CLOCK_SKEW_SECONDS", "CabinetTask", "LookupFailed", "Photograph", "TaskLookup", "enrich"]
+__all__ = ["CabinetTask", "KnownTask", "LookupFailed", "Photograph", "TaskLookup", "enrich", "look_up_missing_tasks"]
 
-# An answer tells of an event only if it was fetched later than the event by more than two clocks may differ.
-CLOCK_SKEW_SECONDS = 5.0
+# An answer is newer than an event only if it was fetched later by more than two clocks may differ.
+_CLOCK_SKEW_SECONDS = 5.0
 COMPLETED = "COMPLETED"
+
+Made = TypeVar("Made")
 
 
 class LookupFailed(Exception):
-    """A lookup that will never succeed (unknown assignment, wrong shape): the record's failure, not the world's."""
+    """A lookup that will never succeed (unknown assignment, wrong shape): the record's failure, not an outage."""
 
     def __init__(self, error_class: str, error: str, attempts: int = 1) -> None:
         super().__init__(error)
@@ -30,20 +32,19 @@ class LookupFailed(Exception):
 
 
 class TaskLookup(Protocol):
-    """ClaimX as the steps see it. Implementations are thread-safe and wait out ClaimX's outages of their own accord."""
+    """ClaimX as the steps see it. Implementations are thread-safe and wait until an outage of ClaimX ends."""
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         """The task of an assignment as fetched after ``not_before`` (epoch seconds), from a cache unless ``fresh``.
 
-        Raises LookupFailed where no answer will ever come.
+        Raises:
+            LookupFailed: no later call will succeed either.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """What became of a photo's file: the ``path`` where it is stored, ``new`` or known from before; or a ``warning``,
-    ``REASON: text``.
-    """
+    """A photo's file: the ``path`` where it is stored (``new``: only now), or a ``warning``, ``REASON: text``."""
 
     path: str | None
     warning: str | None
@@ -76,6 +77,15 @@ class CabinetTask:
         return self.event.task_status == COMPLETED
 
 
+@dataclass(frozen=True, slots=True)
+class KnownTask:
+    """A ClaimX event with its task row (keys in snake_case)."""
+
+    record: Record
+    event: EnrichedEvent
+    task: dict[str, Any]
+
+
 def enrich(
     events: Sequence[tuple[Record, TaskEvent]],
     *,
@@ -84,41 +94,93 @@ def enrich(
     form_wait: Callable[[float], None],
     clock: Callable[[], float],
 ) -> list[CabinetTask | Failure]:
-    """Each event with its task, in input order; what ClaimX refuses for good as a Failure.
-
-    ``lookup`` and ``pool`` are asked on the worker for the process-wide client and thread pool; calls for one
-    assignment keep their order.
+    """Look up the task of each event; calls for one assignment keep their order.
 
     A COMPLETED event whose answer has no form yet is looked up once more, past the cache: ClaimX may announce a form a
-    moment before it can be read. ``form_wait`` is told when the last of them was announced (Kafka's time, epoch
-    seconds), and waits for that moment to pass; an event from a backlog has waited enough.
-    """
+    moment before it can be read.
 
+    Args:
+        lookup: gives the process-wide client; called on the worker.
+        pool: gives the process-wide thread pool; called on the worker.
+        form_wait: gets the Kafka time (epoch seconds) of the latest event without a form, and waits until a form
+            announced then can be read.
+        clock: epoch seconds, for failures.
+
+    Returns:
+        In input order, each event with its task; a Failure where ClaimX has none.
+    """
     claimx = lookup()
 
     def look_up(item: tuple[Record, TaskEvent], *, fresh: bool = False) -> CabinetTask | Failure:
         record, event = item
-        first_at = clock()
-        failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
-        try:
-            # Kafka's time too: a replayed event is old, and what it tells may be new.
-            not_before = max(event.timestamp.timestamp(), record.timestamp_ms / 1000) + CLOCK_SKEW_SECONDS
-            details = claimx.task(event.assignment_id, not_before=not_before, fresh=fresh)
-        except LookupFailed as error:
-            return failure(error.error_class, str(error), first_at, clock(), error.attempts)
-        form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
-        return CabinetTask(record, event, details, form)
 
-    def by_assignment(item: tuple[Record, TaskEvent]) -> Hashable:
-        return item[1].assignment_id
+        def make(details: TaskDetails) -> CabinetTask:
+            form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
+            return CabinetTask(record, event, details, form)
 
-    tasks = in_order_per_key(events, by_assignment, look_up, pool())
+        # Kafka's time too: a replayed event is old, and what it reports may be new.
+        since = max(event.timestamp.timestamp(), record.timestamp_ms / 1000)
+        return _fetch(item, make, claimx, since=since, clock=clock, fresh=fresh)
+
+    tasks = in_order_per_key(events, _assignment, look_up, pool())
     formless = [i for i, task in enumerate(tasks) if isinstance(task, CabinetTask) and task.completed and not task.form]
     if formless:
         form_wait(max(events[i][0].timestamp_ms for i in formless) / 1000)
-        again = in_order_per_key(
-            [events[i] for i in formless], by_assignment, lambda item: look_up(item, fresh=True), pool()
-        )
+        again = in_order_per_key([events[i] for i in formless], _assignment, partial(look_up, fresh=True), pool())
         for index, task in zip(formless, again, strict=True):
             tasks[index] = task
     return tasks
+
+
+def look_up_missing_tasks(
+    events: Sequence[tuple[Record, EnrichedEvent]],
+    *,
+    lookup: Callable[[], TaskLookup],
+    pool: Callable[[], Executor],
+    clock: Callable[[], float],
+) -> list[KnownTask | Failure]:
+    """Each event with its task row, in input order: its own, or ClaimX's where it names only the assignment.
+
+    The arguments are those of :func:`enrich`.
+    """
+    claimx = lookup()
+
+    def find(item: tuple[Record, EnrichedEvent]) -> KnownTask | Failure:
+        record, event = item
+        if event.task is not None:
+            return KnownTask(record, event, event.task)
+        # The event's own time is the receiver's, so Kafka's timestamp is as good and always there.
+        return _fetch(
+            item,
+            lambda details: KnownTask(record, event, task_row_from_details(details.raw)),
+            claimx,
+            since=record.timestamp_ms / 1000,
+            clock=clock,
+        )
+
+    return in_order_per_key(events, _assignment, find, pool())
+
+
+def _assignment(item: tuple[Record, TaskEvent | EnrichedEvent]) -> Hashable:
+    return item[1].assignment_id
+
+
+def _fetch(
+    item: tuple[Record, TaskEvent | EnrichedEvent],
+    make: Callable[[TaskDetails], Made],
+    claimx: TaskLookup,
+    *,
+    since: float,
+    clock: Callable[[], float],
+    fresh: bool = False,
+) -> Made | Failure:
+    """What ``make`` makes of an answer that is newer than ``since`` (epoch seconds)."""
+    record, event = item
+    first_at = clock()
+    failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
+    try:
+        return make(claimx.task(event.assignment_id, not_before=since + _CLOCK_SKEW_SECONDS, fresh=fresh))
+    except LookupFailed as error:
+        return failure(error.error_class, str(error), first_at, clock(), error.attempts)
+    except IncompleteTask as error:
+        return failure("wrong_shape", f"ClaimX's answer: {error}", first_at, clock())

@@ -1,13 +1,13 @@
 """What an event is: the ClaimX event that the trigger job reads, and the task event that it publishes for the others.
 
-Parsing never raises and never repeats a value in an error: what a message holds may be personal data, its keys are not.
-All functions are pure, thread-safe and idempotent.
+The first step of every job turns records into one of them. Parsing never raises and never repeats a value in an error:
+what a message holds may be personal data, its keys are not. All functions are pure and thread-safe.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 
@@ -26,6 +26,7 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
 from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.replays import is_for_another
 
 __all__ = [
     "CABINET_TASK_ID",
@@ -34,9 +35,12 @@ __all__ = [
     "IncompleteTask",
     "TaskEvent",
     "json_text",
+    "parse_claimx_events",
     "parse_enriched",
     "parse_event",
+    "parse_task_events",
     "parse_timestamp",
+    "skip_other_statuses",
     "task_row_from_details",
     "tracking_headers",
     "tracking_message",
@@ -202,6 +206,36 @@ class EnrichedEvent(_ClaimXEvent):
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+def parse_task_events(
+    records: Sequence[Record], *, group: str, clock: Callable[[], float]
+) -> Iterator[tuple[Record, TaskEvent] | Failure | Skip]:
+    """The task event of each record, for the jobs that read the tracking topic. ``group`` is the consumer group."""
+    return _parse_each(records, parse_event, group, clock())
+
+
+def parse_claimx_events(
+    records: Sequence[Record], *, group: str, clock: Callable[[], float]
+) -> Iterator[tuple[Record, EnrichedEvent] | Failure | Skip]:
+    """The ClaimX event of each record, for the trigger job. ``group`` is the consumer group."""
+    return _parse_each(records, parse_enriched, group, clock())
+
+
+def skip_other_statuses(
+    events: Sequence[tuple[Record, TaskEvent]], *, statuses: frozenset[str]
+) -> Iterator[tuple[Record, TaskEvent] | Skip]:
+    """The events with one of ``statuses`` (upper case); the others are skipped before they cost a lookup."""
+    for record, event in events:
+        yield (record, event) if event.task_status in statuses else Skip(record, "status_not_submitted")
+
+
+def _parse_each(
+    records: Sequence[Record], parse: Callable[[Record, float], _Model | Failure | Skip], group: str, now: float
+) -> Iterator[tuple[Record, _Model] | Failure | Skip]:
+    for record in records:
+        event = Skip(record, "replay_for_another_group") if is_for_another(record, group) else parse(record, now)
+        yield event if isinstance(event, Failure | Skip) else (record, event)
+
+
 def parse_event(
     record: Record, now: float, task_ids: frozenset[int] = frozenset({CABINET_TASK_ID})
 ) -> TaskEvent | Failure | Skip:
@@ -211,10 +245,7 @@ def parse_event(
     classes: ``empty``, ``not_json`` (also not UTF-8, NaN, lone surrogates, nesting over 200 levels), ``not_an_object``,
     ``missing_field``, ``wrong_type`` (also a value out of its range). Of a key given twice the last counts.
     """
-    content = _read_object(record, now)
-    if isinstance(content, Failure):
-        return content
-    event = _validated(TaskEvent, content, record, now)
+    event = _validated(TaskEvent, _read_object(record, now), record, now)
     if isinstance(event, TaskEvent) and event.task_id not in task_ids:
         return Skip(record, "other_task")
     return event
@@ -226,8 +257,6 @@ def parse_enriched(record: Record, now: float) -> EnrichedEvent | Failure | Skip
     Error classes as of :func:`parse_event`.
     """
     content = _read_object(record, now)
-    if isinstance(content, Failure):
-        return content
     head = _validated(_ClaimXEvent, content, record, now)
     if isinstance(head, Failure):
         return head
@@ -282,7 +311,7 @@ def tracking_message(
 
 
 def tracking_headers(message: Mapping[str, Any], source: Record) -> tuple[tuple[str, bytes], ...]:
-    """The Kafka headers of a tracking message; ``x-source`` tells from which record it was made, so a repeat shows."""
+    """The Kafka headers of a tracking message; ``x-source`` is the record it was made from, so that a repeat shows."""
     return (
         ("x-trigger-name", message["trigger_name"].encode()),
         ("x-task-id", str(message["task_id"]).encode()),
@@ -335,7 +364,9 @@ def _read_object(record: Record, now: float) -> dict[str, Any] | Failure:
     return content
 
 
-def _validated(model: type[_Model], content: dict[str, Any], record: Record, now: float) -> _Model | Failure:
+def _validated(model: type[_Model], content: dict[str, Any] | Failure, record: Record, now: float) -> _Model | Failure:
+    if isinstance(content, Failure):
+        return content
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -343,7 +374,7 @@ def _validated(model: type[_Model], content: dict[str, Any], record: Record, now
 
 
 def _complaint(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
-    """Error class and text of a refusal. Only field names and their descriptions are told, never a value."""
+    """Error class and text of a refusal. It has field names and their descriptions, never a value."""
     problems = error.errors(include_url=False, include_context=False, include_input=False)
     missing = [str(problem["loc"][0]) for problem in problems if problem["type"] == "missing"]
     wrong = {str(problem["loc"][0]) for problem in problems} - set(missing)

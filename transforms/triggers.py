@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import resources
 from string import Formatter
 from typing import Annotated, Any, Literal
@@ -25,10 +26,13 @@ from pydantic import (
     model_validator,
 )
 
-from itel_cabinet.transforms.events import Id
+from itel_cabinet.transforms.enrichment import KnownTask
+from itel_cabinet.transforms.events import Id, json_text, tracking_headers, tracking_message
+from itel_cabinet.transforms.records import Record, Skip
 
-__all__ = ["Actions", "LogAction", "Match", "Rules", "RulesError", "Trigger", "default_rules", "load_rules"]
+__all__ = ["Match", "Publication", "Rules", "RulesError", "Trigger", "apply_rules", "default_rules", "load_rules"]
 
+_LOGGER = logging.getLogger(__name__)
 _PLACEHOLDERS = ("event_id", "event_type", "project_id", "task_id", "assignment_id", "task_status")
 _UNSUPPORTED_ACTIONS = {"webhook", "custom"}
 
@@ -137,6 +141,52 @@ class Rules(_Strict):
                 actions = trigger.actions(event_type)
                 return Match(trigger, actions) if actions else None
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A message to be published and its origin. The key is the assignment id, so that its events keep their order."""
+
+    record: Record
+    topic: str
+    key: bytes
+    value: bytes
+    headers: tuple[tuple[str, bytes], ...]
+
+
+def apply_rules(
+    tasks: Sequence[KnownTask], *, rules: Rules, topic: str, clock: Callable[[], float]
+) -> Iterator[Publication | Skip]:
+    """What the rules make of each task: a publication, or a Skip where none applies or all it asks for is a log line.
+
+    ``topic``, if not empty, replaces the topic of every rule.
+    """
+    for known in tasks:
+        record, event, task = known.record, known.event, known.task
+        match = rules.match(event.event_type, task["task_id"])
+        if match is None:
+            yield Skip(record, "no_rule")
+            continue
+        message = tracking_message(
+            event,
+            task,
+            trigger_name=match.trigger.name,
+            now=datetime.fromtimestamp(clock(), UTC),
+            include_task=match.trigger.include_task_data,
+            include_project=match.trigger.include_project_data,
+        )
+        if match.actions.publish_to_topic:
+            yield Publication(
+                record=record,
+                topic=topic or match.actions.publish_to_topic,
+                key=str(message["assignment_id"]).encode(),
+                value=json_text(message).encode(),
+                headers=tracking_headers(message, record),
+            )
+        else:
+            yield Skip(record, "logged_only")
+        if match.actions.log:
+            _LOGGER.log(match.actions.log.level_number, "%s", match.actions.log.render(message))
 
 
 def load_rules(text: str, source: str) -> Rules:

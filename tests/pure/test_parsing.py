@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent
-from itel_cabinet.transforms.parsing import parse_claimx_events, parse_task_events, with_status
+from itel_cabinet.transforms.events import (
+    EnrichedEvent,
+    TaskEvent,
+    parse_claimx_events,
+    parse_task_events,
+    skip_other_statuses,
+)
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.replays import REPLAY_FOR
 from tests.support.cabinet_samples import event, record, tracking_message
@@ -91,7 +96,7 @@ def test_other_statuses_are_skipped_before_they_cost_a_lookup() -> None:
         (record(b"", offset=offset), event(task_status=status))
         for offset, status in enumerate(["COMPLETED", "assigned", "completed", "IN_PROGRESS", "Cancelled"])
     ]
-    completed = list(with_status(events, statuses=frozenset({"COMPLETED"})))
+    completed = list(skip_other_statuses(events, statuses=frozenset({"COMPLETED"})))
     assert completed == [
         events[0],
         Skip(events[1][0], "status_not_submitted"),
@@ -99,5 +104,5 @@ def test_other_statuses_are_skipped_before_they_cost_a_lookup() -> None:
         Skip(events[3][0], "status_not_submitted"),
         Skip(events[4][0], "status_not_submitted"),
     ]
-    both = list(with_status(events, statuses=frozenset({"COMPLETED", "CANCELLED"})))
+    both = list(skip_other_statuses(events, statuses=frozenset({"COMPLETED", "CANCELLED"})))
     assert [one for one in both if not isinstance(one, Skip)] == [events[0], events[2], events[4]]

@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.transforms.enrichment import LookupFailed
+from itel_cabinet.transforms.enrichment import KnownTask, LookupFailed, look_up_missing_tasks
 from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent, parse_enriched, parse_event
 from itel_cabinet.transforms.forms import TaskDetails
-from itel_cabinet.transforms.publishing import KnownTask, Publication, apply_rules, look_up_missing_tasks
 from itel_cabinet.transforms.records import Failure, Record, Skip
-from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
+from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, default_rules, load_rules
 from tests.support.cabinet_samples import details, record
 
 NOW = datetime(2026, 1, 10, 15, 4, 9, 120_000, UTC)
