@@ -37,7 +37,7 @@ from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event, parse_task_events
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.rows import TRACKING_SCHEMA, tracking_row, tracking_rows
+from itel_cabinet.transforms.rows import TRACKING_SCHEMA, make_tracking_row, make_tracking_rows
 
 BATCH_RECORDS = 10_000
 _SECONDS = time.time
@@ -85,7 +85,7 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
     tasks = events.results | "Look up" >> Step(look_up)
     (
         tasks.results
-        | beam.Map(partial(tracking_rows, clock=_SECONDS)).with_output_types(Batch)
+        | beam.Map(partial(make_tracking_rows, clock=_SECONDS)).with_output_types(Batch)
         | WriteToDelta(_spec(folder))
     )
     pipeline.run()
@@ -184,7 +184,7 @@ def _row(message: Any) -> dict[str, Any] | None:
     if not isinstance(event, TaskEvent):
         return None
     task = CabinetTask(record, event, _details(), None)
-    return tracking_row(task.record, task.event, task.details, event.timestamp)
+    return make_tracking_row(task.record, task.event, task.details, event.timestamp)
 
 
 WAYS = {

@@ -31,7 +31,7 @@ from itel_cabinet.io.http import (
     is_transient,
 )
 from itel_cabinet.io.worker import metrics, reached, retry_outage
-from itel_cabinet.transforms.ordering import in_order_per_key
+from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 
@@ -415,11 +415,11 @@ def submit(
         ]
 
     if api.batch_size == 1:
-        return in_order_per_key(submissions, lambda submission: submission.assignment_id, hand_in, pool())
+        return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
     outcomes: dict[int, Submitted | Failure] = {}
     for turn in _turns(submissions):
         batches = [turn[start : start + api.batch_size] for start in range(0, len(turn), api.batch_size)]
-        answers = in_order_per_key(
+        answers = map_in_key_order(
             batches, lambda batch: batch[0], lambda batch: hand_in_batch([submissions[at] for at in batch]), pool()
         )
         for batch, answer in zip(batches, answers, strict=True):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, get_claimx
 from itel_cabinet.io.worker import metrics, retry_outage
-from itel_cabinet.transforms.enrichment import LookupFailed
+from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 
 __all__ = ["PatientLookup", "get_task_lookup"]
@@ -46,9 +46,9 @@ class PatientLookup:
                 sleep=self.sleep,
             )
         except ClaimXOutage as error:
-            raise LookupFailed("outage", str(error), error.attempts) from None
+            raise TaskLookupError("outage", str(error), error.attempts) from None
         if isinstance(answer, LookupRefused):
-            raise LookupFailed(answer.error_class, answer.message, answer.attempts)
+            raise TaskLookupError(answer.error_class, answer.message, answer.attempts)
         return answer.task
 
 

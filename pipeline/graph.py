@@ -28,7 +28,7 @@ from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
 from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
 from itel_cabinet.transforms.fetching import fetch_photos
-from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
+from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
 from itel_cabinet.transforms.triggers import apply_rules
 
@@ -65,9 +65,9 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
 def _track(tasks: beam.PCollection, parts: Parts) -> None:
     """The Delta branch: the event's row, the newest form, its photos, whose files are waited for only so long."""
-    rows = tasks | "Event rows" >> beam.Map(partial(tracking_rows, clock=parts.clock)).with_output_types(Batch)
+    rows = tasks | "Event rows" >> beam.Map(partial(make_tracking_rows, clock=parts.clock)).with_output_types(Batch)
     written = rows | "Track" >> WriteToDelta(parts.tables[TRACKING])
-    forms = tasks | "Form rows" >> beam.Map(partial(forms_rows, clock=parts.clock)).with_output_types(Batch)
+    forms = tasks | "Form rows" >> beam.Map(partial(make_form_rows, clock=parts.clock)).with_output_types(Batch)
     forms | "Keep forms" >> WriteToDelta(parts.tables[FORMS])
     if parts.settings.fetches_media:
         tasks = tasks | "Fetch photos" >> beam.Map(
@@ -79,7 +79,7 @@ def _track(tasks: beam.PCollection, parts: Parts) -> None:
                 clock=parts.stopwatch,
             )
         ).with_output_types(Batch)
-    photos = tasks | "Photo rows" >> beam.Map(partial(attachments_rows, clock=parts.clock)).with_output_types(Batch)
+    photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=parts.clock)).with_output_types(Batch)
     photos | "Keep photos" >> WriteToDelta(parts.tables[ATTACHMENTS])
     if parts.settings.tracking_success_topic:
         written | "Tell of events" >> parts.tracked()

@@ -15,7 +15,7 @@ from itel_cabinet.io.kafka import KafkaSinkSettings, Message, Refused, WriteToKa
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
 from itel_cabinet.transforms.records import Failure
-from itel_cabinet.transforms.results import encode_success, encode_tracked
+from itel_cabinet.transforms.results import encode_submission_result, encode_tracking_result
 from itel_cabinet.transforms.submissions import Submitted
 from itel_cabinet.transforms.triggers import Publication
 
@@ -118,7 +118,7 @@ class SendResults(beam.PTransform):  # type: ignore[misc]
 
 def _successes(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
     for one in submitted:
-        key, value, headers = encode_success(
+        key, value, headers = encode_submission_result(
             event_id=one.submission.event_id,
             assignment_id=one.submission.assignment_id,
             status=one.status,
@@ -150,7 +150,7 @@ class SendTracked(beam.PTransform):  # type: ignore[misc]
 
 def _tracked(result: WriteResult, *, topic: str) -> Iterator[Message]:
     for row in (*result.written, *result.replayed):
-        key, value, headers = encode_tracked(row)
+        key, value, headers = encode_tracking_result(row)
         yield Message(topic, key, value, tuple(headers))
 
 

@@ -21,7 +21,7 @@ from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTrac
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.transforms.enrichment import TaskLookup
 from itel_cabinet.transforms.photos import PhotoLibrary
-from itel_cabinet.transforms.triggers import Rules, default_rules, load_rules
+from itel_cabinet.transforms.triggers import Rules, load_default_rules, load_rules
 
 __all__ = ["Parts"]
 
@@ -115,7 +115,7 @@ class Parts:
     def rules(self) -> Rules:
         """Raises RulesError, or OSError for a file that cannot be read."""
         path = self.settings.triggers
-        return load_rules(Path(path).read_text(encoding="utf-8"), path) if path else default_rules()
+        return load_rules(Path(path).read_text(encoding="utf-8"), path) if path else load_default_rules()
 
     @functools.cached_property
     def tables(self) -> dict[str, TableSpec]:

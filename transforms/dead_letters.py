@@ -22,13 +22,13 @@ from itel_cabinet.transforms.records import Failure, Record
 __all__ = [
     "DEFAULT_MAX_BYTES",
     "DeadLetter",
-    "NotADeadLetter",
-    "Replayed",
+    "DeadLetterFormatError",
+    "ReplayNote",
     "decode_dead_letter",
-    "decode_replayed",
+    "decode_replay_note",
     "encode_dead_letter",
-    "encode_replayed",
-    "one_line",
+    "encode_replay_note",
+    "shorten",
 ]
 
 # A broker takes messages of 1 MiB by default; this leaves room for the key, the headers and the batch around them.
@@ -39,7 +39,7 @@ _REPLAYED_FOR = "x-replayed-for"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-class NotADeadLetter(ValueError):
+class DeadLetterFormatError(ValueError):
     """Bytes that are no dead letter; names the fields at fault, never their values."""
 
 
@@ -105,14 +105,14 @@ class DeadLetter(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class ReplayNote:
     """A note on an error topic: the dead letter of these coordinates and this group has been replayed."""
 
     coordinates: str
     group: str
 
 
-def encode_replayed(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
+def encode_replay_note(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
     """Key, value and headers of the note that a letter was replayed at ``now`` (epoch seconds).
 
     It has the letter's key and no value, which says "done with" to whoever mirrors an error topic by key.
@@ -121,12 +121,12 @@ def encode_replayed(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[
     return letter.coordinates.encode(), None, ((_REPLAYED_FOR, letter.group.encode()), ("x-replayed-at", at.encode()))
 
 
-def decode_replayed(record: Record) -> Replayed | None:
+def decode_replay_note(record: Record) -> ReplayNote | None:
     """The note in a record of an error topic; None if it is none."""
     if record.value is not None or record.key is None:
         return None
     group = dict(record.headers).get(_REPLAYED_FOR)
-    return None if group is None else Replayed(record.key.decode(errors="replace"), group.decode(errors="replace"))
+    return None if group is None else ReplayNote(record.key.decode(errors="replace"), group.decode(errors="replace"))
 
 
 def encode_dead_letter(
@@ -150,14 +150,14 @@ def encode_dead_letter(
         headers=[(_unicode(name), _encoded(value)) for name, value in record.headers],
         value_size=len(original),
         value_sha256=hashlib.sha256(original).hexdigest(),
-        stage=one_line(failure.stage, _NAME_CHARACTERS),
-        error_class=one_line(failure.error_class, _NAME_CHARACTERS),
-        error=one_line(failure.error, _ERROR_CHARACTERS),
+        stage=shorten(failure.stage, _NAME_CHARACTERS),
+        error_class=shorten(failure.error_class, _NAME_CHARACTERS),
+        error=shorten(failure.error, _ERROR_CHARACTERS),
         attempts=failure.attempts,
         first_at=datetime.fromtimestamp(failure.first_at, UTC),
         last_at=datetime.fromtimestamp(failure.last_at, UTC),
-        job=one_line(job, _NAME_CHARACTERS),
-        group=one_line(group, _NAME_CHARACTERS),
+        job=shorten(job, _NAME_CHARACTERS),
+        group=shorten(group, _NAME_CHARACTERS),
     )
     value = _bounded(letter, max_bytes)
     headers = (
@@ -176,16 +176,16 @@ def encode_dead_letter(
 
 
 def decode_dead_letter(value: bytes) -> DeadLetter:
-    """The dead letter in a message of an error topic; unknown keys are ignored. Raises NotADeadLetter."""
+    """The dead letter in a message of an error topic; unknown keys are ignored. Raises DeadLetterFormatError."""
     try:
         return DeadLetter.model_validate_json(value)
     except ValidationError as error:
         fields = sorted({str(problem["loc"][0]) for problem in error.errors(include_input=False) if problem["loc"]})
         reason = f"missing or wrong: {', '.join(fields)}" if fields else "not a JSON object"
-        raise NotADeadLetter(f"not a dead letter of version 1: {reason}") from None
+        raise DeadLetterFormatError(f"not a dead letter of version 1: {reason}") from None
 
 
-def one_line(text: str, limit: int) -> str:
+def shorten(text: str, limit: int) -> str:
     """``text`` on one line of at most ``limit`` characters, without control characters and lone surrogates."""
     line = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", " ", text[: 4 * limit]).split())
     return line if len(line) <= limit else f"{line[: limit - 3]}..."

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from itel_cabinet.transforms.events import EnrichedEvent, IncompleteTask, TaskEvent, task_row_from_details
+from itel_cabinet.transforms.events import ClaimXEvent, IncompleteTaskError, TaskEvent, make_task_row
 from itel_cabinet.transforms.forms import Form, TaskDetails, parse_form
-from itel_cabinet.transforms.ordering import in_order_per_key
+from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Record
 
-__all__ = ["CabinetTask", "KnownTask", "LookupFailed", "Photograph", "TaskLookup", "enrich", "look_up_missing_tasks"]
+__all__ = ["CabinetTask", "KnownTask", "Photograph", "TaskLookup", "TaskLookupError", "enrich", "look_up_missing_tasks"]
 
 # An answer is newer than an event only if it was fetched later by more than two clocks may differ.
 _CLOCK_SKEW_SECONDS = 5.0
@@ -22,7 +22,7 @@ COMPLETED = "COMPLETED"
 Made = TypeVar("Made")
 
 
-class LookupFailed(Exception):
+class TaskLookupError(Exception):
     """A lookup that will never succeed (unknown assignment, wrong shape): the record's failure, not an outage."""
 
     def __init__(self, error_class: str, error: str, attempts: int = 1) -> None:
@@ -38,7 +38,7 @@ class TaskLookup(Protocol):
         """The task of an assignment as fetched after ``not_before`` (epoch seconds), from a cache unless ``fresh``.
 
         Raises:
-            LookupFailed: no later call will succeed either.
+            TaskLookupError: no later call will succeed either.
         """
 
 
@@ -82,7 +82,7 @@ class KnownTask:
     """A ClaimX event with its task row (keys in snake_case)."""
 
     record: Record
-    event: EnrichedEvent
+    event: ClaimXEvent
     task: dict[str, Any]
 
 
@@ -122,18 +122,18 @@ def enrich(
         since = max(event.timestamp.timestamp(), record.timestamp_ms / 1000)
         return _fetch(item, make, claimx, since=since, clock=clock, fresh=fresh)
 
-    tasks = in_order_per_key(events, _assignment, look_up, pool())
+    tasks = map_in_key_order(events, _assignment, look_up, pool())
     formless = [i for i, task in enumerate(tasks) if isinstance(task, CabinetTask) and task.completed and not task.form]
     if formless:
         form_wait(max(events[i][0].timestamp_ms for i in formless) / 1000)
-        again = in_order_per_key([events[i] for i in formless], _assignment, partial(look_up, fresh=True), pool())
+        again = map_in_key_order([events[i] for i in formless], _assignment, partial(look_up, fresh=True), pool())
         for index, task in zip(formless, again, strict=True):
             tasks[index] = task
     return tasks
 
 
 def look_up_missing_tasks(
-    events: Sequence[tuple[Record, EnrichedEvent]],
+    events: Sequence[tuple[Record, ClaimXEvent]],
     *,
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
@@ -145,28 +145,28 @@ def look_up_missing_tasks(
     """
     claimx = lookup()
 
-    def find(item: tuple[Record, EnrichedEvent]) -> KnownTask | Failure:
+    def find(item: tuple[Record, ClaimXEvent]) -> KnownTask | Failure:
         record, event = item
         if event.task is not None:
             return KnownTask(record, event, event.task)
         # The event's own time is the receiver's, so Kafka's timestamp is as good and always there.
         return _fetch(
             item,
-            lambda details: KnownTask(record, event, task_row_from_details(details.raw)),
+            lambda details: KnownTask(record, event, make_task_row(details.raw)),
             claimx,
             since=record.timestamp_ms / 1000,
             clock=clock,
         )
 
-    return in_order_per_key(events, _assignment, find, pool())
+    return map_in_key_order(events, _assignment, find, pool())
 
 
-def _assignment(item: tuple[Record, TaskEvent | EnrichedEvent]) -> Hashable:
+def _assignment(item: tuple[Record, TaskEvent | ClaimXEvent]) -> Hashable:
     return item[1].assignment_id
 
 
 def _fetch(
-    item: tuple[Record, TaskEvent | EnrichedEvent],
+    item: tuple[Record, TaskEvent | ClaimXEvent],
     make: Callable[[TaskDetails], Made],
     claimx: TaskLookup,
     *,
@@ -180,7 +180,7 @@ def _fetch(
     failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
     try:
         return make(claimx.task(event.assignment_id, not_before=since + _CLOCK_SKEW_SECONDS, fresh=fresh))
-    except LookupFailed as error:
+    except TaskLookupError as error:
         return failure(error.error_class, str(error), first_at, clock(), error.attempts)
-    except IncompleteTask as error:
+    except IncompleteTaskError as error:
         return failure("wrong_shape", f"ClaimX's answer: {error}", first_at, clock())

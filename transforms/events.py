@@ -26,24 +26,24 @@ from pydantic.alias_generators import to_camel
 from pydantic_core import from_json, to_json
 
 from itel_cabinet.transforms.records import Failure, Record, Skip
-from itel_cabinet.transforms.replays import is_for_another
+from itel_cabinet.transforms.replays import is_for_other_group
 
 __all__ = [
     "CABINET_TASK_ID",
     "INT64_MAX",
-    "EnrichedEvent",
-    "IncompleteTask",
+    "ClaimXEvent",
+    "IncompleteTaskError",
     "TaskEvent",
-    "json_text",
+    "dump_json",
+    "make_task_row",
+    "make_tracking_headers",
+    "make_tracking_message",
+    "parse_claimx_event",
     "parse_claimx_events",
-    "parse_enriched",
     "parse_event",
     "parse_task_events",
     "parse_timestamp",
     "skip_other_statuses",
-    "task_row_from_details",
-    "tracking_headers",
-    "tracking_message",
 ]
 
 CABINET_TASK_ID = 32513
@@ -72,7 +72,7 @@ def parse_timestamp(value: object) -> datetime:
     return moment
 
 
-def json_text(value: object) -> str:
+def dump_json(value: object) -> str:
     """``value`` as compact JSON, non-ASCII characters as they are; infinities, which JSON cannot hold, become null."""
     return to_json(value, inf_nan_mode="null").decode()
 
@@ -136,7 +136,7 @@ class TaskEvent(BaseModel):
     media_ids: Annotated[list[Any] | None, Field(default=None, description="a list or null")]
 
 
-class IncompleteTask(ValueError):
+class IncompleteTaskError(ValueError):
     """A task row that lacks what every consumer needs, or has it wrong; names the columns, never their values."""
 
 
@@ -151,7 +151,7 @@ def _complete_row(row: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return {**row, **_TaskRow.model_validate(row).model_dump()}
     except ValidationError as error:
-        raise IncompleteTask(f"the task row is incomplete: {_complaint(_TaskRow, error)[1]}") from None
+        raise IncompleteTaskError(f"the task row is incomplete: {_complaint(_TaskRow, error)[1]}") from None
 
 
 def _snake_keys(row: object) -> object:
@@ -167,7 +167,7 @@ def _either_case(name: str) -> AliasChoices:
     return AliasChoices(name, to_camel(name))
 
 
-class _ClaimXEvent(BaseModel):
+class _EventHead(BaseModel):
     """What every ClaimX event must have, task event or not."""
 
     model_config = ConfigDict(
@@ -179,7 +179,7 @@ class _ClaimXEvent(BaseModel):
     project_id: ProjectId
 
 
-class EnrichedEvent(_ClaimXEvent):
+class ClaimXEvent(_EventHead):
     """A ClaimX task event, as the trigger job reads it; keys in snake_case or camelCase.
 
     ``task`` is the task row where the event brings one (keys in snake_case; ``assignment_id``, ``task_id`` and
@@ -197,7 +197,7 @@ class EnrichedEvent(_ClaimXEvent):
 
     @property
     def assignment_id(self) -> int:
-        """The assignment that the event is about. What :func:`parse_enriched` gives always has one."""
+        """The assignment that the event is about. What :func:`parse_claimx_event` gives always has one."""
         named = self.task_assignment_id if self.task is None else self.task["assignment_id"]
         assert isinstance(named, int)
         return named
@@ -215,9 +215,9 @@ def parse_task_events(
 
 def parse_claimx_events(
     records: Sequence[Record], *, group: str, clock: Callable[[], float]
-) -> Iterator[tuple[Record, EnrichedEvent] | Failure | Skip]:
+) -> Iterator[tuple[Record, ClaimXEvent] | Failure | Skip]:
     """The ClaimX event of each record, for the trigger job. ``group`` is the consumer group."""
-    return _parse_each(records, parse_enriched, group, clock())
+    return _parse_each(records, parse_claimx_event, group, clock())
 
 
 def skip_other_statuses(
@@ -232,7 +232,7 @@ def _parse_each(
     records: Sequence[Record], parse: Callable[[Record, float], _Model | Failure | Skip], group: str, now: float
 ) -> Iterator[tuple[Record, _Model] | Failure | Skip]:
     for record in records:
-        event = Skip(record, "replay_for_another_group") if is_for_another(record, group) else parse(record, now)
+        event = Skip(record, "replay_for_another_group") if is_for_other_group(record, group) else parse(record, now)
         yield event if isinstance(event, Failure | Skip) else (record, event)
 
 
@@ -251,27 +251,27 @@ def parse_event(
     return event
 
 
-def parse_enriched(record: Record, now: float) -> EnrichedEvent | Failure | Skip:
+def parse_claimx_event(record: Record, now: float) -> ClaimXEvent | Failure | Skip:
     """The task event in a record of ClaimX's enriched events; other valid events are skipped as ``not_a_task_event``.
 
     Error classes as of :func:`parse_event`.
     """
     content = _read_object(record, now)
-    head = _validated(_ClaimXEvent, content, record, now)
+    head = _validated(_EventHead, content, record, now)
     if isinstance(head, Failure):
         return head
     if not head.event_type.upper().startswith(_TASK_EVENT_PREFIX):
         return Skip(record, "not_a_task_event")
-    event = _validated(EnrichedEvent, content, record, now)
-    if isinstance(event, EnrichedEvent) and event.task is None and event.task_assignment_id is None:
+    event = _validated(ClaimXEvent, content, record, now)
+    if isinstance(event, ClaimXEvent) and event.task is None and event.task_assignment_id is None:
         return _failure(record, now, "missing_field", "task and task_assignment_id are missing; one of them is needed")
     return event
 
 
-def task_row_from_details(details: Mapping[str, Any]) -> dict[str, Any]:
+def make_task_row(details: Mapping[str, Any]) -> dict[str, Any]:
     """The task row of a ClaimX answer (its JSON object): the known keys in snake_case, absent ones as null.
 
-    ``assignment_id``, ``task_id`` (int) and ``status`` (upper case) are always there. Raises IncompleteTask.
+    ``assignment_id``, ``task_id`` (int) and ``status`` (upper case) are always there. Raises IncompleteTaskError.
     """
     row = {column: details.get(key) for column, key in _TASK_ROW_KEYS.items()}
     row["project_id"] = _id_text(row["project_id"])
@@ -279,8 +279,8 @@ def task_row_from_details(details: Mapping[str, Any]) -> dict[str, Any]:
     return _complete_row(row)
 
 
-def tracking_message(
-    event: EnrichedEvent,
+def make_tracking_message(
+    event: ClaimXEvent,
     task_row: Mapping[str, Any],
     trigger_name: str,
     now: datetime,
@@ -289,7 +289,7 @@ def tracking_message(
 ) -> dict[str, Any]:
     """The message for the tracking topic, as :class:`TaskEvent` reads it; its key is the assignment id as text.
 
-    ``task_row`` is as EnrichedEvent.task or task_row_from_details give it. ``timestamp`` is ``now`` (aware): when the
+    ``task_row`` is as ClaimXEvent.task or make_task_row give it. ``timestamp`` is ``now`` (aware): when the
     trigger fired, not when ClaimX changed the task.
     """
     message = {
@@ -310,7 +310,7 @@ def tracking_message(
     return message
 
 
-def tracking_headers(message: Mapping[str, Any], source: Record) -> tuple[tuple[str, bytes], ...]:
+def make_tracking_headers(message: Mapping[str, Any], source: Record) -> tuple[tuple[str, bytes], ...]:
     """The Kafka headers of a tracking message; ``x-source`` is the record it was made from, so that a repeat shows."""
     return (
         ("x-trigger-name", message["trigger_name"].encode()),

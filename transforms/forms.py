@@ -23,21 +23,21 @@ from itel_cabinet.transforms.events import INT64_MAX, parse_timestamp
 __all__ = [
     "PHOTO_QUESTION_KEYS",
     "QUESTIONS",
-    "Answer",
+    "AnswerValue",
     "ExternalLink",
     "Form",
     "Photo",
     "Question",
     "TaskDetails",
-    "WrongShape",
-    "lenient_int",
-    "lenient_text",
-    "lenient_timestamp",
+    "WrongShapeError",
     "parse_details",
     "parse_form",
+    "read_int",
+    "read_text",
+    "read_timestamp",
 ]
 
-Answer = bool | float | int | str | None
+AnswerValue = bool | float | int | str | None
 
 
 class Question(NamedTuple):
@@ -210,21 +210,21 @@ _PHOTO_CONTROL_KEYS = {
 }
 
 
-def lenient_text(value: object) -> str | None:
+def read_text(value: object) -> str | None:
     """Trimmed text; a number (a phone, say) as its text; None for blank and everything else."""
     if isinstance(value, str):
         return value.strip() or None
     return str(value) if type(value) in (int, float) else None
 
 
-def lenient_int(value: object) -> int | None:
+def read_int(value: object) -> int | None:
     """A 64-bit whole number, also from its digits as text; None for everything else."""
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):
         value = int(value)
     return value if type(value) is int and -INT64_MAX - 1 <= value <= INT64_MAX else None
 
 
-def lenient_timestamp(value: object) -> datetime | None:
+def read_timestamp(value: object) -> datetime | None:
     """ISO 8601 text as an aware UTC datetime (without a zone it is UTC); None for everything else."""
     try:
         return parse_timestamp(value)
@@ -232,12 +232,12 @@ def lenient_timestamp(value: object) -> datetime | None:
         return None
 
 
-_Text = Annotated[str | None, BeforeValidator(lenient_text)]
-_Int = Annotated[int | None, BeforeValidator(lenient_int)]
-_Timestamp = Annotated[datetime | None, BeforeValidator(lenient_timestamp)]
+_Text = Annotated[str | None, BeforeValidator(read_text)]
+_Int = Annotated[int | None, BeforeValidator(read_int)]
+_Timestamp = Annotated[datetime | None, BeforeValidator(read_timestamp)]
 
 
-class WrongShape(ValueError):
+class WrongShapeError(ValueError):
     """An answer that is none: one line that names the key at fault, free of values."""
 
 
@@ -305,29 +305,29 @@ class Form:
     ``warnings`` say in one line each which answer could not be read and became None.
     """
 
-    answers: Mapping[str, Answer]
+    answers: Mapping[str, AnswerValue]
     photos: tuple[Photo, ...]
     raw_data: Mapping[str, list[dict[str, Any]]]
     warnings: tuple[str, ...]
 
 
 def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
-    """ClaimX's answer to the question for ``assignment_id``. Raises WrongShape for what is no such answer."""
+    """ClaimX's answer to the question for ``assignment_id``. Raises WrongShapeError."""
     try:
         content = from_json(raw, allow_inf_nan=False)
     except ValueError as error:
-        raise WrongShape(f"the answer is not JSON: {error}") from None
+        raise WrongShapeError(f"the answer is not JSON: {error}") from None
     if not isinstance(content, dict):
-        raise WrongShape("the answer is not an object")
-    if lenient_int(content.get("assignmentId")) != assignment_id:
-        raise WrongShape("assignmentId is not the one that was asked for")
+        raise WrongShapeError("the answer is not an object")
+    if read_int(content.get("assignmentId")) != assignment_id:
+        raise WrongShapeError("assignmentId is not the one that was asked for")
     response = content.get("response")
     if not isinstance(response, dict | None):
-        raise WrongShape("response is neither an object nor null")
+        raise WrongShapeError("response is neither an object nor null")
     groups = (response or {}).get("groups")
     if not isinstance(groups, list | None):
-        raise WrongShape("response.groups is neither a list nor null")
-    assignor = lenient_text(content.get("assignor")) or content.get("assignorEmail")
+        raise WrongShapeError("response.groups is neither a list nor null")
+    assignor = read_text(content.get("assignor")) or content.get("assignorEmail")
     return TaskDetails.model_validate(
         {**content, "assignmentId": assignment_id, "assignorEmail": assignor, "groups": groups or [], "raw": content}
     )
@@ -340,7 +340,7 @@ def parse_form(details: TaskDetails) -> Form:
     all other text stays as it was typed.
     """
     warnings: list[str] = []
-    answers: dict[str, Answer] = dict.fromkeys(question.column for question in QUESTIONS)
+    answers: dict[str, AnswerValue] = dict.fromkeys(question.column for question in QUESTIONS)
     raw_data: dict[str, list[dict[str, Any]]] = {}
     photos: dict[tuple[str, int], Photo] = {}
     photos_of: dict[str, int] = {}
@@ -397,9 +397,9 @@ def _questions(groups: list[Any], warnings: list[str]) -> Iterator[_Asked]:
             control = question.get("formControl")
             is_photo, value = _value(answer) if isinstance(answer, dict) else (False, None)
             yield _Asked(
-                lenient_text(group.get("name")) or "",
+                read_text(group.get("name")) or "",
                 question["questionText"].strip(),
-                lenient_text(control.get("id")) if isinstance(control, dict) else None,
+                read_text(control.get("id")) if isinstance(control, dict) else None,
                 is_photo,
                 value,
             )
@@ -422,13 +422,13 @@ def _value(answer: dict[str, Any]) -> tuple[bool, Any]:
     return False, None
 
 
-def _typed(kind: str, value: object) -> tuple[Answer, str | None]:
+def _typed(kind: str, value: object) -> tuple[AnswerValue, str | None]:
     """The answer in the type of its column, or None with a complaint; unanswered is None without one."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None, None
     match kind:
         case "yes_no":
-            answer: Answer = _yes_no(value)
+            answer: AnswerValue = _yes_no(value)
             wanted = "neither yes nor no"
         case "linear_feet":
             answer = _number(value)
@@ -437,7 +437,7 @@ def _typed(kind: str, value: object) -> tuple[Answer, str | None]:
             answer = _count(value)
             wanted = "not a whole number of 32 bits"
         case _:
-            answer = value if isinstance(value, str) else lenient_text(value)
+            answer = value if isinstance(value, str) else read_text(value)
             wanted = "not text"
     return answer, f"{_excerpt(value)} is {wanted}" if answer is None else None
 
@@ -484,7 +484,7 @@ def _media_ids(asked: _Asked, warnings: list[str]) -> Iterator[int]:
         warnings.append(f"{_question_key(asked)}: claimMediaIds is not a list")
         return
     for item in asked.value:
-        media_id = lenient_int(item)
+        media_id = read_int(item)
         if media_id is not None and media_id > 0:
             yield media_id
         elif media_id is None and item is not None:

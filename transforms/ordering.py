@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor, wait
 from typing import TypeVar
 
-__all__ = ["MOST_AT_ONCE", "in_order_per_key"]
+__all__ = ["MOST_AT_ONCE", "map_in_key_order"]
 
 MOST_AT_ONCE = 256
 """More calls of one batch than this are not made side by side, whatever the pool's size."""
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def in_order_per_key(
+def map_in_key_order(
     items: Sequence[Item], key: Callable[[Item], Hashable], work: Callable[[Item], Result], pool: Executor
 ) -> list[Result]:
     """``[work(item) for item in items]``, side by side across keys, in order and never overlapping within one.

@@ -18,19 +18,19 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import GenerateJsonSchema
 
 from itel_cabinet.transforms.events import TaskEvent
-from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, Answer, Form, Photo, TaskDetails, lenient_int
+from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, AnswerValue, Form, Photo, TaskDetails, read_int
 
 __all__ = [
     "CabinetRepairSubmission",
     "CabinetSection",
     "Customer",
+    "IncompletePayloadError",
     "MediaItem",
-    "PayloadIncomplete",
     "build_payload",
-    "example",
-    "payload_bytes",
+    "encode_payload",
+    "make_example",
+    "make_schema",
     "payload_sha256",
-    "schema",
 ]
 
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -101,7 +101,7 @@ class CabinetRepairSubmission(_Part):
     overview_media: list[MediaItem]
 
 
-class PayloadIncomplete(ValueError):
+class IncompletePayloadError(ValueError):
     """A form that cannot be submitted; ``missing`` lists the required payload fields that have no valid value."""
 
     def __init__(self, missing: Sequence[str]) -> None:
@@ -120,7 +120,7 @@ _SECTION_MEDIA = {
 
 
 def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> CabinetRepairSubmission:
-    """The submission of a completed form. ``status`` and the project are the event's. Raises PayloadIncomplete."""
+    """The submission of a completed form. ``status`` and the project are the event's. Raises IncompletePayloadError."""
     required = {
         "assignmentId": event.assignment_id,
         "projectId": _positive(event.project_id),
@@ -130,7 +130,7 @@ def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> Cabinet
         "dateAssigned": _iso(details.date_assigned),
     }
     if missing := [name for name, value in required.items() if value is None]:
-        raise PayloadIncomplete(missing)
+        raise IncompletePayloadError(missing)
     answers = form.answers
     customer = details.external_link_data
     sections = {f"{section}_cabinets": _section(section, answers, form.photos) for section in _SECTION_MEDIA}
@@ -154,7 +154,7 @@ def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> Cabinet
     )
 
 
-def payload_bytes(payload: CabinetRepairSubmission) -> bytes:
+def encode_payload(payload: CabinetRepairSubmission) -> bytes:
     """The request body: compact UTF-8 JSON, the same bytes for an equal payload."""
     return payload.model_dump_json().encode()
 
@@ -171,7 +171,7 @@ class _UntitledFields(GenerateJsonSchema):
         return False
 
 
-def schema() -> dict[str, Any]:
+def make_schema() -> dict[str, Any]:
     """The JSON Schema (draft-07) of a submission."""
     generated = CabinetRepairSubmission.model_json_schema(
         mode="serialization", ref_template="#/definitions/{model}", schema_generator=_UntitledFields
@@ -180,7 +180,7 @@ def schema() -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#", **generated, "definitions": definitions}
 
 
-def example() -> CabinetRepairSubmission:
+def make_example() -> CabinetRepairSubmission:
     """A submission of invented content, as iTel may receive it."""
 
     def media(key: str, *ids: int) -> MediaItem:
@@ -230,7 +230,7 @@ def example() -> CabinetRepairSubmission:
     )
 
 
-def _section(section: str, answers: Mapping[str, Answer], photos: Sequence[Photo]) -> CabinetSection | None:
+def _section(section: str, answers: Mapping[str, AnswerValue], photos: Sequence[Photo]) -> CabinetSection | None:
     damaged, feet = answers[f"{section}_cabinets_damaged"], answers[f"{section}_cabinets_lf"]
     if not damaged and not feet:
         return None
@@ -265,7 +265,7 @@ def _media(keys: Sequence[str], photos: Sequence[Photo]) -> list[MediaItem]:
 
 
 def _positive(text: str) -> int | None:
-    number = lenient_int(text)
+    number = read_int(text)
     return number if number and number > 0 else None
 
 
@@ -274,7 +274,10 @@ def _iso(moment: datetime | None) -> str | None:
 
 
 def _main() -> None:
-    documents: dict[str, Callable[[], Any]] = {"schema": schema, "example": lambda: example().model_dump()}
+    documents: dict[str, Callable[[], Any]] = {
+        "make_schema": make_schema,
+        "make_example": lambda: make_example().model_dump(),
+    }
     arguments = argparse.ArgumentParser(description="Print the payload's JSON Schema or an example of a payload.")
     arguments.add_argument("document", choices=documents)
     print(json.dumps(documents[arguments.parse_args().document](), indent=2))

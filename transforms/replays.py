@@ -15,10 +15,10 @@ __all__ = [
     "REPLAY_FOR",
     "REPLAY_OF",
     "REPLAY_TRACKED",
+    "count_replays",
     "has_row",
-    "is_for_another",
-    "replay_headers",
-    "times_replayed",
+    "is_for_other_group",
+    "make_replay_headers",
 ]
 
 REPLAY_FOR = "x-replay-for"
@@ -33,7 +33,7 @@ REPLAY_TRACKED = "x-replay-tracked"
 _OURS = frozenset({REPLAY_FOR, REPLAY_OF, REPLAY_COUNT, REPLAY_TRACKED})
 
 
-def is_for_another(record: Record, group: str) -> bool:
+def is_for_other_group(record: Record, group: str) -> bool:
     """Whether this is a replay for another consumer group than ``group``."""
     return any(name == REPLAY_FOR and value != group.encode() for name, value in record.headers)
 
@@ -43,13 +43,15 @@ def has_row(record: Record) -> bool:
     return any(name == REPLAY_TRACKED for name, _ in record.headers)
 
 
-def times_replayed(record: Record) -> int:
+def count_replays(record: Record) -> int:
     """How often the event had been replayed when this record was written; 0 where the header makes no sense."""
     counts = [value or b"" for name, value in record.headers if name == REPLAY_COUNT]
     return max((int(count) for count in counts if re.fullmatch(rb"[0-9]{1,9}", count)), default=0)
 
 
-def replay_headers(record: Record, *, group: str, count: int, tracked: bool) -> tuple[tuple[str, bytes | None], ...]:
+def make_replay_headers(
+    record: Record, *, group: str, count: int, tracked: bool
+) -> tuple[tuple[str, bytes | None], ...]:
     """The headers of a replay of ``record``: its own, without those of an earlier replay, and ours.
 
     ``count`` includes this replay; ``tracked`` says that the event has its row.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
-__all__ = ["Submitted", "Tracked", "encode_success", "encode_tracked"]
+__all__ = ["SubmissionResult", "TrackingResult", "encode_submission_result", "encode_tracking_result"]
 
 _EXCERPT_CHARACTERS = 500
 
@@ -19,7 +19,7 @@ class _Result(BaseModel):
     version: Literal[1] = 1
 
 
-class Submitted(_Result):
+class SubmissionResult(_Result):
     """A submission that iTel has accepted. ``status`` is the HTTP status of its answer, ``timestamp`` when it came.
 
     ``response`` is the start of the answer's body, at most 500 characters; it may hold personal data, so it is written
@@ -35,7 +35,7 @@ class Submitted(_Result):
     timestamp: AwareDatetime
 
 
-class Tracked(_Result):
+class TrackingResult(_Result):
     """An event whose row is in the tracking table, with the event's own time and coordinates."""
 
     event_id: str
@@ -48,14 +48,14 @@ class Tracked(_Result):
     kafka_offset: int
 
 
-def encode_success(
+def encode_submission_result(
     *, event_id: str, assignment_id: int, status: int, excerpt: str, payload_sha256: str, attempts: int, now: float
 ) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
     """Key, value (JSON of Submitted) and headers of a message; the key is the event id, so that a repeat shows.
 
     ``excerpt`` is the start of iTel's answer, cut here if it is longer than 500 characters; ``now`` is epoch seconds.
     """
-    submitted = Submitted(
+    submitted = SubmissionResult(
         event_id=event_id,
         assignment_id=assignment_id,
         status=status,
@@ -68,8 +68,8 @@ def encode_success(
     return event_id.encode(), submitted.model_dump_json().encode(), headers
 
 
-def encode_tracked(row: Mapping[str, Any]) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+def encode_tracking_result(row: Mapping[str, Any]) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
     """Key, value (JSON of Tracked) and headers for a row of the tracking table; the key is the event id."""
-    tracked = Tracked.model_validate({name: row[name] for name in Tracked.model_fields if name in row})
+    tracked = TrackingResult.model_validate({name: row[name] for name in TrackingResult.model_fields if name in row})
     headers = (("x-assignment-id", str(tracked.assignment_id).encode()), ("x-status", tracked.task_status.encode()))
     return tracked.event_id.encode(), tracked.model_dump_json().encode(), headers

@@ -13,14 +13,14 @@ from typing import Any
 import pyarrow as pa
 
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
-from itel_cabinet.transforms.events import TaskEvent, json_text
+from itel_cabinet.transforms.events import TaskEvent, dump_json
 from itel_cabinet.transforms.forms import (
     QUESTIONS,
     Form,
     Question,
     TaskDetails,
-    lenient_int,
-    lenient_timestamp,
+    read_int,
+    read_timestamp,
 )
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import has_row
@@ -29,12 +29,12 @@ __all__ = [
     "ATTACHMENTS_SCHEMA",
     "FORMS_SCHEMA",
     "TRACKING_SCHEMA",
-    "attachment_rows",
-    "attachments_rows",
-    "form_row",
-    "forms_rows",
-    "tracking_row",
-    "tracking_rows",
+    "make_attachment_rows",
+    "make_form_row",
+    "make_form_rows",
+    "make_photo_rows",
+    "make_tracking_row",
+    "make_tracking_rows",
 ]
 
 _TRACKING_VERSION = "1.0"
@@ -143,30 +143,30 @@ ATTACHMENTS_SCHEMA = pa.schema(
 )
 
 
-def tracking_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def make_tracking_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """A row for each event of a batch, in order; none for a replay of an event that has its row."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return [tracking_row(task.record, task.event, task.details, now) for task in tasks if not has_row(task.record)]
+    return [make_tracking_row(task.record, task.event, task.details, now) for task in tasks if not has_row(task.record)]
 
 
-def forms_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def make_form_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """A row for each form in a batch, in order; several of one assignment are left for the sink to decide between."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return [form_row(task.record, task.event, task.details, task.form, now) for task in tasks if task.form]
+    return [make_form_row(task.record, task.event, task.details, task.form, now) for task in tasks if task.form]
 
 
-def attachments_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def make_attachment_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
     """The photo rows of each form in a batch, in order."""
     now = datetime.fromtimestamp(clock(), UTC)
     return [
         row
         for task in tasks
         if task.form
-        for row in attachment_rows(task.record, task.event, task.form, now, task.photographs)
+        for row in make_photo_rows(task.record, task.event, task.form, now, task.photographs)
     ]
 
 
-def tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
+def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
     """The row of one event. User ids and dates are ClaimX's, or the event's own task row's where ClaimX names none."""
     task: Mapping[str, Any] = event.task or {}
     return {
@@ -179,13 +179,13 @@ def tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, 
         "project_id": event.project_id,
         "task_status": event.task_status,
         "task_name": event.task_name or (details and details.task_name),
-        "assigned_to_user_id": _first(details and details.assignee_id, lenient_int(task.get("assignee_id"))),
-        "assigned_by_user_id": _first(details and details.assignor_id, lenient_int(task.get("assignor_id"))),
-        "task_created_at": _first(details and details.date_assigned, lenient_timestamp(task.get("date_assigned"))),
-        "task_completed_at": _first(details and details.date_completed, lenient_timestamp(task.get("date_completed"))),
-        "claimx_task_full": None if details is None else json_text(details.raw),
+        "assigned_to_user_id": _first(details and details.assignee_id, read_int(task.get("assignee_id"))),
+        "assigned_by_user_id": _first(details and details.assignor_id, read_int(task.get("assignor_id"))),
+        "task_created_at": _first(details and details.date_assigned, read_timestamp(task.get("date_assigned"))),
+        "task_completed_at": _first(details and details.date_completed, read_timestamp(task.get("date_completed"))),
+        "claimx_task_full": None if details is None else dump_json(details.raw),
         "original_event": None if record.value is None else record.value.decode(errors="replace"),
-        "project_data": None if event.project is None else json_text(event.project),
+        "project_data": None if event.project is None else dump_json(event.project),
         "tracking_version": _TRACKING_VERSION,
         "source": _SOURCE,
         "year": event.timestamp.year,
@@ -194,7 +194,7 @@ def tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, 
     }
 
 
-def form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form, now: datetime) -> dict[str, Any]:
+def make_form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form, now: datetime) -> dict[str, Any]:
     """The row of an assignment's form. ``status`` is the event's; ``raw_data`` and ``parse_warnings`` are JSON text."""
     customer = details.external_link_data
     return {
@@ -216,15 +216,15 @@ def form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form,
         "assignor_email": details.assignor_email,
         "external_link_url": customer.url,
         **form.answers,
-        "raw_data": json_text(form.raw_data),
+        "raw_data": dump_json(form.raw_data),
         "created_at": now,
         "updated_at": now,
-        "parse_warnings": json_text(form.warnings),
+        "parse_warnings": dump_json(form.warnings),
         **_origin(record, event),
     }
 
 
-def attachment_rows(
+def make_photo_rows(
     record: Record,
     event: TaskEvent,
     form: Form,

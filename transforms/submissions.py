@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.payload import CabinetRepairSubmission, PayloadIncomplete, build_payload, payload_bytes
+from itel_cabinet.transforms.payload import (
+    CabinetRepairSubmission,
+    IncompletePayloadError,
+    build_payload,
+    encode_payload,
+)
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
 __all__ = ["Submission", "Submitted", "build_submissions", "scrub"]
@@ -57,10 +62,10 @@ def build_submissions(
         else:
             try:
                 payload = build_payload(task.details, task.form, event)
-            except PayloadIncomplete as incomplete:
+            except IncompletePayloadError as incomplete:
                 yield failure("incomplete", str(incomplete), now, now)
                 continue
-            yield Submission(record, event.event_id, event.assignment_id, payload_bytes(payload), _personal(payload))
+            yield Submission(record, event.event_id, event.assignment_id, encode_payload(payload), _personal(payload))
 
 
 def scrub(text: str, submissions: Iterable[Submission]) -> str:

@@ -27,10 +27,10 @@ from pydantic import (
 )
 
 from itel_cabinet.transforms.enrichment import KnownTask
-from itel_cabinet.transforms.events import Id, json_text, tracking_headers, tracking_message
+from itel_cabinet.transforms.events import Id, dump_json, make_tracking_headers, make_tracking_message
 from itel_cabinet.transforms.records import Record, Skip
 
-__all__ = ["Match", "Publication", "Rules", "RulesError", "Trigger", "apply_rules", "default_rules", "load_rules"]
+__all__ = ["Match", "Publication", "Rules", "RulesError", "Trigger", "apply_rules", "load_default_rules", "load_rules"]
 
 _LOGGER = logging.getLogger(__name__)
 _PLACEHOLDERS = ("event_id", "event_type", "project_id", "task_id", "assignment_id", "task_status")
@@ -167,7 +167,7 @@ def apply_rules(
         if match is None:
             yield Skip(record, "no_rule")
             continue
-        message = tracking_message(
+        message = make_tracking_message(
             event,
             task,
             trigger_name=match.trigger.name,
@@ -180,8 +180,8 @@ def apply_rules(
                 record=record,
                 topic=topic or match.actions.publish_to_topic,
                 key=str(message["assignment_id"]).encode(),
-                value=json_text(message).encode(),
-                headers=tracking_headers(message, record),
+                value=dump_json(message).encode(),
+                headers=make_tracking_headers(message, record),
             )
         else:
             yield Skip(record, "logged_only")
@@ -203,7 +203,7 @@ def load_rules(text: str, source: str) -> Rules:
         raise RulesError(f"{source}: {_first_problem(error)}") from None
 
 
-def default_rules() -> Rules:
+def load_default_rules() -> Rules:
     """The rules that ship with the package: every event of the cabinet repair form goes to the tracking topic."""
     name = "triggers_default.yaml"
     return load_rules(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"), name)

@@ -24,7 +24,7 @@ from confluent_kafka import Message as DeliveryReport
 
 from itel_cabinet.local.samples.forms import SampleForms
 from itel_cabinet.local.simulators import ClaimXSimulator
-from itel_cabinet.transforms.events import CABINET_TASK_ID, task_row_from_details
+from itel_cabinet.transforms.events import CABINET_TASK_ID, make_task_row
 
 __all__ = [
     "BAD_KINDS",
@@ -461,7 +461,7 @@ class Generator:
     def _task_row(self, details: Json, event_id: str) -> Json:
         enriched_at = self._now.isoformat()
         times = {"created_at": enriched_at, "updated_at": enriched_at, "last_enriched_at": enriched_at}
-        return {**task_row_from_details(details), "event_id": event_id, **times}
+        return {**make_task_row(details), "event_id": event_id, **times}
 
 
 def produce(

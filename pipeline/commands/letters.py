@@ -179,9 +179,9 @@ def _plain(text: str) -> Text:
     """Text of a stranger's making, harmless to a terminal."""
     from rich.text import Text
 
-    from itel_cabinet.transforms.dead_letters import one_line
+    from itel_cabinet.transforms.dead_letters import shorten
 
-    return Text(one_line(text, 1_000))
+    return Text(shorten(text, 1_000))
 
 
 def _print_counts(counts: Sequence[FailureCount], as_json: bool) -> None:
@@ -383,11 +383,11 @@ _TOLD = {
 
 def _tell_of_replay(counts: Mapping[Outcome, int], told: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
     from itel_cabinet.pipeline.operate import Outcome
-    from itel_cabinet.transforms.dead_letters import one_line
+    from itel_cabinet.transforms.dead_letters import shorten
 
     for one in told[:_MOST_REASONS]:
         line = f"{one.entry.letter.coordinates} of {one.entry.letter.topic}: {one.outcome.value}: {one.reason}"
-        print(f"{PROGRAM}: {one_line(line, 1_000)}", file=sys.stderr)
+        print(f"{PROGRAM}: {shorten(line, 1_000)}", file=sys.stderr)
     if len(told) > _MOST_REASONS:
         print(f"{PROGRAM}: and {len(told) - _MOST_REASONS} more", file=sys.stderr)
     if as_json:

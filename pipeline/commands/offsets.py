@@ -100,10 +100,10 @@ def show_offsets(
 
 
 def _whose(position: PartitionLag) -> str:
-    from itel_cabinet.transforms.dead_letters import one_line
+    from itel_cabinet.transforms.dead_letters import shorten
 
     if position.stale is not None:
-        return f"another topic of this name: {one_line(position.topic_id or '', 100)}"
+        return f"another topic of this name: {shorten(position.topic_id or '', 100)}"
     if position.committed is None:
         return "-"
     return "this topic" if position.topic_id else "not said"

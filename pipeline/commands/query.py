@@ -190,9 +190,9 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def _shown(value: Any) -> Text:
     from rich.text import Text
 
-    from itel_cabinet.transforms.dead_letters import one_line
+    from itel_cabinet.transforms.dead_letters import shorten
 
-    return Text(one_line(_text(value, none="-"), 1_000), justify="right" if isinstance(value, int | float) else "left")
+    return Text(shorten(_text(value, none="-"), 1_000), justify="right" if isinstance(value, int | float) else "left")
 
 
 def _print_json(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -12,14 +12,14 @@ from itel_cabinet.io.kafka import LogReader
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.transforms.dead_letters import (
     DeadLetter,
-    NotADeadLetter,
-    Replayed,
+    DeadLetterFormatError,
+    ReplayNote,
     decode_dead_letter,
-    decode_replayed,
-    one_line,
+    decode_replay_note,
+    shorten,
 )
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.replays import has_row, times_replayed
+from itel_cabinet.transforms.replays import count_replays, has_row
 
 __all__ = [
     "Entry",
@@ -155,14 +155,14 @@ class ErrorLog:
     strangers: list[Stranger] = field(default_factory=list)
 
 
-def letters(reader: LogReader, topics: Iterable[str]) -> Iterator[tuple[Record, DeadLetter | Replayed | Stranger]]:
+def letters(reader: LogReader, topics: Iterable[str]) -> Iterator[tuple[Record, DeadLetter | ReplayNote | Stranger]]:
     """Each message of the error topics and what it is. Raises UnknownTopic."""
     for topic in dict.fromkeys(topics):
         for message in reader.all(topic):
-            note = decode_replayed(message)
+            note = decode_replay_note(message)
             try:
                 yield message, note or decode_dead_letter(message.value or b"")
-            except NotADeadLetter as error:
+            except DeadLetterFormatError as error:
                 yield message, Stranger(topic, message.partition, message.offset, str(error))
 
 
@@ -177,7 +177,7 @@ def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> Error
     for message, content in letters(reader, topics):
         if isinstance(content, Stranger):
             strangers.append(content)
-        elif isinstance(content, Replayed):
+        elif isinstance(content, ReplayNote):
             notes[content.coordinates, content.group] += 1
         else:
             entry = _entry(message, content)
@@ -211,13 +211,13 @@ def recent_letters(
             if message.partition not in met:
                 met.add(message.partition)
                 partial |= recent and sizes.get(message.partition, 0) > newest
-            headers = {name: one_line((value or b"").decode(errors="replace"), 250) for name, value in message.headers}
+            headers = {name: shorten((value or b"").decode(errors="replace"), 250) for name, value in message.headers}
             if headers.get("x-group") == group:
                 reason = headers.get("x-stage", "?"), headers.get("x-error-class", "?")
                 counts[reason] += 1
                 last_hour[reason] += recent
             else:
-                note = decode_replayed(message)
+                note = decode_replay_note(message)
                 replayed += note is not None and note.group == group
             if not go_on():
                 partial = True
@@ -249,4 +249,4 @@ def _entry(message: Record, letter: DeadLetter) -> Entry:
     record = letter.record()
     tracked = has_row(record) or (letter.job == Job.CABINET and letter.stage in _ITEL_STAGES)
     summary = letter.model_copy(update={"key": None, "value": None, "headers": []})
-    return Entry(message.topic, message.partition, message.offset, summary, times_replayed(record), tracked)
+    return Entry(message.topic, message.partition, message.offset, summary, count_replays(record), tracked)

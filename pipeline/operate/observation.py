@@ -22,7 +22,7 @@ from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_let
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.tables import TRACKING
-from itel_cabinet.transforms.dead_letters import one_line
+from itel_cabinet.transforms.dead_letters import shorten
 
 __all__ = ["NEWEST_LETTERS", "GroupView", "Observer", "Subject", "look_at_worker"]
 
@@ -287,7 +287,7 @@ def look_at_worker(url: str, job: str, group: str) -> Worker:
         if reply.kind == "timeout":
             return Worker(url, WorkerState.SILENT, f"does not answer within {_ANSWER_SECONDS:.0f} s")
         state = WorkerState.ABSENT if reply.kind == "unreachable" else WorkerState.STRANGE
-        return Worker(url, state, one_line(str(reply), 200))
+        return Worker(url, state, shorten(str(reply), 200))
     if reply.status not in (200, 503):
         return Worker(url, WorkerState.STRANGE, f"answers {reply.status} to /healthz")
     try:
@@ -295,13 +295,13 @@ def look_at_worker(url: str, job: str, group: str) -> Worker:
     except ValidationError:
         return Worker(url, WorkerState.STRANGE, f"answers {reply.status} to /healthz, but not as a job does")
     if (answer.job, answer.group) != (job, group):
-        theirs = f"the job {one_line(answer.job, 50)!r} of the group {one_line(answer.group, 249)!r} answers there"
+        theirs = f"the job {shorten(answer.job, 50)!r} of the group {shorten(answer.group, 249)!r} answers there"
         return Worker(url, WorkerState.STRANGE, theirs)
     return _worker(url, answer)
 
 
 def _worker(url: str, answer: _Answer) -> Worker:
-    waiting_for = tuple(one_line(name, 100) for name in answer.waiting_for[:10])
+    waiting_for = tuple(shorten(name, 100) for name in answer.waiting_for[:10])
     beat = f"last heartbeat {answer.seconds_since_heartbeat:.1f} s ago"
     match answer.status:
         case "ok":
@@ -317,5 +317,5 @@ def _worker(url: str, answer: _Answer) -> Worker:
         seconds_since_heartbeat=answer.seconds_since_heartbeat,
         stuck_after_seconds=answer.stuck_after_seconds,
         waiting_for=waiting_for,
-        version=one_line(answer.version, 50) or None,
+        version=shorten(answer.version, 50) or None,
     )

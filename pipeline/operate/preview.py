@@ -12,14 +12,14 @@ from pydantic_core import from_json
 from itel_cabinet.transforms.enrichment import COMPLETED, CabinetTask
 from itel_cabinet.transforms.events import (
     CABINET_TASK_ID,
-    IncompleteTask,
+    IncompleteTaskError,
     TaskEvent,
+    make_task_row,
     parse_event,
-    task_row_from_details,
 )
-from itel_cabinet.transforms.forms import WrongShape, lenient_int, parse_details, parse_form
+from itel_cabinet.transforms.forms import WrongShapeError, parse_details, parse_form, read_int
 from itel_cabinet.transforms.records import Failure, Record
-from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, attachments_rows, forms_rows
+from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, make_attachment_rows, make_form_rows
 from itel_cabinet.transforms.submissions import Submission, build_submissions
 
 __all__ = ["NotAnAnswer", "preview_answer"]
@@ -58,13 +58,13 @@ def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
         content = from_json(answer, allow_inf_nan=False)
     except ValueError as error:
         raise NotAnAnswer(f"not JSON: {error}") from None
-    assignment_id = lenient_int(content.get("assignmentId")) if isinstance(content, dict) else None
+    assignment_id = read_int(content.get("assignmentId")) if isinstance(content, dict) else None
     if assignment_id is None:
         raise NotAnAnswer("no ClaimX answer about a task: a JSON object with an assignmentId is expected")
     try:
         details = parse_details(answer, assignment_id)
-        row = task_row_from_details(details.raw)
-    except (WrongShape, IncompleteTask) as error:
+        row = make_task_row(details.raw)
+    except (WrongShapeError, IncompleteTaskError) as error:
         raise NotAnAnswer(str(error)) from None
 
     record = _record(row, now)
@@ -86,11 +86,11 @@ def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
     elif not isinstance(outcome, Submission):
         warnings.append(f"not submitted: the status is {event.task_status}, and only a {COMPLETED} task's form is read")
     return {
-        "form": next(iter(_shown(forms_rows([task], clock=now.timestamp), FORMS_SCHEMA.names)), None),
+        "form": next(iter(_shown(make_form_rows([task], clock=now.timestamp), FORMS_SCHEMA.names)), None),
         "attachments": [
             # The row that stands for an empty set is a sign to the table's sink.
             shown
-            for shown in _shown(attachments_rows([task], clock=now.timestamp), ATTACHMENTS_SCHEMA.names)
+            for shown in _shown(make_attachment_rows([task], clock=now.timestamp), ATTACHMENTS_SCHEMA.names)
             if shown["is_active"]
         ],
         "payload": json.loads(outcome.payload) if isinstance(outcome, Submission) else None,

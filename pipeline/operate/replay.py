@@ -15,9 +15,9 @@ from enum import StrEnum
 from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, UnknownTopic, Unwritable
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.options import Job
-from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replayed
+from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.replays import has_row, replay_headers, times_replayed
+from itel_cabinet.transforms.replays import count_replays, has_row, make_replay_headers
 
 __all__ = ["Outcome", "Replay", "Replayer", "may_have_row"]
 
@@ -147,7 +147,7 @@ class Replayer:
         if record is None:
             reason = f"the dead letter had no room for the record ({letter.value_size} bytes), its topic has lost it"
             return Replay(entry, Outcome.GONE, reason)
-        times = max(entry.times, times_replayed(record))
+        times = max(entry.times, count_replays(record))
         if times + entry.replayed >= self.max_replays:
             return self._parked(entry, times)
         return _Ready(entry, self._outgoing(entry, record, times), self._note(entry))
@@ -155,7 +155,7 @@ class Replayer:
     def _outgoing(self, entry: Entry, record: Record, times: int) -> Outgoing:
         # The same partition keeps the order of an assignment's events, whoever has produced them.
         known = record.partition in self.originals.topic(record.topic).partitions
-        headers = replay_headers(
+        headers = make_replay_headers(
             record,
             group=entry.letter.group,
             count=times + entry.replayed + 1,
@@ -164,7 +164,7 @@ class Replayer:
         return Outgoing(record.topic, record.partition if known else None, record.key, record.value, headers)
 
     def _note(self, entry: Entry) -> Outgoing:
-        return Outgoing(entry.topic, None, *encode_replayed(entry.letter, self.clock()))
+        return Outgoing(entry.topic, None, *encode_replay_note(entry.letter, self.clock()))
 
     def _write(self, chunk: Sequence[_Ready]) -> Iterator[Replay]:
         if self.writer is not None:

@@ -21,7 +21,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart, number
 from itel_cabinet.pipeline.operate.dead_letters import FailureCount
 from itel_cabinet.pipeline.operate.queries import Session, bind, find
-from itel_cabinet.transforms.dead_letters import one_line
+from itel_cabinet.transforms.dead_letters import shorten
 
 __all__ = ["Report", "gather", "render"]
 
@@ -112,4 +112,4 @@ def _plain(value: object, column: str = "") -> str:
         case int() | float():
             return number(value)
         case _:
-            return one_line(str(value), 200)
+            return shorten(str(value), 200)

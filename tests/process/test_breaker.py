@@ -20,7 +20,7 @@ from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings
 from itel_cabinet.io.task_lookup import PatientLookup
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
-from itel_cabinet.transforms.enrichment import LookupFailed
+from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import parse_details
 from tests.support.faulty_server import Act, FaultyServer, answer, reset
 
@@ -288,7 +288,7 @@ def test_claimx_s_open_breaker_is_an_outage(claimx: ClaimXSimulator, clock: Time
     client = ClaimX(ClaimXSettings(link.settings), link, parse_details)
     open_breaker(link, clock)
     divert = PatientLookup(client, "divert", 0.0)
-    with pytest.raises(LookupFailed) as caught:
+    with pytest.raises(TaskLookupError) as caught:
         divert.task(1, not_before=0)
     assert (caught.value.error_class, caught.value.attempts) == ("outage", 0)
     claimx.faults.reset = False

@@ -33,8 +33,8 @@ from itel_cabinet.pipeline.operate import NotAnAnswer, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
-from itel_cabinet.transforms.payload import example, payload_bytes
-from itel_cabinet.transforms.rows import tracking_row
+from itel_cabinet.transforms.payload import encode_payload, make_example
+from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory
 from tests.support.cabinet_samples import answer, event, group, question, record
 from tests.support.jobs import Stack, wait_for
@@ -331,7 +331,7 @@ def test_tables_describe(printed: Printed, tmp_path: Path) -> None:
     printed.stdout("tables", "create", f"--tables_root={tmp_path}")
     settings = {"job": "tracking", "bootstrap_servers": "x", "claimx_url": "http://x", "tables_root": str(tmp_path)}
     table = FencedTable(table_specs(Settings.of(settings))[TRACKING])
-    table.write([tracking_row(record({}, topic_id="ThisTopic", partition=2, offset=41), event(), None, NOW)])
+    table.write([make_tracking_row(record({}, topic_id="ThisTopic", partition=2, offset=41), event(), None, NOW)])
     told = printed.stdout("tables", "describe", f"--tables_root={tmp_path}")
     assert re.search(
         rf"{tmp_path}/{TRACKING}: version 1, 1 file \([\d.]+ kB\), partitioned by year, month, day\n", told
@@ -571,7 +571,7 @@ def test_simulate(tmp_path: Path) -> None:
         assert requests.get(f"{claimx}/customTasks/assignment/1", timeout=30).status_code == 401
         headers = {"Authorization": "Bearer open sesame"}
         assert requests.get(f"{claimx}/customTasks/assignment/1", headers=headers, timeout=30).status_code == 404
-        body = payload_bytes(example())
+        body = encode_payload(make_example())
         reply = requests.post(f"{itel}/api/v1/tasks", data=body, headers={"Idempotency-Key": "e1"}, timeout=30)
         assert reply.status_code == 201, reply.text
         (written,) = journal.iterdir()

@@ -14,7 +14,7 @@ from itel_cabinet.local.samples import BAD_KINDS, ENRICHED_BAD_KINDS, Generator,
 from itel_cabinet.local.services import Broker
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.transforms import payload
-from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent, parse_enriched, parse_event
+from itel_cabinet.transforms.events import ClaimXEvent, TaskEvent, parse_claimx_event, parse_event
 from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, QUESTIONS, Form, parse_details, parse_form
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from tests.conftest import TopicFactory
@@ -242,14 +242,14 @@ class TestTrackingMessages:
         assert unknown.isdisjoint(known)
 
     def test_each_completed_form_can_be_submitted(self, messages: list[Produced]) -> None:
-        schema = payload.schema()
+        schema = payload.make_schema()
         validator = validator_for(schema)(schema)
         for produced in messages:
             if produced.details_json is None or produced.expect != "submitted":
                 continue
             details = parse_details(produced.details_json, int(produced.key))
             built = payload.build_payload(details, form_of(produced), event_of(produced))
-            body = json.loads(payload.payload_bytes(built))
+            body = json.loads(payload.encode_payload(built))
             assert [error.message for error in validator.iter_errors(body)] == []
             assert (body["assignmentId"], body["status"]) == (produced.assignment_id, "COMPLETED")
             assert body["dateAssigned"] < body["dateCompleted"] or produced.kind != "completed"
@@ -316,26 +316,26 @@ class TestForms:
 class TestClaimXEvents:
     def test_each_is_parsed_as_it_is_expected(self, events: list[Produced]) -> None:
         for produced in events:
-            parsed = parse_enriched(record(produced), 0.0)
+            parsed = parse_claimx_event(record(produced), 0.0)
             match produced.kind:
                 case "other_event":
                     assert isinstance(parsed, Skip)
                     assert (parsed.reason, produced.expect) == ("not_a_task_event", "skipped")
                 case "with_task":
-                    assert isinstance(parsed, EnrichedEvent)
+                    assert isinstance(parsed, ClaimXEvent)
                     assert parsed.task is not None
                     assert (parsed.task["task_id"], parsed.task["assignment_id"]) == (32513, produced.assignment_id)
                     assert produced.expect == "published"
                 case "with_assignment_only":
-                    assert isinstance(parsed, EnrichedEvent)
+                    assert isinstance(parsed, ClaimXEvent)
                     assert (parsed.task, parsed.task_assignment_id) == (None, produced.assignment_id)
                     assert produced.expect == "published"
                 case "other_task":
-                    assert isinstance(parsed, EnrichedEvent)
+                    assert isinstance(parsed, ClaimXEvent)
                     assert (produced.details or {})["taskId"] in {24454, 32615}
                     assert produced.expect == "skipped"
                 case "unknown_assignment":
-                    assert isinstance(parsed, EnrichedEvent)
+                    assert isinstance(parsed, ClaimXEvent)
                     assert (parsed.task, produced.expect) == (None, "dead_letter")
                 case _:
                     assert isinstance(parsed, Failure), produced.kind

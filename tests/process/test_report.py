@@ -19,7 +19,7 @@ from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.operate import FailureCount, Session, gather, render
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
 from itel_cabinet.pipeline.operate.report import Report
-from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replayed
+from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure, Record
 from tests.conftest import TopicFactory
 from tests.support import known_history
@@ -174,7 +174,7 @@ def test_failures_are_those_of_the_error_topics(
         key, value, headers = encode_dead_letter(failure, job="tracking", group="g")
         producer.produce(topics[place], value, key, headers=list(headers))
         if replayed:
-            note_key, note, note_headers = encode_replayed(decode_dead_letter(value), 0.0)
+            note_key, note, note_headers = encode_replay_note(decode_dead_letter(value), 0.0)
             producer.produce(topics[place], note, note_key, headers=list(note_headers))
     assert producer.flush(30) == 0
 

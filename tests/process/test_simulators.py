@@ -45,7 +45,7 @@ def details(assignment_id: int = 5430007, project_id: int = 5400001, media: tupl
 
 
 def submission(assignment_id: int = 5430007) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(payload.payload_bytes(payload.example()))
+    body: dict[str, Any] = json.loads(payload.encode_payload(payload.make_example()))
     return {**body, "assignmentId": assignment_id}
 
 
@@ -196,7 +196,7 @@ class TestItel:
 
     def test_the_schema_it_checks_is_the_committed_one(self) -> None:
         Draft7Validator.check_schema(submission_schema())
-        assert submission_schema() == payload.schema()
+        assert submission_schema() == payload.make_schema()
 
     def test_accepts_once_and_knows_the_key_again(self, itel: ItelSimulator) -> None:
         first = self.send(itel, "event-1", submission())

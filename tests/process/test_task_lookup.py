@@ -12,7 +12,7 @@ from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
 from itel_cabinet.io.http import Connection, ConnectionSettings
 from itel_cabinet.io.task_lookup import PatientLookup, get_task_lookup
 from itel_cabinet.io.worker import OutageError
-from itel_cabinet.transforms.enrichment import LookupFailed
+from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question
 from tests.support.faulty_server import Act, FaultyServer, reset
@@ -103,7 +103,7 @@ def test_without_patience_an_outage_is_the_worlds_at_once(lookup: Any) -> None:
 @pytest.mark.parametrize(("fault", "attempts"), [(reply(503), 2), (reset, 2), (reply(401), 1)])
 def test_a_diverted_outage_is_the_records_at_once(fault: Act, attempts: int, lookup: Any) -> None:
     patient, server, patience = lookup(fault, on_outage="divert")
-    with pytest.raises(LookupFailed, match=server.url) as caught:
+    with pytest.raises(TaskLookupError, match=server.url) as caught:
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     assert (caught.value.error_class, caught.value.attempts) == ("outage", attempts)
     assert (len(server.requests), patience.naps) == (attempts, [])
@@ -129,7 +129,7 @@ def test_a_refusal_is_the_records(
     act: Act, error_class: str, error: str, attempts: int, on_outage: str, lookup: Any
 ) -> None:
     patient, server, patience = lookup(act, on_outage=on_outage)
-    with pytest.raises(LookupFailed) as caught:
+    with pytest.raises(TaskLookupError) as caught:
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     assert (caught.value.error_class, str(caught.value), caught.value.attempts) == (error_class, error, attempts)
     assert (len(server.requests), patience.naps) == (attempts, [])
@@ -137,7 +137,7 @@ def test_a_refusal_is_the_records(
 
 def test_what_stays_no_json_is_the_records_after_the_tries(lookup: Any) -> None:
     patient, server, _ = lookup(reply(200, b"<html>"))
-    with pytest.raises(LookupFailed, match="not JSON") as caught:
+    with pytest.raises(TaskLookupError, match="not JSON") as caught:
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     assert (caught.value.error_class, caught.value.attempts, len(server.requests)) == ("wrong_shape", 2, 2)
 

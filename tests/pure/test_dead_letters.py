@@ -15,14 +15,19 @@ from hypothesis import strategies as st
 from itel_cabinet.transforms.dead_letters import (
     DEFAULT_MAX_BYTES,
     DeadLetter,
-    NotADeadLetter,
+    DeadLetterFormatError,
     decode_dead_letter,
     encode_dead_letter,
-    one_line,
+    shorten,
 )
 from itel_cabinet.transforms.records import Failure, Record
-from itel_cabinet.transforms.results import Submitted, Tracked, encode_success, encode_tracked
-from itel_cabinet.transforms.rows import tracking_row
+from itel_cabinet.transforms.results import (
+    SubmissionResult,
+    TrackingResult,
+    encode_submission_result,
+    encode_tracking_result,
+)
+from itel_cabinet.transforms.rows import make_tracking_row
 from tests.support.cabinet_samples import ASSIGNMENT_ID, details, event, record
 
 FIRST, LAST = 1_768_057_500.25, 1_768_057_530.0
@@ -146,7 +151,7 @@ def test_the_error_is_one_bounded_line() -> None:
     ],
 )
 def test_one_line(text: str, line: str) -> None:
-    assert one_line(text, 10) == line
+    assert shorten(text, 10) == line
 
 
 _HEADERS = st.lists(st.tuples(st.text(max_size=9), st.none() | st.binary(max_size=30)), max_size=4).map(tuple)
@@ -187,7 +192,7 @@ def test_a_dead_letter_is_bounded_and_comes_back(
     ],
 )
 def test_what_is_no_dead_letter(value: bytes, error: str | None) -> None:
-    with pytest.raises(NotADeadLetter, match=r"^not a dead letter of version 1: ") as refusal:
+    with pytest.raises(DeadLetterFormatError, match=r"^not a dead letter of version 1: ") as refusal:
         decode_dead_letter(value)
     if error:
         assert str(refusal.value).endswith(error)
@@ -198,7 +203,7 @@ def test_what_is_no_dead_letter(value: bytes, error: str | None) -> None:
 @pytest.mark.parametrize("field", ["value", "key", "offset", "first_at"])
 def test_a_spoiled_dead_letter_names_its_field(field: str) -> None:
     spoiled = {**json.loads(encoded(record(b"secret"))), field: "not base64, no number, no time: secret"}
-    with pytest.raises(NotADeadLetter) as refusal:
+    with pytest.raises(DeadLetterFormatError) as refusal:
         decode_dead_letter(json.dumps(spoiled).encode())
     assert str(refusal.value) == f"not a dead letter of version 1: missing or wrong: {field}"
 
@@ -212,7 +217,7 @@ def test_a_later_addition_is_ignored() -> None:
 
 
 def test_a_success() -> None:
-    key, value, headers = encode_success(
+    key, value, headers = encode_submission_result(
         event_id="e-1",
         assignment_id=ASSIGNMENT_ID,
         status=201,
@@ -233,12 +238,12 @@ def test_a_success() -> None:
         "attempts": 2,
         "timestamp": "2026-01-10T15:05:30Z",
     }
-    assert Submitted.model_validate_json(value).timestamp == datetime(2026, 1, 10, 15, 5, 30, tzinfo=UTC)
+    assert SubmissionResult.model_validate_json(value).timestamp == datetime(2026, 1, 10, 15, 5, 30, tzinfo=UTC)
 
 
 def test_a_tracked_event() -> None:
-    row = tracking_row(record(b"{}"), event(), details(), datetime(2026, 1, 10, tzinfo=UTC))
-    key, value, headers = encode_tracked(row)
+    row = make_tracking_row(record(b"{}"), event(), details(), datetime(2026, 1, 10, tzinfo=UTC))
+    key, value, headers = encode_tracking_result(row)
     assert key == b"9f2c" * 16
     assert headers == (("x-assignment-id", b"5430007"), ("x-status", b"COMPLETED"))
     assert json.loads(value) == {
@@ -252,4 +257,4 @@ def test_a_tracked_event() -> None:
         "kafka_partition": 2,
         "kafka_offset": 41,
     }
-    assert Tracked.model_validate_json(value).kafka_offset == 41
+    assert TrackingResult.model_validate_json(value).kafka_offset == 41

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.transforms.enrichment import CabinetTask, LookupFailed, enrich
+from itel_cabinet.transforms.enrichment import CabinetTask, TaskLookupError, enrich
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.forms import TaskDetails, parse_form
 from itel_cabinet.transforms.records import Failure, Record
@@ -29,7 +29,7 @@ WITHOUT_FORM = details(response=None)
 class Lookup:
     """ClaimX by a script: for each assignment the answers in turn, the last one for ever."""
 
-    answers: dict[int, list[TaskDetails | LookupFailed]]
+    answers: dict[int, list[TaskDetails | TaskLookupError]]
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     overlapped: bool = False
     _running: set[int] = field(default_factory=set)
@@ -45,7 +45,7 @@ class Lookup:
         threading.Event().wait(0.001)  # lets the others in
         with self._lock:
             self._running.discard(assignment_id)
-        if isinstance(answer, LookupFailed):
+        if isinstance(answer, TaskLookupError):
             raise answer
         return answer
 
@@ -124,7 +124,7 @@ def test_a_message_without_a_time_goes_by_the_events(pool: Executor) -> None:
 
 def test_what_claimx_refuses_is_a_value_and_its_neighbours_go_on(pool: Executor) -> None:
     items = [item(1, 1), item(2, 2), item(3, 3)]
-    refusal = LookupFailed("unknown_assignment", "ClaimX knows no such assignment (status 404)", attempts=3)
+    refusal = TaskLookupError("unknown_assignment", "ClaimX knows no such assignment (status 404)", attempts=3)
     first, failed, last = look_up(items, Lookup({1: [WITH_FORM], 2: [refusal], 3: [WITH_FORM]}), pool)
     assert [first, last] == [CabinetTask(*one, WITH_FORM, parse_form(WITH_FORM)) for one in (items[0], items[2])]
     assert isinstance(failed, Failure)
@@ -152,7 +152,7 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
         item(5, 5),  # unknown
         item(6, 2),  # the second look again, for its neighbour
     ]
-    unknown = LookupFailed("unknown_assignment", "unknown")
+    unknown = TaskLookupError("unknown_assignment", "unknown")
     lookup = Lookup(
         {
             1: [WITH_FORM],
@@ -195,7 +195,7 @@ def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
 
 def test_a_second_look_that_is_refused_is_a_failure(pool: Executor) -> None:
     one = item(1, 7)
-    gone = LookupFailed("unknown_assignment", "gone")
+    gone = TaskLookupError("unknown_assignment", "gone")
     (failed,) = look_up([one], Lookup({7: [WITHOUT_FORM, gone]}), pool, form_wait=lambda _: None)
     assert isinstance(failed, Failure)
     assert (failed.record, failed.error_class, failed.error) == (one[0], "unknown_assignment", "gone")

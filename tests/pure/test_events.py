@@ -13,15 +13,15 @@ from pydantic import ValidationError
 
 from itel_cabinet.transforms import events
 from itel_cabinet.transforms.events import (
-    EnrichedEvent,
-    IncompleteTask,
+    ClaimXEvent,
+    IncompleteTaskError,
     TaskEvent,
-    json_text,
-    parse_enriched,
+    dump_json,
+    make_task_row,
+    make_tracking_headers,
+    parse_claimx_event,
     parse_event,
     parse_timestamp,
-    task_row_from_details,
-    tracking_headers,
 )
 from itel_cabinet.transforms.records import Failure, Skip
 from tests.support.cabinet_samples import answer, record, tracking_message
@@ -232,7 +232,7 @@ def test_only_what_validates_is_skipped_for_its_task_id() -> None:
 @given(st.binary(max_size=200))
 def test_any_bytes_have_an_outcome(value: bytes) -> None:
     assert isinstance(parse_event(record(value), NOW), Failure)
-    assert isinstance(parse_enriched(record(value), NOW), Failure)
+    assert isinstance(parse_claimx_event(record(value), NOW), Failure)
 
 
 _JSON = st.recursive(
@@ -251,7 +251,7 @@ def test_any_values_have_an_outcome(changes: dict[str, Any]) -> None:
 
 
 def test_json_text_is_always_json() -> None:
-    assert json_text({"a": float("inf"), "b": [1, "é", None]}) == '{"a":null,"b":[1,"é",null]}'
+    assert dump_json({"a": float("inf"), "b": [1, "é", None]}) == '{"a":null,"b":[1,"é",null]}'
 
 
 # ---------------------------------------------------------------------------------------------------- ClaimX's events
@@ -271,9 +271,9 @@ def claimx_event(**changes: Any) -> dict[str, Any]:
 ROW = {"assignment_id": 5430007, "task_id": "32513", "status": "completed", "task_name": "A", "mfn": "x"}
 
 
-def enriched(**changes: Any) -> EnrichedEvent:
-    event = parse_enriched(record(claimx_event(**changes)), NOW)
-    assert isinstance(event, EnrichedEvent), event
+def enriched(**changes: Any) -> ClaimXEvent:
+    event = parse_claimx_event(record(claimx_event(**changes)), NOW)
+    assert isinstance(event, ClaimXEvent), event
     return event
 
 
@@ -296,7 +296,7 @@ def test_camel_case_keys_are_the_same_event() -> None:
         "taskAssignmentId": 5430007,
         "task": {"assignmentId": 5430007, "taskId": 32513, "status": "completed", "taskName": "A", "mfn": "x"},
     }
-    assert parse_enriched(record(camel), NOW) == enriched(task=ROW)
+    assert parse_claimx_event(record(camel), NOW) == enriched(task=ROW)
 
 
 def test_acronyms_in_camel_case() -> None:
@@ -310,8 +310,8 @@ def test_acronyms_in_camel_case() -> None:
 @pytest.mark.parametrize("event_type", ["PROJECT_CREATED", "VIDEO_COLLABORATION_COMPLETED", "custom_tasks"])
 def test_other_events_are_skipped_if_they_are_events(event_type: str) -> None:
     other = record(claimx_event(event_type=event_type, task_assignment_id=..., task=[]))
-    assert parse_enriched(other, NOW) == Skip(other, "not_a_task_event")
-    nameless = parse_enriched(record(claimx_event(event_type=event_type, event_id=...)), NOW)
+    assert parse_claimx_event(other, NOW) == Skip(other, "not_a_task_event")
+    nameless = parse_claimx_event(record(claimx_event(event_type=event_type, event_id=...)), NOW)
     assert isinstance(nameless, Failure)
     assert (nameless.error_class, nameless.error) == ("missing_field", "event_id: missing")
 
@@ -339,7 +339,7 @@ def test_a_task_event_of_a_new_kind_is_a_task_event() -> None:
     ],
 )
 def test_a_task_event_that_cannot_be_used(changes: dict[str, Any], error_class: str, error: str) -> None:
-    failure = parse_enriched(record(claimx_event(**changes)), NOW)
+    failure = parse_claimx_event(record(claimx_event(**changes)), NOW)
     assert isinstance(failure, Failure)
     assert (failure.stage, failure.error_class, failure.error) == ("parse", error_class, error)
 
@@ -352,7 +352,7 @@ FIRED = datetime(2026, 1, 10, 16, 4, 9, 120000, timezone(timedelta(hours=1)))
 def test_the_tracking_message() -> None:
     event = enriched(task=ROW, project={"project_id": "5400001"})
     assert event.task is not None
-    message = events.tracking_message(event, event.task, "Rule", FIRED, include_task=True, include_project=True)
+    message = events.make_tracking_message(event, event.task, "Rule", FIRED, include_task=True, include_project=True)
     assert message == {
         "trigger_name": "Rule",
         "event_id": "e-1",
@@ -374,15 +374,15 @@ def test_the_tracking_message() -> None:
 def test_task_and_project_are_told_only_if_wanted() -> None:
     event = enriched(task=ROW, project={"project_id": "5400001"})
     assert event.task is not None
-    assert {"task", "project"}.isdisjoint(events.tracking_message(event, event.task, "Rule", FIRED, False, False))
-    assert "project" not in events.tracking_message(enriched(), event.task, "Rule", FIRED, True, True)
+    assert {"task", "project"}.isdisjoint(events.make_tracking_message(event, event.task, "Rule", FIRED, False, False))
+    assert "project" not in events.make_tracking_message(enriched(), event.task, "Rule", FIRED, True, True)
 
 
 def test_the_headers_tell_where_it_came_from() -> None:
     event = enriched(task=ROW)
     assert event.task is not None
-    message = events.tracking_message(event, event.task, "Rule é", FIRED)
-    assert tracking_headers(message, record(b"")) == (
+    message = events.make_tracking_message(event, event.task, "Rule é", FIRED)
+    assert make_tracking_headers(message, record(b"")) == (
         ("x-trigger-name", "Rule é".encode()),
         ("x-task-id", b"32513"),
         ("x-event-type", b"CUSTOM_TASK_COMPLETED"),
@@ -391,7 +391,7 @@ def test_the_headers_tell_where_it_came_from() -> None:
 
 
 def test_a_task_row_from_an_answer() -> None:
-    row = task_row_from_details(answer(mfn="M", url="https://example.com/t", status=" completed", taskId="32513"))
+    row = make_task_row(answer(mfn="M", url="https://example.com/t", status=" completed", taskId="32513"))
     assert {key: value for key, value in row.items() if value is not None} == {
         "assignment_id": 5430007,
         "task_id": 32513,
@@ -409,12 +409,12 @@ def test_a_task_row_from_an_answer() -> None:
         "task_url": "https://example.com/t",
     }
     assert row["cancelled_date"] is None
-    assert json.loads(json_text(row)) == row
+    assert json.loads(dump_json(row)) == row
 
 
 def test_a_task_row_that_lacks_what_consumers_need() -> None:
-    with pytest.raises(IncompleteTask) as error:
-        task_row_from_details(answer(status=None, taskId=...))
+    with pytest.raises(IncompleteTaskError) as error:
+        make_task_row(answer(status=None, taskId=...))
     # An answer's absent keys are null in the row.
     assert str(error.value) == (
         "the task row is incomplete: task_id: must be a whole number from 1 to 2^63-1, or its digits as text; "

@@ -16,12 +16,12 @@ from itel_cabinet.transforms.forms import (
     Form,
     Photo,
     Question,
-    WrongShape,
-    lenient_int,
-    lenient_text,
-    lenient_timestamp,
+    WrongShapeError,
     parse_details,
     parse_form,
+    read_int,
+    read_text,
+    read_timestamp,
 )
 from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, details, group, question
 
@@ -156,7 +156,7 @@ def test_there_may_be_no_form(response: Any) -> None:
     ],
 )
 def test_what_is_no_answer_is_refused_in_one_line(raw: bytes, error: str) -> None:
-    with pytest.raises(WrongShape) as refusal:
+    with pytest.raises(WrongShapeError) as refusal:
         parse_details(raw, ASSIGNMENT_ID)
     assert str(refusal.value).startswith(error)
     assert "\n" not in str(refusal.value)
@@ -166,7 +166,7 @@ def test_what_is_no_answer_is_refused_in_one_line(raw: bytes, error: str) -> Non
     ("value", "kept"), [(" a ", "a"), ("", None), (7, "7"), (1.5, "1.5"), (True, None), ([], None), (None, None)]
 )
 def test_lenient_text(value: Any, kept: str | None) -> None:
-    assert lenient_text(value) == kept
+    assert read_text(value) == kept
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_lenient_text(value: Any, kept: str | None) -> None:
     [(7, 7), (" 7 ", 7), ("-7", -7), (2**63, None), (-(2**63), -(2**63)), ("9" * 19, None), (7.0, None), (True, None)],
 )
 def test_lenient_int(value: Any, kept: int | None) -> None:
-    assert lenient_int(value) == kept
+    assert read_int(value) == kept
 
 
 @pytest.mark.parametrize("value", ["", " ", "yesterday", 5, None, {}])
 def test_lenient_timestamp(value: Any) -> None:
-    assert lenient_timestamp(value) is None
+    assert read_timestamp(value) is None
 
 
 # ----------------------------------------------------------------------------------------------------------- answers

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.transforms.ordering import MOST_AT_ONCE, in_order_per_key
+from itel_cabinet.transforms.ordering import MOST_AT_ONCE, map_in_key_order
 
 PATIENCE_SECONDS = 60
 
@@ -42,7 +42,7 @@ def test_results_are_in_input_order_and_calls_in_order_within_a_key(keys: list[i
     items = [(key, number) for number, key in enumerate(keys)]
     lanes = Lanes()
     with ThreadPoolExecutor(threads) as pool:
-        results = in_order_per_key(items, lambda item: item[0], lanes, pool)
+        results = map_in_key_order(items, lambda item: item[0], lanes, pool)
     assert results == [(key, -number) for key, number in items]
     assert lanes.done == {key: [number for k, number in items if k == key] for key in set(keys)}
     assert lanes.overlaps == 0
@@ -56,13 +56,13 @@ def test_keys_are_worked_on_side_by_side() -> None:
         return item * 10
 
     with ThreadPoolExecutor(3) as pool:
-        assert in_order_per_key([1, 2, 3], lambda item: item, meet, pool) == [10, 20, 30]
+        assert map_in_key_order([1, 2, 3], lambda item: item, meet, pool) == [10, 20, 30]
 
 
 def test_equal_items_are_each_worked_on() -> None:
     calls = itertools.count(1)
     with ThreadPoolExecutor(2) as pool:
-        results = in_order_per_key(["a", "a", "a"], str, lambda item: f"{item}{next(calls)}", pool)
+        results = map_in_key_order(["a", "a", "a"], str, lambda item: f"{item}{next(calls)}", pool)
     assert results == ["a1", "a2", "a3"]
 
 
@@ -80,7 +80,7 @@ def test_an_exception_leaves_only_when_every_call_has_ended() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(LookupError, match=r"^'?bad'?$"):
-            in_order_per_key(["bad", "a", "b", "c"], lambda item: item, work, pool)
+            map_in_key_order(["bad", "a", "b", "c"], lambda item: item, work, pool)
         assert sorted(ended) == ["a", "b", "c"]
 
 
@@ -95,7 +95,7 @@ def test_after_an_exception_no_call_is_begun(keys: int) -> None:
         return item
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="two"):
-        in_order_per_key([1, 2, 3, 4], lambda item: item % keys, work, pool)
+        map_in_key_order([1, 2, 3, 4], lambda item: item % keys, work, pool)
     assert begun == [1, 2]
 
 
@@ -107,15 +107,15 @@ def test_of_several_exceptions_one_is_raised() -> None:
         raise ValueError(f"item {item}")
 
     with ThreadPoolExecutor(2) as pool, pytest.raises(ValueError, match=r"^item [12]$"):
-        in_order_per_key([1, 2], lambda item: item, work, pool)
+        map_in_key_order([1, 2], lambda item: item, work, pool)
 
 
 def test_a_batch_of_more_keys_than_are_worked_on_at_once() -> None:
     items = list(range(3 * MOST_AT_ONCE))
     with ThreadPoolExecutor(8) as pool:
-        assert in_order_per_key(items, lambda item: item, lambda item: -item, pool) == [-item for item in items]
+        assert map_in_key_order(items, lambda item: item, lambda item: -item, pool) == [-item for item in items]
 
 
 def test_nothing_to_do() -> None:
     with ThreadPoolExecutor(1) as pool:
-        assert in_order_per_key([], lambda item: item, lambda item: item, pool) == []
+        assert map_in_key_order([], lambda item: item, lambda item: item, pool) == []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from itel_cabinet.transforms.events import (
-    EnrichedEvent,
+    ClaimXEvent,
     TaskEvent,
     parse_claimx_events,
     parse_task_events,
@@ -51,7 +51,7 @@ def test_claimx_events_likewise() -> None:
     file_added = record(claimx_event(event_type="PROJECT_FILE_ADDED"), offset=3)
     (origin, parsed), failed, skipped = claimx_events(good, empty, file_added)
     assert origin == good
-    assert isinstance(parsed, EnrichedEvent)
+    assert isinstance(parsed, ClaimXEvent)
     assert (parsed.event_id, parsed.event_type, parsed.project_id) == ("e1", "CUSTOM_TASK_ASSIGNED", "5400001")
     assert (parsed.task, parsed.assignment_id) == (None, 7)
     assert (failed.record, failed.error_class, failed.last_at) == (empty, "empty", NOW)

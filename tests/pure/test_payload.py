@@ -13,12 +13,12 @@ from jsonschema import Draft7Validator
 from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, QUESTIONS, parse_form
 from itel_cabinet.transforms.payload import (
     CabinetRepairSubmission,
-    PayloadIncomplete,
+    IncompletePayloadError,
     build_payload,
-    example,
-    payload_bytes,
+    encode_payload,
+    make_example,
+    make_schema,
     payload_sha256,
-    schema,
 )
 from tests.pure.test_forms import ANY_GROUPS
 from tests.support.cabinet_samples import ASSIGNMENT_ID, details, event, group, question
@@ -36,8 +36,8 @@ TEXT_OF = {key: text for text, key in PHOTO_QUESTION_KEYS.items()}
 def built(*groups: Any, event_changes: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     read = details(*groups, **changes)
     payload = build_payload(read, parse_form(read), event(**(event_changes or {})))
-    sent: dict[str, Any] = json.loads(payload_bytes(payload))
-    Draft7Validator(schema()).validate(sent)
+    sent: dict[str, Any] = json.loads(encode_payload(payload))
+    Draft7Validator(make_schema()).validate(sent)
     return sent
 
 
@@ -178,7 +178,7 @@ def test_a_section_is_null_if_neither_damaged_nor_measured(damaged: Any, feet: A
 
 def test_all_keys_are_always_sent() -> None:
     sent = built(externalLinkData=None, assignor=None, dateCompleted=None)
-    assert sent.keys() == set(schema()["required"]) == set(schema()["properties"])
+    assert sent.keys() == set(make_schema()["required"]) == set(make_schema()["properties"])
     assert sent["customer"] == {"firstName": None, "lastName": None, "email": None, "phone": None}
     assert (sent["assignorEmail"], sent["dateCompleted"], sent["overviewMedia"]) == (None, None, [])
 
@@ -206,18 +206,18 @@ def test_dates_are_sent_in_utc() -> None:
 def test_half_a_payload_is_never_built(
     changes: dict[str, Any], event_changes: dict[str, Any], missing: list[str]
 ) -> None:
-    with pytest.raises(PayloadIncomplete) as refusal:
+    with pytest.raises(IncompletePayloadError) as refusal:
         built(event_changes=event_changes, **changes)
     assert refusal.value.missing == tuple(missing)
     assert str(refusal.value) == f"required by iTel but missing: {', '.join(missing)}"
 
 
 def test_an_equal_payload_has_equal_bytes() -> None:
-    again = CabinetRepairSubmission.model_validate_json(payload_bytes(example()))
-    assert again == example()
-    assert payload_bytes(again) == payload_bytes(example())
+    again = CabinetRepairSubmission.model_validate_json(encode_payload(make_example()))
+    assert again == make_example()
+    assert encode_payload(again) == encode_payload(make_example())
     other = again.model_copy(update={"countertops_lf": 9.5})
-    assert payload_bytes(other) != payload_bytes(again)
+    assert encode_payload(other) != encode_payload(again)
 
 
 def test_the_hash_is_that_of_the_bytes_sent() -> None:
@@ -233,7 +233,7 @@ def test_any_form_makes_a_valid_payload(groups: list[Any]) -> None:
 # --------------------------------------------------------------------------------------------------------- documents
 
 
-@pytest.mark.parametrize(("name", "document"), [("schema", schema()), ("example", example().model_dump())])
+@pytest.mark.parametrize(("name", "document"), [("schema", make_schema()), ("example", make_example().model_dump())])
 def test_the_committed_document_is_current(name: str, document: Any) -> None:
     file = f"schemas/cabinet_repair_submission.{name}.json"
     committed = resources.files("itel_cabinet.transforms").joinpath(file).read_text(encoding="utf-8")
@@ -243,7 +243,7 @@ def test_the_committed_document_is_current(name: str, document: Any) -> None:
 
 
 def test_the_schema_is_draft_07() -> None:
-    document = schema()
+    document = make_schema()
     Draft7Validator.check_schema(document)
     assert document["$schema"] == "http://json-schema.org/draft-07/schema#"
     assert "$defs" not in json.dumps(document)
@@ -263,8 +263,8 @@ def test_the_schema_is_draft_07() -> None:
     ],
 )
 def test_the_schema_accepts_the_example_and_nothing_else(spoil: dict[str, Any]) -> None:
-    validator = Draft7Validator(schema())
-    document = json.loads(payload_bytes(example()))
+    validator = Draft7Validator(make_schema())
+    document = json.loads(encode_payload(make_example()))
     assert list(validator.iter_errors(document)) == []
     assert not validator.is_valid({**document, **spoil})
     assert not validator.is_valid({key: value for key, value in document.items() if key != "customer"})

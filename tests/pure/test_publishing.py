@@ -11,41 +11,41 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.transforms.enrichment import KnownTask, LookupFailed, look_up_missing_tasks
-from itel_cabinet.transforms.events import EnrichedEvent, TaskEvent, parse_enriched, parse_event
+from itel_cabinet.transforms.enrichment import KnownTask, TaskLookupError, look_up_missing_tasks
+from itel_cabinet.transforms.events import ClaimXEvent, TaskEvent, parse_claimx_event, parse_event
 from itel_cabinet.transforms.forms import TaskDetails
 from itel_cabinet.transforms.records import Failure, Record, Skip
-from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, default_rules, load_rules
+from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, load_default_rules, load_rules
 from tests.support.cabinet_samples import details, record
 
 NOW = datetime(2026, 1, 10, 15, 4, 9, 120_000, UTC)
 TASK_ROW = {"assignment_id": 7, "task_id": 32513, "status": "ASSIGNED", "task_name": "ITEL Cabinet Repair Form"}
 
 
-def claimx_event(offset: int = 41, **changes: Any) -> tuple[Record, EnrichedEvent]:
+def claimx_event(offset: int = 41, **changes: Any) -> tuple[Record, ClaimXEvent]:
     content = {"event_id": "e1", "event_type": "CUSTOM_TASK_ASSIGNED", "project_id": "5400001", **changes}
     one = record(content, offset=offset)
-    parsed = parse_enriched(one, 0.0)
-    assert isinstance(parsed, EnrichedEvent), parsed
+    parsed = parse_claimx_event(one, 0.0)
+    assert isinstance(parsed, ClaimXEvent), parsed
     return one, parsed
 
 
 class Lookup:
     """ClaimX by assignment id; notes what it is asked."""
 
-    def __init__(self, answers: dict[int, TaskDetails | LookupFailed]) -> None:
+    def __init__(self, answers: dict[int, TaskDetails | TaskLookupError]) -> None:
         self.answers = answers
         self.calls: list[tuple[Any, ...]] = []
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         self.calls.append((assignment_id, not_before, fresh))
         answer = self.answers[assignment_id]
-        if isinstance(answer, LookupFailed):
+        if isinstance(answer, TaskLookupError):
             raise answer
         return answer
 
 
-def look_up(items: list[tuple[Record, EnrichedEvent]], lookup: Lookup) -> list[KnownTask | Failure]:
+def look_up(items: list[tuple[Record, ClaimXEvent]], lookup: Lookup) -> list[KnownTask | Failure]:
     clock = itertools.count(500.0).__next__
     with ThreadPoolExecutor(1) as executor:
         pool: Executor = executor
@@ -112,7 +112,7 @@ def test_outcomes_are_in_input_order_and_refusals_are_values() -> None:
         claimx_event(3, task=TASK_ROW),
         claimx_event(4, taskAssignmentId=1),
     ]
-    refused = LookupFailed("unknown_assignment", "ClaimX knows no such assignment (status 404)", 2)
+    refused = TaskLookupError("unknown_assignment", "ClaimX knows no such assignment (status 404)", 2)
     first, failed, own, last = look_up(items, Lookup({1: details(status="COMPLETED"), 2: refused}))
     assert isinstance(failed, Failure)
     assert (failed.record, failed.stage, failed.error_class) == (items[1][0], "enrich", "unknown_assignment")
@@ -146,7 +146,7 @@ def test_an_incomplete_answer_is_the_records_failure(answer: dict[str, Any], err
 
 def test_a_message_is_published_as_the_other_jobs_read_it() -> None:
     task = known(project={"project_id": "5400001"})
-    (publication,) = apply(task, rules=default_rules())
+    (publication,) = apply(task, rules=load_default_rules())
     assert isinstance(publication, Publication)
     assert (publication.record, publication.topic, publication.key) == (task.record, "itel.cabinet.task.tracking", b"7")
     assert json.loads(publication.value) == {
@@ -174,7 +174,7 @@ def test_a_message_is_published_as_the_other_jobs_read_it() -> None:
 
 
 def test_names_of_any_language_survive() -> None:
-    (publication,) = apply(known(row={**TASK_ROW, "task_name": "Küche 修理"}), rules=default_rules())
+    (publication,) = apply(known(row={**TASK_ROW, "task_name": "Küche 修理"}), rules=load_default_rules())
     assert isinstance(publication, Publication)
     assert "Küche 修理".encode() in publication.value
 

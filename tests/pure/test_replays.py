@@ -9,23 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itel_cabinet.transforms.dead_letters import (
-    Replayed,
+    ReplayNote,
     decode_dead_letter,
-    decode_replayed,
+    decode_replay_note,
     encode_dead_letter,
-    encode_replayed,
+    encode_replay_note,
 )
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.records import Failure, Record
-from itel_cabinet.transforms.replays import has_row, is_for_another, replay_headers, times_replayed
-from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
+from itel_cabinet.transforms.replays import count_replays, has_row, is_for_other_group, make_replay_headers
+from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from tests.support.cabinet_samples import details, event, group, question, record, tracking_message
 
 
 def replayed(source: Record, *, count: int = 1, tracked: bool = False, group: str = "g", offset: int = 90) -> Record:
     """The record that a replay of ``source`` becomes."""
-    headers = replay_headers(source, group=group, count=count, tracked=tracked)
+    headers = make_replay_headers(source, group=group, count=count, tracked=tracked)
     return record(source.value, headers=headers, offset=offset)
 
 
@@ -51,20 +51,20 @@ def test_a_replay_of_a_replay_bears_only_its_own_marks() -> None:
         ("x-replay-of", b"AbCdEfGhIjKlMnOpQrStUv/2/90"),
         ("x-replay-count", b"2"),
     )
-    assert (times_replayed(first), times_replayed(second)) == (1, 2)
+    assert (count_replays(first), count_replays(second)) == (1, 2)
     assert (has_row(first), has_row(second)) == (True, False)
 
 
 @pytest.mark.parametrize("count", [None, b"", b"-1", b"many", b"9" * 5_000, b"\xff", "²".encode()])
 def test_a_count_that_makes_no_sense_is_none(count: bytes | None) -> None:
-    assert times_replayed(record(b"x", headers=(("x-replay-count", count),))) == 0
+    assert count_replays(record(b"x", headers=(("x-replay-count", count),))) == 0
 
 
 def test_a_replay_is_for_its_group_alone() -> None:
     one = replayed(record(b"x"), group="itel_cabinet_group")
-    assert not is_for_another(one, "itel_cabinet_group")
-    assert is_for_another(one, "itel_cabinet_api_worker_group")
-    assert not is_for_another(record(b"x"), "any")
+    assert not is_for_other_group(one, "itel_cabinet_group")
+    assert is_for_other_group(one, "itel_cabinet_api_worker_group")
+    assert not is_for_other_group(record(b"x"), "any")
 
 
 def test_an_event_that_has_its_row_gets_no_second_one_but_its_form_is_kept() -> None:
@@ -72,9 +72,9 @@ def test_an_event_that_has_its_row_gets_no_second_one_but_its_form_is_kept() -> 
     source = record(tracking_message())
     records = [source, replayed(source), replayed(source, tracked=True, offset=91)]
     tasks = [CabinetTask(one, event(), known, parse_form(known)) for one in records]
-    assert [row["kafka_offset"] for row in tracking_rows(tasks, clock=lambda: 0.0)] == [41, 90]
-    assert [row["kafka_offset"] for row in forms_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
-    assert [row["kafka_offset"] for row in attachments_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
+    assert [row["kafka_offset"] for row in make_tracking_rows(tasks, clock=lambda: 0.0)] == [41, 90]
+    assert [row["kafka_offset"] for row in make_form_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
+    assert [row["kafka_offset"] for row in make_attachment_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
 
 
 _HEADERS = st.lists(
@@ -87,7 +87,7 @@ def test_whatever_a_record_bore_its_replay_says_what_was_meant(
     headers: tuple[tuple[str, bytes | None], ...], count: int, tracked: bool
 ) -> None:
     one = replayed(record(b"x", headers=headers), count=count, tracked=tracked)
-    assert (times_replayed(one), has_row(one), is_for_another(one, "g")) == (count, tracked, False)
+    assert (count_replays(one), has_row(one), is_for_other_group(one, "g")) == (count, tracked, False)
     assert [header for header in one.headers if header[0] == "x"] == [h for h in headers if h[0] == "x"]
 
 
@@ -97,13 +97,15 @@ def test_whatever_a_record_bore_its_replay_says_what_was_meant(
 def test_a_note_of_a_replay() -> None:
     failure = Failure(record(b"{"), "parse", "not_json", "the value is not JSON", 0.0, 0.0)
     _, letter, _ = encode_dead_letter(failure, job="tracking", group="gruppe-ä")
-    key, value, headers = encode_replayed(decode_dead_letter(letter), datetime(2026, 1, 10, 15, tzinfo=UTC).timestamp())
+    key, value, headers = encode_replay_note(
+        decode_dead_letter(letter), datetime(2026, 1, 10, 15, tzinfo=UTC).timestamp()
+    )
     assert (key, value) == (b"AbCdEfGhIjKlMnOpQrStUv/2/41", None)
     assert headers == (
         ("x-replayed-for", "gruppe-ä".encode()),
         ("x-replayed-at", b"2026-01-10T15:00:00.000+00:00"),
     )
-    assert decode_replayed(record(value, key=key, headers=headers)) == Replayed(
+    assert decode_replay_note(record(value, key=key, headers=headers)) == ReplayNote(
         "AbCdEfGhIjKlMnOpQrStUv/2/41", "gruppe-ä"
     )
 
@@ -118,4 +120,4 @@ def test_a_note_of_a_replay() -> None:
     ],
 )
 def test_what_is_no_note(message: Record) -> None:
-    assert decode_replayed(message) is None
+    assert decode_replay_note(message) is None

@@ -19,12 +19,12 @@ from itel_cabinet.transforms.rows import (
     ATTACHMENTS_SCHEMA,
     FORMS_SCHEMA,
     TRACKING_SCHEMA,
-    attachment_rows,
-    attachments_rows,
-    form_row,
-    forms_rows,
-    tracking_row,
-    tracking_rows,
+    make_attachment_rows,
+    make_form_row,
+    make_form_rows,
+    make_photo_rows,
+    make_tracking_row,
+    make_tracking_rows,
 )
 from tests.pure.test_forms import ANY_GROUPS
 from tests.support.cabinet_samples import (
@@ -99,7 +99,7 @@ def test_the_tracking_columns() -> None:
 
 def test_the_row_of_an_event() -> None:
     source = record(tracking_message())
-    [row] = stored([tracking_row(source, event(), details(), NOW)], TRACKING_SCHEMA)
+    [row] = stored([make_tracking_row(source, event(), details(), NOW)], TRACKING_SCHEMA)
     assert json.loads(row.pop("claimx_task_full")) == answer()
     assert row == {
         **ORIGIN,
@@ -126,7 +126,7 @@ def test_the_row_of_an_event() -> None:
 
 
 def test_without_an_answer_the_event_s_own_task_row_serves() -> None:
-    row = tracking_row(record(b"{}"), event(project=None), None, NOW)
+    row = make_tracking_row(record(b"{}"), event(project=None), None, NOW)
     assert (row["assigned_to_user_id"], row["assigned_by_user_id"]) == (811, 812)
     assert row["task_created_at"] == datetime(2026, 1, 9, 9, tzinfo=UTC)
     assert row["task_completed_at"] == datetime(2026, 1, 10, 15, 3, 58, tzinfo=UTC)
@@ -135,7 +135,7 @@ def test_without_an_answer_the_event_s_own_task_row_serves() -> None:
 
 def test_what_nobody_knows_is_null() -> None:
     unknown = {"assigneeId": 2**70, "assignorId": None, "dateAssigned": "?", "dateCompleted": ..., "taskName": ...}
-    row = tracking_row(record(b"{}"), event(task=None, task_name=None), details(**unknown), NOW)
+    row = make_tracking_row(record(b"{}"), event(task=None, task_name=None), details(**unknown), NOW)
     names = ("assigned_to_user_id", "assigned_by_user_id", "task_created_at", "task_completed_at", "task_name")
     assert [row[name] for name in names] == [None] * 5
     [kept] = stored([row], TRACKING_SCHEMA)
@@ -143,7 +143,7 @@ def test_what_nobody_knows_is_null() -> None:
 
 
 def test_the_day_of_an_event_is_utc() -> None:
-    row = tracking_row(record(b"{}"), event(timestamp="2026-01-01T00:30:00+01:00"), None, NOW)
+    row = make_tracking_row(record(b"{}"), event(timestamp="2026-01-01T00:30:00+01:00"), None, NOW)
     assert (row["year"], row["month"], row["day"]) == (2025, 12, 31)
 
 
@@ -184,7 +184,7 @@ def test_the_row_of_a_form() -> None:
         ),
         group("Linear Feet Capture", question("Lower Cabinets (linear feet)", 12.5)),
     )
-    [row] = stored([form_row(record(b"{}"), event(), read, parse_form(read), NOW)], FORMS_SCHEMA)
+    [row] = stored([make_form_row(record(b"{}"), event(), read, parse_form(read), NOW)], FORMS_SCHEMA)
     answers = {asked.column: row.pop(asked.column) for asked in QUESTIONS}
     assert {column: given for column, given in answers.items() if given is not None} == {
         "lower_cabinets_detached": True,
@@ -224,7 +224,7 @@ def test_the_row_of_a_form() -> None:
 
 def test_a_form_without_a_link() -> None:
     read = details(externalLinkData=None)
-    row = form_row(record(b"{}"), event(), read, parse_form(read), NOW)
+    row = make_form_row(record(b"{}"), event(), read, parse_form(read), NOW)
     assert {name: row[name] for name in row if name.startswith(("customer_", "external_"))} == {
         "customer_first_name": None,
         "customer_last_name": None,
@@ -265,7 +265,7 @@ def test_the_attachments_columns() -> None:
 
 def test_a_row_for_each_photo() -> None:
     form = parse_form(details(group("Photos", question("Captured Lower Cabinet Box", [11, 12], "control-7"))))
-    rows = stored(attachment_rows(record(b"{}"), event(), form, NOW), ATTACHMENTS_SCHEMA)
+    rows = stored(make_photo_rows(record(b"{}"), event(), form, NOW), ATTACHMENTS_SCHEMA)
     assert rows == [
         {
             **ORIGIN,
@@ -290,7 +290,7 @@ def test_a_row_for_each_photo() -> None:
 
 
 def test_a_form_without_photos_empties_the_set() -> None:
-    rows = stored(attachment_rows(record(b"{}"), event(), parse_form(details()), NOW), ATTACHMENTS_SCHEMA)
+    rows = stored(make_photo_rows(record(b"{}"), event(), parse_form(details()), NOW), ATTACHMENTS_SCHEMA)
     known = {
         **ORIGIN,
         "assignment_id": ASSIGNMENT_ID,
@@ -316,10 +316,10 @@ def test_a_batch_of_tasks() -> None:
     def clock() -> float:
         return NOW.timestamp()
 
-    assert [row["kafka_offset"] for row in stored(tracking_rows(tasks, clock=clock), TRACKING_SCHEMA)] == [1, 2]
-    [row] = stored(forms_rows(tasks, clock=clock), FORMS_SCHEMA)
+    assert [row["kafka_offset"] for row in stored(make_tracking_rows(tasks, clock=clock), TRACKING_SCHEMA)] == [1, 2]
+    [row] = stored(make_form_rows(tasks, clock=clock), FORMS_SCHEMA)
     assert (row["kafka_offset"], row["updated_at"]) == (2, NOW)
-    rows = stored(attachments_rows(tasks, clock=clock), ATTACHMENTS_SCHEMA)
+    rows = stored(make_attachment_rows(tasks, clock=clock), ATTACHMENTS_SCHEMA)
     assert [(row["kafka_offset"], row["claim_media_id"]) for row in rows] == [(2, 11), (2, 12)]
 
 
@@ -365,13 +365,13 @@ def test_every_row_fits_its_schema(message: dict[str, Any], changes: dict[str, A
     raw = json.dumps(answer(*groups, **changes)).replace("NaN", "1e999").replace("Infinity", "1e999")
     read = parse_details(raw.encode(), ASSIGNMENT_ID)
     form = parse_form(read)
-    [tracked] = stored([tracking_row(source, parsed, read, NOW)], TRACKING_SCHEMA)
+    [tracked] = stored([make_tracking_row(source, parsed, read, NOW)], TRACKING_SCHEMA)
     assert json.loads(tracked["claimx_task_full"])["assignmentId"] == ASSIGNMENT_ID
     assert json.loads(tracked["original_event"])["event_id"] == parsed.event_id
-    [formed] = stored([form_row(source, parsed, read, form, NOW)], FORMS_SCHEMA)
+    [formed] = stored([make_form_row(source, parsed, read, form, NOW)], FORMS_SCHEMA)
     assert isinstance(json.loads(formed["raw_data"]), dict)
     assert json.loads(formed["parse_warnings"]) == list(form.warnings)
-    photos = stored(attachment_rows(source, parsed, form, NOW), ATTACHMENTS_SCHEMA)
+    photos = stored(make_photo_rows(source, parsed, form, NOW), ATTACHMENTS_SCHEMA)
     assert len(photos) == max(1, len(form.photos))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.forms import TaskDetails, parse_form
-from itel_cabinet.transforms.payload import build_payload, payload_bytes
+from itel_cabinet.transforms.payload import build_payload, encode_payload
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, build_submissions, scrub
 from tests.support.cabinet_samples import details, event, group, question, record
@@ -48,7 +48,7 @@ def test_a_completed_form_becomes_its_payload() -> None:
     assert isinstance(built, Submission)
     assert one.form is not None
     assert (built.record, built.event_id, built.assignment_id) == (one.record, "9f2c" * 16, 5430007)
-    assert built.payload == payload_bytes(build_payload(one.details, one.form, one.event))
+    assert built.payload == encode_payload(build_payload(one.details, one.form, one.event))
     content = json.loads(built.payload)
     assert (content["assignmentId"], content["projectId"], content["countertopsLf"]) == (5430007, 5400001, 9.5)
 

@@ -20,9 +20,9 @@ from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import Form, TaskDetails, parse_details, parse_form
-from itel_cabinet.transforms.payload import build_payload, payload_bytes, payload_sha256
+from itel_cabinet.transforms.payload import build_payload, encode_payload, payload_sha256
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.rows import attachment_rows, form_row, tracking_row
+from itel_cabinet.transforms.rows import make_form_row, make_photo_rows, make_tracking_row
 from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.jobs import Stack, wait_for
 
@@ -53,7 +53,7 @@ class Known:
     @property
     def payload(self) -> bytes:
         assert self.form is not None
-        return payload_bytes(build_payload(self.details, self.form, self.event))
+        return encode_payload(build_payload(self.details, self.form, self.event))
 
 
 def known_events(stack: Stack, receipts: Iterable[Receipt]) -> list[Known]:
@@ -104,11 +104,13 @@ def produce_tracking(stack: Stack, n: int, seed: int, shares: Shares | None = No
 def check_tables(stack: Stack, events: list[Known]) -> None:
     """The three tables hold what ``events`` say, to the column."""
     newest = newest_forms(events)
-    assert unclocked(stack.tracking()) == unclocked(tracking_row(k.record, k.event, k.details, EPOCH) for k in events)
-    assert unclocked(stack.forms()) == unclocked(
-        form_row(k.record, k.event, k.details, k.form, EPOCH) for k in newest if k.form
+    assert unclocked(stack.tracking()) == unclocked(
+        make_tracking_row(k.record, k.event, k.details, EPOCH) for k in events
     )
-    photos = [row for k in newest if k.form for row in attachment_rows(k.record, k.event, k.form, EPOCH)]
+    assert unclocked(stack.forms()) == unclocked(
+        make_form_row(k.record, k.event, k.details, k.form, EPOCH) for k in newest if k.form
+    )
+    photos = [row for k in newest if k.form for row in make_photo_rows(k.record, k.event, k.form, EPOCH)]
     assert unclocked(row for row in stack.attachments() if row["is_active"]) == unclocked(
         row for row in photos if row["is_active"]
     )

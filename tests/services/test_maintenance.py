@@ -48,7 +48,7 @@ from itel_cabinet.local.services import Broker
 from itel_cabinet.pipeline.operate import Session, bind, catalogue
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
-from itel_cabinet.transforms.rows import tracking_row
+from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory
 from tests.support.accounting import assert_everything_accounted_for
 from tests.support.cabinet_samples import event, record
@@ -416,7 +416,7 @@ def made(folder: Path, printed: Printed, *rows: int, topic_id: str = TOPIC) -> T
     spec = table_specs(Settings.of(settings))[TRACKING]
     table = FencedTable(spec)
     for offset in rows:
-        table.write([tracking_row(record({}, topic_id=topic_id, partition=2, offset=offset), event(), None, NOW)])
+        table.write([make_tracking_row(record({}, topic_id=topic_id, partition=2, offset=offset), event(), None, NOW)])
     return spec
 
 
@@ -488,7 +488,7 @@ def test_a_restore_that_the_topic_cannot_make_good_must_be_meant(
     this = Cluster(client).topic(name).topic_id
     spec = made(tmp_path, printed, 0, 1, 2, 3, 4, topic_id=this)
     for at in ({"topic_id": "old", "partition": 0, "offset": 8}, {"topic_id": this, "partition": 1, "offset": 3}):
-        FencedTable(spec).write([tracking_row(record({}, **at), event(), None, NOW)])
+        FencedTable(spec).write([make_tracking_row(record({}, **at), event(), None, NOW)])
 
     restore = ["tables", "restore", f"--tables_root={tmp_path}", f"--table={TRACKING}", f"--topic={name}", "--group=g"]
     servers = f"--bootstrap_servers={broker.bootstrap_servers}"
@@ -510,7 +510,7 @@ def test_a_restore_that_the_topic_cannot_make_good_must_be_meant(
     )
     assert stored(spec, "kafka_offset") == [0, 1]
     # What the topic still has is no loss; nor is what the table never had, which is all below 3 of partition 1 above.
-    FencedTable(spec).write([tracking_row(record({}, topic_id=this, partition=2, offset=4), event(), None, NOW)])
+    FencedTable(spec).write([make_tracking_row(record({}, topic_id=this, partition=2, offset=4), event(), None, NOW)])
     lines = printed.stdout(*restore, "--version=5", "--accept_loss").splitlines()
     assert (lines[0], lines[-1]) == (f"{TRACKING}: restored to version 5, as version 10", "nothing is to be read again")
     assert printed.stdout(*restore, "--version=4").splitlines()[-1] == f"{line}2=4 --only_back {servers}"
@@ -543,7 +543,7 @@ def test_what_the_commands_refuse(tmp_path: Path, printed: Printed) -> None:
         told = printed.error(status, "tables", *command.split(), root, *options)
         assert told.startswith(line), told
     assert (version(spec), fences(spec)) == (2, {2: 2})
-    FencedTable(spec).write([tracking_row(record({}, topic_id="new", partition=0, offset=7), event(), None, NOW)])
+    FencedTable(spec).write([make_tracking_row(record({}, topic_id="new", partition=0, offset=7), event(), None, NOW)])
     assert printed.error(2, "tables", "fence", "set", root, table, "--to_start") == (
         f"--topic_id: say whose fence is meant: the table has those of {TOPIC}, new"
     )
@@ -554,7 +554,7 @@ def test_commands_on_an_object_store(azure: str, printed: Printed) -> None:
     settings = {"job": "tracking", "bootstrap_servers": "x", "claimx_url": "http://x", "tables_root": azure}
     spec = table_specs(Settings.of(settings))[TRACKING]
     for offset in range(3):
-        FencedTable(spec).write([tracking_row(record({}, topic_id=TOPIC, offset=offset), event(), None, NOW)])
+        FencedTable(spec).write([make_tracking_row(record({}, topic_id=TOPIC, offset=offset), event(), None, NOW)])
     root, table = f"--tables_root={azure}", f"--table={TRACKING}"
     assert "1 file (" in printed.stdout("tables", "optimize", root, table)
     assert f"{TRACKING}: restored to version 1, as version 5\n" in printed.stdout(

@@ -24,7 +24,7 @@ from itel_cabinet.local.samples import Generator, Produced, Receipt, Shares, pro
 from itel_cabinet.local.services import Broker
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.transforms.results import Submitted
+from itel_cabinet.transforms.results import SubmissionResult
 from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.jobs import TOPICS, RunningJob, Stack, wait_for
 
@@ -228,7 +228,8 @@ def test_each_submission_ends_in_the_success_or_the_error_topic(stack: Stack) ->
     assert {letter.stage for letter in letters} == {"submit"}
     assert {letter.attempts for letter in letters if letter.error_class != "timeout"} <= {3, 4}
     results = [
-        Submitted.model_validate_json(message.value or b"") for message in stack.broker.read(stack.topic("success"))
+        SubmissionResult.model_validate_json(message.value or b"")
+        for message in stack.broker.read(stack.topic("success"))
     ]
     accepted = [event_id for event_id, ends_as in wanted.items() if not ends_as]
     assert sorted(result.event_id for result in results) == sorted(accepted)
@@ -369,6 +370,6 @@ def test_batches_to_itel(stack: Stack) -> None:
     assert singles <= set(flow.told)
     calls = stack.itel.calls
     assert calls["/api/v1/tasks/batch"] >= 3
-    results = [Submitted.model_validate_json(m.value or b"") for m in stack.broker.read(stack.topic("success"))]
+    results = [SubmissionResult.model_validate_json(m.value or b"") for m in stack.broker.read(stack.topic("success"))]
     assert Counter(result.event_id for result in results) == Counter(flow.told)
     assert Counter(row["event_id"] for row in stack.tracking()) == Counter(flow.told)

@@ -25,7 +25,7 @@ from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.operate import GroupView, RecentLetters, WorkerState, recent_letters
 from itel_cabinet.pipeline.operate.observation import look_at_worker
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
-from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replayed
+from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure
 from tests.conftest import TopicFactory
 from tests.support.asked import Asked
@@ -140,7 +140,7 @@ def test_recent_dead_letters(broker: Broker, topic: TopicFactory) -> None:
     write(errors, dead_letter("others", "enrich", "not_found", 5), 1)
     write(errors, {"value": b"a stranger"}, 1)
     write(more_errors, dead_letter("g", "submit", "refused", 6), 5, partition=1)
-    letter_key, _, note_headers = encode_replayed(_letter("g"), now.timestamp())
+    letter_key, _, note_headers = encode_replay_note(_letter("g"), now.timestamp())
     write(errors, {"key": letter_key, "value": None, "headers": list(note_headers)}, 1)
     assert producer.flush(30) == 0
 

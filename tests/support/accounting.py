@@ -18,7 +18,7 @@ from itel_cabinet.local.samples import Receipt
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import parse_details, parse_form
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.rows import attachment_rows, form_row
+from itel_cabinet.transforms.rows import make_form_row, make_photo_rows
 from tests.support.jobs import Stack
 
 __all__ = ["assert_everything_accounted_for", "assert_tracked_once", "repeated_calls", "topic_id"]
@@ -76,9 +76,9 @@ def _assert_newest_forms(stack: Stack, receipts: Iterable[Receipt]) -> None:
         if not details.has_form:
             continue
         form = parse_form(details)
-        forms[event.assignment_id] = _timeless(form_row(record, event, details, form, epoch))
+        forms[event.assignment_id] = _timeless(make_form_row(record, event, details, form, epoch))
         photos[event.assignment_id] |= {
-            _photo(row) for row in attachment_rows(record, event, form, epoch) if row["is_active"]
+            _photo(row) for row in make_photo_rows(record, event, form, epoch) if row["is_active"]
         }
     rows = stack.forms()
     assert len({row["assignment_id"] for row in rows}) == len(rows), "one row an assignment"

@@ -18,7 +18,7 @@ from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_spe
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import parse_form
-from itel_cabinet.transforms.rows import attachments_rows, forms_rows, tracking_rows
+from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from tests.support.cabinet_samples import details, group, question, record, tracking_message
 
 __all__ = ["HOSTILE", "NOW", "PERSON", "PROJECTS", "Told", "at", "form", "specs", "write"]
@@ -51,10 +51,10 @@ def write(root: str, *batches: Sequence[Told]) -> None:
     tables = {name: FencedTable(spec) for name, spec in specs(root).items()}
     for batch in batches or (_FIRST, _SECOND):
         told = [(one.task(), one.processed()) for one in batch]
-        tracked = [row for task, now in told for row in tracking_rows([task], clock=now.timestamp)]
+        tracked = [row for task, now in told for row in make_tracking_rows([task], clock=now.timestamp)]
         assert tables[TRACKING].write(tracked).version is not None
-        tables[FORMS].write([row for task, now in told for row in forms_rows([task], clock=now.timestamp)])
-        photos = [row for task, now in told for row in attachments_rows([task], clock=now.timestamp)]
+        tables[FORMS].write([row for task, now in told for row in make_form_rows([task], clock=now.timestamp)])
+        photos = [row for task, now in told for row in make_attachment_rows([task], clock=now.timestamp)]
         tables[ATTACHMENTS].write(photos)
 
 
