@@ -62,11 +62,11 @@ sys.path.insert(0, {str(site)!r})
 from itel_cabinet import local, pipeline, templates, transforms
 from itel_cabinet.local.services.artifacts import FLINK, KAFKA
 from itel_cabinet.local.simulators.itel import submission_schema
-from itel_cabinet.transforms.triggers import default_rules
+from itel_cabinet.transforms.triggers import load_default_rules
 assert local.__file__ == {str(site / "itel_cabinet/local/__init__.py")!r}, local.__file__
 assert io.StringIO("the standard library's").read()
 assert all(path.is_file() for path in (KAFKA.pom, FLINK.pom, *FLINK.sources))
-print(KAFKA.name, submission_schema()["type"], *default_rules().topics)
+print(KAFKA.name, submission_schema()["type"], *load_default_rules().topics)
 """
     found = _run(sys.executable, "-c", script, folder=site).split()
     assert found == ["kafka", "object", "itel.cabinet.task.tracking"]
