@@ -30,7 +30,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
-from itel_cabinet.io.worker import HealthSettings, metrics, serve
+from itel_cabinet.io.worker import WorkerSettings, metrics, serve
 from itel_cabinet.local.services import free_port
 from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
@@ -94,7 +94,7 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
 
 def metered(servers: str, topic: str, folder: Path, count: int) -> int:
     """The same with --metrics_port, scraped each second: by a thread in here, so that its cost counts too."""
-    port = serve(HealthSettings(free_port(), "bench", folder.name, topic, "0", 120.0))
+    port = serve(WorkerSettings("bench", folder.name, topic, "0", metrics_port=free_port()))
     done = threading.Event()
 
     def scrape() -> None:

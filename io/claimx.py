@@ -18,7 +18,7 @@ from cachetools import TTLCache
 from pydantic import ValidationError
 
 from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, get_connection, is_transient
-from itel_cabinet.io.worker import metrics, once_per_process, one_line
+from itel_cabinet.io.worker import describe_error, metrics, once_per_process
 
 __all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "get_claimx"]
 
@@ -183,7 +183,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} at character {error.pos}"
     if not isinstance(error, ValidationError):
-        return one_line(error)
+        return describe_error(error)
     faults = error.errors(include_input=False, include_context=False, include_url=False)
     first = [f"{'.'.join(map(str, fault['loc'])) or 'the whole'}: {fault['msg']}" for fault in faults[:3]]
     more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""

@@ -30,7 +30,7 @@ from itel_cabinet.io.http import (
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import metrics, reached, retry_outage
+from itel_cabinet.io.worker import maybe_crash, metrics, retry_outage
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -166,7 +166,7 @@ class HttpItel:
         if isinstance(reply, Rejected):
             return reply
         if reply.ok:
-            reached("after-2xx")
+            maybe_crash("after-2xx")
             return Accepted(reply.status, reply.attempts, reply.excerpt)
         if 400 <= reply.status < 500 and b"already exists" in reply.body.lower():
             return Accepted(reply.status, reply.attempts, reply.excerpt, duplicate=True)
@@ -183,7 +183,7 @@ class HttpItel:
         if isinstance(reply, Rejected):
             return reply
         if reply.ok and reply.status != 207:
-            reached("after-2xx")
+            maybe_crash("after-2xx")
             return Accepted(reply.status, reply.attempts, reply.excerpt)
         return _rejected(reply)
 
@@ -314,7 +314,7 @@ class FolderItel:
             is_outage=lambda error: isinstance(error, OSError),
             describe=lambda error: getattr(error, "strerror", None) or type(error).__name__,
         )
-        reached("after-2xx")
+        maybe_crash("after-2xx")
         return Accepted(200 if known else 201, 1, f"written to {path.name}", duplicate=known)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:

@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from itel_cabinet.io.worker import once_per_process, one_line
+from itel_cabinet.io.worker import describe_error, once_per_process
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -122,7 +122,7 @@ class Objects:
                 self._store = _opened(self._settings)
             return work(self._store)
         except (BaseError, OSError, ValueError) as error:
-            text = one_line(error)
+            text = describe_error(error)
             for _, value in self._settings.options:
                 if len(value) > 3:
                     text = text.replace(value, "***")

@@ -19,21 +19,23 @@ from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.io.photos import MediaSettings
-from itel_cabinet.io.worker import LogFormat
+from itel_cabinet.io.worker import LogFormat, RefusedError
 
 __all__ = [
     "ENVIRONMENT",
     "JOB_DEFAULTS",
     "Job",
     "JsonObject",
-    "OptionRefused",
+    "OptionError",
     "Settings",
     "nearest",
 ]
 
 
-class OptionRefused(ValueError):
-    """Wrong use: the message is one line that names the option and the mend."""
+class OptionError(RefusedError, ValueError):
+    """Wrong use: the message is one line that names the option and says what to do."""
+
+    exit_status = 2
 
 
 class Job(StrEnum):
@@ -340,16 +342,16 @@ class Settings(BaseModel):
     def _complete(self) -> Settings:
         """Refuse what this job cannot do without."""
         if self.claimx_url is None:
-            raise OptionRefused("--claimx_url is missing: give ClaimX's base URL or set CLAIMX_API_BASE_URL")
+            raise OptionError("--claimx_url is missing: give ClaimX's base URL or set CLAIMX_API_BASE_URL")
         if self.job.calls_itel and self.itel_url is None:
-            raise OptionRefused(
+            raise OptionError(
                 "--itel_url is missing: give iTel's base URL or set ITEL_CABINET_API_BASE_URL "
                 "(file:DIR writes the payloads to a folder)"
             )
         if self.job.writes_tables and not self.tables_root:
-            raise OptionRefused("--tables_root is missing: give the folder or object-store URI that holds the tables")
+            raise OptionError("--tables_root is missing: give the folder or object-store URI that holds the tables")
         if self.media == "on" and not self.media_root:
-            raise OptionRefused(
+            raise OptionError(
                 "--media_root is missing: give the folder or object-store URI for photos, or --media=off"
             )
         try:
@@ -360,7 +362,7 @@ class Settings(BaseModel):
             if self.job.calls_itel and folder_of(self.itel_url or "") is None:
                 self.itel_settings()
         except ValueError as error:
-            raise OptionRefused(str(error)) from None
+            raise OptionError(str(error)) from None
         return self
 
     def claimx_connection(self) -> ConnectionSettings:
@@ -430,19 +432,19 @@ class Settings(BaseModel):
         """Validate. Raises OptionRefused with one line for the first thing that is wrong."""
         unknown = sorted(set(given) - set(cls.model_fields))
         if unknown:
-            raise OptionRefused(f"--{unknown[0]}: no such option{nearest(unknown[0], cls.model_fields)}")
+            raise OptionError(f"--{unknown[0]}: no such option{nearest(unknown[0], cls.model_fields)}")
         try:
             return cls.model_validate(dict(given))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=True)[0]
             refused = first.get("ctx", {}).get("error")
-            if isinstance(refused, OptionRefused):
+            if isinstance(refused, OptionError):
                 raise refused from None
             name = str(first["loc"][0]) if first["loc"] else "job"
             if first["type"] == "missing":
                 variable = f" or set {ENVIRONMENT[name]}" if name in ENVIRONMENT else ""
-                raise OptionRefused(f"--{name} is missing: give it{variable}") from None
-            raise OptionRefused(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
+                raise OptionError(f"--{name} is missing: give it{variable}") from None
+            raise OptionError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def nearest(name: str, known: Mapping[str, Any]) -> str:

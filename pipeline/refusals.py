@@ -9,7 +9,7 @@ import re
 from confluent_kafka import KafkaError, KafkaException
 
 from itel_cabinet.io.delta import TableRefused
-from itel_cabinet.io.worker import OutageError, one_line
+from itel_cabinet.io.worker import OutageError, describe_error
 
 __all__ = ["kafka_refusal", "table_refusal"]
 
@@ -52,4 +52,4 @@ def _without_address(reason: str) -> str:
 def table_refusal(error: TableRefused | OutageError) -> str:
     """The line for a table that cannot be made, opened or written."""
     mend = "" if isinstance(error, TableRefused) else ": give a folder or object-store URI that can be written"
-    return f"--tables_root: {one_line(error)}{mend}"
+    return f"--tables_root: {describe_error(error)}{mend}"

@@ -15,7 +15,7 @@ from itel_cabinet.io.itel import OUTCOMES, Itel, ItelSettings, folder_of, get_it
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import get_photos
 from itel_cabinet.io.task_lookup import get_task_lookup
-from itel_cabinet.io.worker import HealthSettings, LogFormat, format_logs, get_pool, metrics, serve
+from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
@@ -59,22 +59,27 @@ class Parts:
         self.itel_pool: Callable[[], Executor] = functools.partial(get_pool, "itel", settings.http_concurrency)
 
     @property
-    def on_worker(self) -> Callable[[], object]:
-        """What each process of the job begins with: its log's format, its metrics."""
+    def worker(self) -> WorkerSettings:
         settings = self.settings
-        health = HealthSettings(
-            port=settings.metrics_port,
+        return WorkerSettings(
             job=settings.job.value,
             group=settings.consumer_group,
             topic=settings.input_topic,
             version=version("itel-cabinet"),
+            log_format=settings.log_format,
+            metrics_port=settings.metrics_port,
             stuck_after_seconds=settings.stuck_after_seconds,
+            expected=self._expected,
         )
-        return functools.partial(_begin, settings.log_format, health, self._counts)
 
     @property
-    def _counts(self) -> Callable[[], None]:
-        """Sets the metrics to 0 that this job can count."""
+    def on_worker(self) -> Callable[[], object]:
+        """What each process of the job begins with."""
+        return functools.partial(prepare, self.worker)
+
+    @property
+    def _expected(self) -> ExpectedLabels:
+        """The metrics that this job can count."""
         settings = self.settings
         calls_itel = settings.job.calls_itel
         is_trigger = settings.job is Job.TRIGGER
@@ -85,10 +90,9 @@ class Parts:
             *(((settings.output_topic,) if settings.output_topic else self.rules.topics) if is_trigger else ()),
             *([settings.tracking_success_topic] if settings.job.writes_tables else ()),
         }
-        return functools.partial(
-            metrics.start_at_zero,
-            consumed=settings.input_topic,
-            published=sorted(filter(None, topics)),
+        return ExpectedLabels(
+            consumed=(settings.input_topic,),
+            published=tuple(sorted(filter(None, topics))),
             apis=("claimx", *(["itel"] if submits else ())),
             outcomes=OUTCOMES if calls_itel else (),
             tables=tuple(spec.name for spec in self.tables.values()) if settings.job.writes_tables else (),
@@ -141,13 +145,6 @@ class Parts:
 
     def publish(self) -> PublishMessages:
         return PublishMessages(self.kafka, self.clock)
-
-
-def _begin(log_format: LogFormat, health: HealthSettings, counts: Callable[[], None]) -> None:
-    format_logs(log_format, job=health.job, group=health.group)
-    if health.port:
-        counts()
-        serve(health)
 
 
 def _wait_after(seconds: float, announced_at: float) -> None:

@@ -32,7 +32,7 @@ from itel_cabinet.io.delta.spec import (
     TableState,
     Upsert,
 )
-from itel_cabinet.io.worker import one_line, retry_outage
+from itel_cabinet.io.worker import describe_error, retry_outage
 
 __all__ = [
     "UPSERT_FILE_BYTES",
@@ -308,7 +308,7 @@ def refusal(spec: TableSpec, error: Exception) -> TableRefused | None:
 
 def error_text(spec: TableSpec, error: Exception) -> str:
     """One line of an error, with nothing of the storage options in it."""
-    text = one_line(error)
+    text = describe_error(error)
     for value in dict(spec.storage_options).values():
         if len(value) > 3:
             text = text.replace(value, "***")

@@ -239,10 +239,10 @@ class FencedTable:
         version = table.version()
         if isinstance(self.spec.mode, Upsert):
             fences[f"{self.spec.fence_prefix}/upsert"] = version + 1
-        crash_points.reached(f"before-commit:{self.spec.name}")
+        crash_points.maybe_crash(f"before-commit:{self.spec.name}")
         # delta-rs's own retries stay on: they re-base over commits that share no fence with this one, and only those.
         write(CommitProperties(app_transactions=[Transaction(app, at) for app, at in fences.items()]))
-        crash_points.reached(f"after-commit:{self.spec.name}")
+        crash_points.maybe_crash(f"after-commit:{self.spec.name}")
         if table.version() == version + 1:  # else others' commits lie between, with fences that were not read
             self._fences |= fences
             self._fences_version = table.version()
@@ -269,7 +269,7 @@ class FencedTable:
         ).when_matched_update(
             {f"`{c}`": f"s.`{c}`" for c in given if c not in mode.keys}, predicate=f"t.`{column}` IS NULL"
         )
-        crash_points.reached(f"before-commit:{self.spec.name}")
+        crash_points.maybe_crash(f"before-commit:{self.spec.name}")
         return int(merger.execute()["num_target_rows_updated"])
 
     def _refreshed(self) -> DeltaTable:

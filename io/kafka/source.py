@@ -58,11 +58,11 @@ from itel_cabinet.io.worker import (
     STOP,
     OutageError,
     beat,
+    describe_error,
+    limit_wait,
+    maybe_crash,
     metrics,
     once_per_process,
-    one_line,
-    patience,
-    reached,
     retry_outage,
 )
 from itel_cabinet.transforms.records import Record
@@ -443,7 +443,7 @@ class _ShardReader:
 
 
 def _described(error: Exception) -> str:
-    return str(error.args[0].str()) if isinstance(error, KafkaException) else one_line(error)
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else describe_error(error)
 
 
 class _GroupOffsets:
@@ -472,7 +472,7 @@ class _GroupOffsets:
         return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
 
     def commit(self, position: ShardPosition) -> None:
-        reached("before-finalizer")
+        maybe_crash("before-finalizer")
         with self._lock:
             ahead = self._committed
             due = {p: max(o, ahead.get((position.topic_id, p), 0)) for p, o in position.offsets.items()}
@@ -692,7 +692,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         if len(refused) > 1 or self._sent.total() > 1:
             # The broker refuses a whole batch over its limit; alone, each message shows whether it is at fault.
             refused = [again for one in refused for again in self._alone(one.message)]
-        reached("after-flush")
+        maybe_crash("after-flush")
         self._written.inc(self._sent.total() - len(refused))
         self._measure(refused)
         for one in refused:
@@ -723,7 +723,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
                 )
                 return
             except BufferError:
-                if time.monotonic() - began > patience(self._settings.outage_seconds):
+                if time.monotonic() - began > limit_wait(self._settings.outage_seconds):
                     raise OutageError(self._away(began, "its queue stays full")) from None
                 producer.poll(_SLICE_SECONDS)
             except KafkaException as error:
@@ -737,7 +737,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         producer = _producer(self._settings)
         began = time.monotonic()
         # librdkafka gives a message up after outage_seconds; the margin is for its last report.
-        while deliveries.pending.total() and time.monotonic() - began < patience(self._settings.outage_seconds + 10):
+        while deliveries.pending.total() and time.monotonic() - began < limit_wait(self._settings.outage_seconds + 10):
             producer.flush(_SLICE_SECONDS)
         if deliveries.failed is not None or deliveries.pending.total():
             _producer.forget()

@@ -1,38 +1,38 @@
-"""What a worker process has: metrics, health, log lines, outages waited out, what lives once a process."""
+"""A worker process: prepared once, its metrics and health, its logs, retries during outages, objects it has once."""
 
 from __future__ import annotations
 
-from itel_cabinet.io.worker.crash_points import reached
-from itel_cabinet.io.worker.health import PULSE, HealthSettings, beat, check_port, serve, waiting_for
-from itel_cabinet.io.worker.logs import LogFormat, format_logs
-from itel_cabinet.io.worker.outages import (
-    STOP,
-    OutageError,
-    full_jitter,
-    last_outage_error,
-    one_line,
-    patience,
-    retry_outage,
-)
+from itel_cabinet.io.worker.allocators import ALLOCATORS
+from itel_cabinet.io.worker.crash_points import maybe_crash
+from itel_cabinet.io.worker.errors import RefusedError, SettingError
+from itel_cabinet.io.worker.health import PULSE, beat, check_port, serve, waiting_for
+from itel_cabinet.io.worker.logs import LogFormat
+from itel_cabinet.io.worker.metrics import ExpectedLabels
+from itel_cabinet.io.worker.outages import STOP, OutageError, describe_error, full_jitter, limit_wait, retry_outage
 from itel_cabinet.io.worker.pools import get_pool
+from itel_cabinet.io.worker.preparation import prepare
 from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.worker.settings import WorkerSettings
 
 __all__ = [
+    "ALLOCATORS",
     "PULSE",
     "STOP",
-    "HealthSettings",
+    "ExpectedLabels",
     "LogFormat",
     "OutageError",
+    "RefusedError",
+    "SettingError",
+    "WorkerSettings",
     "beat",
     "check_port",
-    "format_logs",
+    "describe_error",
     "full_jitter",
     "get_pool",
-    "last_outage_error",
+    "limit_wait",
+    "maybe_crash",
     "once_per_process",
-    "one_line",
-    "patience",
-    "reached",
+    "prepare",
     "retry_outage",
     "serve",
     "waiting_for",

@@ -1,43 +1,55 @@
-"""Named places at which a test can have the process killed, as if by a power cut; see docs/testing.md.
+"""Named places at which a test can have the process killed, as by a power cut; see docs/testing.md.
 
-They exist for the crash tests alone. With ``ITEL_CABINET_CRASH_AT=before-commit:some_table`` in the environment the
-process kills itself with SIGKILL when it reaches that point, and with ``...:3`` appended when it reaches it for the
-third time. With ``@FILE`` the point is what stands in that file, and the process that dies there removes it first: of a
-cluster's workers, which are started again and again, one dies each time a test writes the file. The variable is read
-once, at import; where it is unset, :func:`reached` costs two comparisons.
+With ``ITEL_CABINET_CRASH_AT=before-commit:some_table`` in the environment the process kills itself with SIGKILL when it
+reaches that point, and with ``...:3`` appended when it reaches it for the third time. With ``@FILE`` the point is the
+content of that file, and the process that dies there removes the file first: of a cluster's workers, which are started
+again and again, one dies each time a test writes the file. Only an armed process dies (see ``worker.prepare``).
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["reached"]
+__all__ = ["arm_crash_points", "maybe_crash"]
+
+_VARIABLE = "ITEL_CABINET_CRASH_AT"
+
+_is_due: Callable[[str], bool] | None = None
 
 
-def _parse(value: str) -> tuple[str, int]:
-    point, _, nth = value.rpartition(":")
-    return (point, int(nth)) if point and nth.isdigit() else (value, 1)
+def arm_crash_points() -> None:
+    """Read the variable. Idempotent: what has been armed stays as it is, and goes on counting."""
+    global _is_due
+    value = os.environ.get(_VARIABLE)
+    if not value or _is_due is not None:
+        return
+    name, _, nth = value.rpartition(":")
+    if value.startswith("@"):
+        _is_due = functools.partial(_take, Path(value[1:]))
+    elif name and nth.isdigit():
+        _is_due = _make_countdown(name, int(nth))
+    else:
+        _is_due = _make_countdown(value, 1)
 
 
-_POINT, _NTH = _parse(os.environ.get("ITEL_CABINET_CRASH_AT", ""))
-_FILE = Path(_POINT[1:]) if _POINT.startswith("@") else None
-_COUNT = itertools.count(1)
+def _make_countdown(wanted: str, turn: int) -> Callable[[str], bool]:
+    count = itertools.count(1)
+    return lambda point: point == wanted and next(count) == turn
 
 
-def reached(point: str) -> None:
-    """Say that ``point`` has been reached; does not return if a test wants the process dead here. Thread-safe."""
-    if _FILE is not None:
-        if _disarmed(_FILE, point):
-            os.kill(os.getpid(), signal.SIGKILL)
-    elif _POINT and point == _POINT and next(_COUNT) == _NTH:
+def maybe_crash(point: str) -> None:
+    """Die here if a test wants it. Costs a comparison otherwise. Thread-safe."""
+    if _is_due is not None and _is_due(point):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _disarmed(file: Path, point: str) -> bool:
-    """Whether ``file`` asked for this point, and this call is the one that removed it."""
+def _take(file: Path, point: str) -> bool:
+    """Whether ``file`` holds this point, and this call is the one that removed it."""
     try:
         if file.read_text(encoding="utf-8") != point:
             return False

@@ -1,7 +1,7 @@
 """Whether this process lives, and the numbers it has counted, over HTTP: ``/healthz`` and ``/metrics``.
 
-A process is alive as long as it does something now and then: polls the broker, ends a call, commits, tries again what
-is away. Each of these says so by :func:`beat`. One that has done nothing for ``stuck_after_seconds`` is stuck.
+A process is alive as long as it does something now and then: polls the broker, ends a call, commits, retries during an
+outage. Each of these calls :func:`beat`. A process that has done nothing for ``stuck_after_seconds`` is stuck.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from prometheus_client.registry import Collector
 
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.worker.process import once_per_process
+from itel_cabinet.io.worker.settings import WorkerSettings
 
-__all__ = ["PULSE", "Health", "HealthSettings", "Pulse", "beat", "check_port", "serve", "waiting_for"]
+__all__ = ["PULSE", "Health", "Pulse", "beat", "check_port", "serve", "waiting_for"]
 
 _LOGGER = logging.getLogger(__name__)
 # Workers on one machine share the option, so each takes the next port that is free.
@@ -76,28 +77,16 @@ class Pulse:
 PULSE = Pulse()
 """This process's."""
 beat = PULSE.beat
-"""Say that this process has just done something."""
+"""Record that this process has just done something."""
 waiting_for = PULSE.waiting_for
 """A context in which this process waits out an outage."""
-
-
-@dataclass(frozen=True)
-class HealthSettings:
-    """What a process says of itself. ``port`` is where it tries first to listen; the 15 after it are the next."""
-
-    port: int
-    job: str
-    group: str
-    topic: str
-    version: str
-    stuck_after_seconds: float
 
 
 @dataclass(frozen=True)
 class Health:
     """The WSGI application: ``/metrics`` in Prometheus's formats, ``/healthz`` as JSON with 200, or 503 if stuck."""
 
-    settings: HealthSettings
+    settings: WorkerSettings
     pulse: Pulse = PULSE
     registry: CollectorRegistry = metrics.REGISTRY
 
@@ -155,7 +144,7 @@ class _Labelled(Collector):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes come every few seconds, and are nothing to tell of."""
+        """Scrapes come every few seconds and are not worth a log line."""
 
 
 def check_port(port: int) -> None:
@@ -168,23 +157,23 @@ def _listen(port: int) -> WSGIServer:
 
 
 @once_per_process
-def serve(settings: HealthSettings) -> int | None:
-    """Answer from now on, in a thread of its own; the port. A process without a free port is logged and does without:
-    metrics must stop no job.
+def serve(settings: WorkerSettings) -> int | None:
+    """Serve ``/metrics`` and ``/healthz`` in a thread of its own, once per process.
+
+    Returns:
+        The port; None, and an ERROR in the log, if none is free: metrics must not stop a job.
     """
-    for port in range(settings.port, min(settings.port + _PORTS, 65_536)):
+    for port in range(settings.metrics_port, min(settings.metrics_port + _PORTS, 65_536)):
         try:
             server = _listen(port)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 continue
-            _LOGGER.error("--metrics_port: %d cannot be used: %s", port, error.strerror)
+            _LOGGER.error("metrics port %d cannot be used: %s", port, error.strerror)
             return None
         server.set_app(Health(settings))
         threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
         _LOGGER.info("metrics and health at port %d: /metrics, /healthz", port)
         return port
-    _LOGGER.error(
-        "--metrics_port: none of the %d ports from %d is free; this process has no metrics", _PORTS, settings.port
-    )
+    _LOGGER.error("none of the %d ports from %d is free: this process has no metrics", _PORTS, settings.metrics_port)
     return None

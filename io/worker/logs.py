@@ -1,4 +1,4 @@
-"""What log lines look like: text for a terminal, a JSON object each for whatever collects them.
+"""What log lines look like: text for a terminal, a JSON object each for a log collector.
 
 A JSON line has ``timestamp``, ``level``, ``logger``, ``message``, ``job`` and ``group``; a line about a record also
 ``stage``, ``error_class``, ``event_id``, ``assignment_id``, ``topic``, ``topic_id``, ``partition`` and ``offset``. No
@@ -13,7 +13,7 @@ from typing import Literal
 
 from pythonjsonlogger.json import JsonFormatter
 
-__all__ = ["LogFormat", "format_logs"]
+__all__ = ["LogFormat", "drop_known_warnings", "format_logs"]
 
 LogFormat = Literal["auto", "text", "json"]
 
@@ -31,3 +31,12 @@ def format_logs(kind: LogFormat, *, job: str, group: str) -> None:
         )
     for handler in logging.getLogger().handlers:
         handler.setFormatter(formatter)
+
+
+def drop_known_warnings() -> None:
+    """Leave out what Beam logs at import: that Google's client libraries are missing, which is intended. Idempotent."""
+    logging.getLogger().addFilter(_is_wanted)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("apitools not found")

@@ -1,14 +1,14 @@
-"""Every number that a process of a job counts, once: the catalogue behind ``--metrics_port`` and docs/monitoring.md.
+"""Every number that a process of a job counts, once: the catalogue behind ``/metrics`` and docs/monitoring.md.
 
-The process-wide registry is the truth. Beam's counters mirror the counts that a runner can add up; it hands them out
-at the end of a job alone (DirectRunner), or some ten seconds late (Flink). All of it is thread-safe. Counts are of what
-a process has done: records that are read again after a crash are counted again.
+The process-wide registry is the truth. Beam's counters repeat the counts that a runner can add up, but a runner shows
+them only at the end of a job (DirectRunner) or some ten seconds late (Flink). Everything here is thread-safe. A process
+counts what it has done: records that are read again after a crash are counted again.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -17,7 +17,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["CATALOGUE", "REGISTRY", "Described", "LiveGauge", "observe_freshness", "start_at_zero", "timed"]
+__all__ = [
+    "CATALOGUE",
+    "REGISTRY",
+    "ExpectedLabels",
+    "LiveGauge",
+    "MetricInfo",
+    "observe_freshness",
+    "start_at_zero",
+    "timed",
+]
 
 REGISTRY = CollectorRegistry()
 """All metrics of this process, and nothing else."""
@@ -27,7 +36,7 @@ _FRESHNESS_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class MetricInfo:
     """A metric as docs/monitoring.md has it; ``name`` is the one that Prometheus knows."""
 
     name: str
@@ -36,12 +45,12 @@ class Described:
     meaning: str
 
 
-CATALOGUE: list[Described] = []
+CATALOGUE: list[MetricInfo] = []
 """All metrics. Each has the label ``pipeline`` besides, when it is scraped."""
 
 
 class LiveGauge(Collector):
-    """A gauge whose values are asked for at each scrape; a value that is None is not told. Thread-safe."""
+    """A gauge whose values are computed at each scrape; a value that is None is left out. Thread-safe."""
 
     def __init__(self, name: str, meaning: str, labels: tuple[str, ...]) -> None:
         self._family = (name, meaning, labels)
@@ -49,7 +58,7 @@ class LiveGauge(Collector):
         REGISTRY.register(self)
 
     def follow(self, value: Callable[[], float | None], *labels: object) -> None:
-        """Ask ``value`` from now on, from any thread, for what has these labels; it replaces the one before."""
+        """Call ``value`` at each scrape, from any thread, for these labels; it replaces the one before."""
         self._values[tuple(map(str, labels))] = value
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -63,30 +72,27 @@ class LiveGauge(Collector):
 
 
 def _counter(name: str, meaning: str, *labels: str) -> Counter:
-    described = _described(f"{name}_total", "counter", meaning, labels)
-    return Counter(described.name, meaning, labels, registry=REGISTRY)
+    return Counter(_register(f"{name}_total", "counter", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _gauge(name: str, meaning: str, *labels: str) -> Gauge:
-    described = _described(name, "gauge", meaning, labels)
-    return Gauge(described.name, meaning, labels, registry=REGISTRY)
+    return Gauge(_register(name, "gauge", meaning, labels), meaning, labels, registry=REGISTRY)
 
 
 def _live_gauge(name: str, meaning: str, *labels: str) -> LiveGauge:
-    return LiveGauge(_described(name, "gauge", meaning, labels).name, meaning, labels)
+    return LiveGauge(_register(name, "gauge", meaning, labels), meaning, labels)
 
 
 def _histogram(name: str, meaning: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-    described = _described(name, "histogram", meaning, labels)
-    return Histogram(described.name, meaning, labels, buckets=buckets, registry=REGISTRY)
+    full = _register(name, "histogram", meaning, labels)
+    return Histogram(full, meaning, labels, buckets=buckets, registry=REGISTRY)
 
 
-def _described(
-    name: str, kind: Literal["counter", "gauge", "histogram"], meaning: str, labels: tuple[str, ...]
-) -> Described:
-    described = Described(f"itel_cabinet_{name}", kind, labels, meaning)
-    CATALOGUE.append(described)
-    return described
+def _register(name: str, kind: Literal["counter", "gauge", "histogram"], meaning: str, labels: tuple[str, ...]) -> str:
+    """The name in full; it is in the catalogue now."""
+    full = f"itel_cabinet_{name}"
+    CATALOGUE.append(MetricInfo(full, kind, labels, meaning))
+    return full
 
 
 # Of the source
@@ -113,7 +119,7 @@ HTTP_TRIES = _counter("http_tries", "Single requests, by status class (2xx ...) 
 HTTP_RETRIES = _counter("http_retries", "Requests made again after a failed one.", "api")
 HTTP_CALLS_FAILED = _counter("http_calls_failed", "Calls without a good answer (2xx) after all tries.", "api")
 HTTP_CALL_SECONDS = _histogram("http_call_seconds", "Calls, all tries and pauses included.", _CALL_SECONDS, "api")
-BREAKER_OPEN = _gauge("breaker_open", "1 while the API is left in peace because most tries failed.", "api")
+BREAKER_OPEN = _gauge("breaker_open", "1 while the API is not called because most tries failed.", "api")
 SUBMISSIONS = _counter("submissions", "Submissions to iTel: accepted, duplicate, or the error's class.", "outcome")
 
 # Of the tables
@@ -144,30 +150,36 @@ HEARTBEAT = _gauge("heartbeat_timestamp_seconds", "When the process last did som
 WAITING = _gauge("waiting", "1 while an outage is being waited out.", "what")
 
 
-def start_at_zero(
-    *, consumed: str, published: Iterable[str], apis: Iterable[str], outcomes: Iterable[str], tables: Iterable[str]
-) -> None:
-    """Let what can go wrong in this job be there from the first scrape on, at 0: topics, APIs, outcomes, tables.
+@dataclass(frozen=True)
+class ExpectedLabels:
+    """The labels that a job's metrics can have: its topics, APIs, outcomes of submissions, tables."""
 
-    A counter that first shows with its first count has not risen, as far as Prometheus can see. Idempotent.
+    consumed: tuple[str, ...] = ()
+    published: tuple[str, ...] = ()
+    apis: tuple[str, ...] = ()
+    outcomes: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
+
+
+def start_at_zero(expected: ExpectedLabels) -> None:
+    """Show these metrics from the first scrape on, at 0. Idempotent.
+
+    A counter that first appears with its first count has not risen, as far as Prometheus can see.
     """
-    OFFSET_COMMIT_FAILURES.labels(consumed)
-    for topic in published:
-        MESSAGES_PUBLISHED.labels(topic)
-        PUBLISH_FAILURES.labels(topic)
-    for api in apis:
-        HTTP_RETRIES.labels(api)
-        HTTP_CALLS_FAILED.labels(api)
-        BREAKER_OPEN.labels(api)
-    for outcome in outcomes:
-        SUBMISSIONS.labels(outcome)
-    for table in tables:
-        for counter in (ROWS_WRITTEN, ROWS_REPLAYED, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES):
-            counter.labels(table)
+    for labels, metrics in (
+        (expected.consumed, (OFFSET_COMMIT_FAILURES,)),
+        (expected.published, (MESSAGES_PUBLISHED, PUBLISH_FAILURES)),
+        (expected.apis, (HTTP_RETRIES, HTTP_CALLS_FAILED, BREAKER_OPEN)),
+        (expected.outcomes, (SUBMISSIONS,)),
+        (expected.tables, (ROWS_WRITTEN, ROWS_REPLAYED, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES)),
+    ):
+        for label in labels:
+            for metric in metrics:
+                metric.labels(label)
 
 
 def observe_freshness(sink: str, since: float) -> None:
-    """What began at ``since`` (epoch seconds) is durable now. Nothing is known of a time that lies ahead."""
+    """Record that what began at ``since`` (epoch seconds) is durable now; a time in the future counts as now."""
     FRESHNESS_SECONDS.labels(sink).observe(max(0.0, time.time() - since))
 
 

@@ -1,4 +1,4 @@
-"""Errors of the world - broker, store, API - as opposed to those of one record: borne with patience, then raised."""
+"""Outages of a broker, a store or an API, as opposed to errors of one record: retried for a time, then raised."""
 
 from __future__ import annotations
 
@@ -12,55 +12,37 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TypeVar
 
+from itel_cabinet.io.worker.errors import RefusedError
 from itel_cabinet.io.worker.health import beat, waiting_for
 
-__all__ = ["STOP", "OutageError", "full_jitter", "last_outage_error", "one_line", "patience", "retry_outage"]
+__all__ = ["STOP", "OutageError", "describe_error", "full_jitter", "limit_wait", "retry_outage"]
 
 _LOGGER = logging.getLogger(__name__)
 _FIRST_SECONDS = 0.1
-_MOST_SECONDS = 5.0  # an outage's end is noticed within this
+_MOST_SECONDS = 5.0  # the end of an outage is noticed within this
 _QUIET_SECONDS = 10.0  # between two warnings of one outage
-_STOPPING_SECONDS = 10.0  # the patience of a process that has been asked to end
+_STOPPING_SECONDS = 10.0  # how long a process that has been asked to end still retries
 _MOST_CHARACTERS = 300
 
 T = TypeVar("T")
 
 STOP = threading.Event()
-"""Set when the process has been asked to end (SIGTERM, SIGINT): what waits for new work stops waiting."""
+"""Set when the process has been asked to end (SIGTERM, SIGINT): readers stop waiting for new records."""
 
 
-def patience(seconds: float) -> float:
-    """How long an outage is to be borne: ``seconds``, but 10 at most once the process has been asked to end."""
+def limit_wait(seconds: float) -> float:
+    """How long to retry during an outage: ``seconds``, but 10 at most once the process has been asked to end."""
     return min(seconds, _STOPPING_SECONDS) if STOP.is_set() else seconds
 
 
-_last: str | None = None
+class OutageError(RefusedError):
+    """An outage that lasted too long."""
 
 
-class OutageError(Exception):
-    """An error of the world that outlived its patience. The message is one line for an operator, free of secrets.
+def describe_error(error: BaseException) -> str:
+    """An error's text as one short line: no colours, no line breaks, at most 300 characters.
 
-    The last one raised in this process stays readable through :func:`last_outage_error`.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        global _last
-        _last = message
-
-
-def last_outage_error() -> str | None:
-    """The message of the latest :class:`OutageError` of this process, or None.
-
-    Beam's FnApiRunner wraps what a bundle raises in text of its own; the launcher prints this line instead.
-    """
-    return _last
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, as one short line: no colours, no line breaks, at most 300 characters.
-
-    The query of a URL is left out, since it may be signed; of an object store's answer only status and code are told.
+    The query of a URL is left out, since it may be signed; of an object store's answer only status and code are kept.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"(https?://[^\s?]*)\?[^\s)\"']*", r"\1?...", text)
@@ -84,20 +66,30 @@ def retry_outage(
     what: str,
     seconds: float,
     is_outage: Callable[[Exception], bool],
-    describe: Callable[[Exception], str] = one_line,
+    describe: Callable[[Exception], str] = describe_error,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float] = _random.random,
 ) -> T:
-    """Return ``call()``, calling again while it raises errors of the world, for ``seconds`` since the first of them.
+    """Call until there is no outage: again and again for ``seconds`` since the first failure.
 
-    ``seconds`` may be ``math.inf``. ``what`` names the thing that is away (``Delta table /data/forms``); ``describe``
-    turns an error into one line without secrets. Waits grow from 0.1 s to 5 s with full jitter; the last try is made
-    when the time is up. An outage logs a WARNING at its first failure, then one at most each 10 s, and an INFO when it
-    is over. Once the process has been asked to end, an outage is borne for 10 s at most: see :func:`patience`.
+    Waits grow from 0.1 s to 5 s with full jitter; the last try is made when the time is up. An outage logs a WARNING at
+    its first failure, then at most one each 10 s, and an INFO when it is over. Once the process has been asked to end,
+    it is retried for 10 s at most. Thread-safe if ``call`` is.
 
-    Raises what ``call`` raises if ``is_outage`` says no to it, and :class:`OutageError` when the time is up: with
-    ``seconds=0`` upon the first error. ``call`` must be safe to repeat. Thread-safe if ``call`` is.
+    Args:
+        call: safe to repeat.
+        what: what is out of reach, for messages (``Delta table /data/forms``).
+        seconds: may be ``math.inf``; 0 raises upon the first failure.
+        is_outage: whether an exception of ``call`` is an outage; others are raised as they are.
+        describe: turns an exception into one line without secrets.
+        clock: monotonic seconds.
+
+    Returns:
+        What ``call`` returns.
+
+    Raises:
+        OutageError: the time is up.
     """
     waits = full_jitter(_FIRST_SECONDS, _MOST_SECONDS, random)
     began: float | None = None
@@ -114,7 +106,7 @@ def retry_outage(
                 if began is None:
                     began = now
                     outage.enter_context(waiting_for(what))
-                left = began + patience(seconds) - now
+                left = began + limit_wait(seconds) - now
                 if left <= 0:
                     waited = f"; gave up after {now - began:.0f} s" if seconds else ""
                     raise OutageError(f"{what}: {describe(error)}{waited}") from error

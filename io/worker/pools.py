@@ -11,5 +11,5 @@ __all__ = ["get_pool"]
 
 @once_per_process
 def get_pool(purpose: str, threads: int) -> ThreadPoolExecutor:
-    """The process's pool for ``purpose``, so that no more than ``threads`` calls of its kind run at a time."""
+    """The process's pool for ``purpose``: at most ``threads`` of its calls run at a time."""
     return ThreadPoolExecutor(threads, thread_name_prefix=purpose)

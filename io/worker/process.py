@@ -1,4 +1,4 @@
-"""What lives once in a process (clients, readers, pools): DoFns cannot hold it, runners make them as they please."""
+"""Objects that live once per process (clients, readers, pools), since a runner makes many DoFns."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class OncePerProcess(Generic[Key, Made]):
             return self._made[key]
 
     def __reduce__(self) -> str:
-        """By its name: a copy in a DoFn that has been shipped would make everything a second time."""
+        """Pickle the name only: a copy in a shipped DoFn would make everything a second time."""
         return self.__qualname__
 
     def forget(self) -> None:
-        """Make everything anew when it is next asked for; who holds an object may go on using it."""
+        """Make everything again at the next call; objects that are in use go on working."""
         with self._lock:
             self._made.clear()
 

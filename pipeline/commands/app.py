@@ -101,11 +101,13 @@ def _options(
 )
 def run(context: typer.Context) -> int:
     """Run a job: trigger, tracking, api or cabinet. `run --help` lists its options."""
-    from itel_cabinet.pipeline.launch import job as launch
+    from itel_cabinet.io.worker import prepare
+    from itel_cabinet.pipeline import launch
 
     if {"--help", "-h"} & {*context.args}:
         _print_run_help()
         return 0
+    prepare()
     return launch.main(context.args)
 
 
@@ -375,14 +377,14 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.io.secrets import UnresolvedSecret
     from itel_cabinet.pipeline.launch import parse_arguments, with_template
     from itel_cabinet.pipeline.operate import BackfillStopped, backfill_photos, missing_photos
-    from itel_cabinet.pipeline.options import OptionRefused
+    from itel_cabinet.pipeline.options import OptionError
     from itel_cabinet.pipeline.tables import ATTACHMENTS
     from itel_cabinet.pipeline.wiring import Parts
 
     try:
         job, *options = with_template(["tracking", *context.args])
         settings, _ = parse_arguments(job, ["--bootstrap_servers=unused:9092", *options])
-    except OptionRefused as error:
+    except OptionError as error:
         raise Refused(str(error), wrong_use=True) from None
     if not settings.fetches_media:
         raise Refused("--media_root is missing: give the folder or object-store URI for photos", wrong_use=True)
@@ -491,7 +493,7 @@ def render_template(
     import yaml
 
     from itel_cabinet.pipeline.launch import templates
-    from itel_cabinet.pipeline.options import OptionRefused
+    from itel_cabinet.pipeline.options import OptionError
 
     try:
         template = templates.load(file)
@@ -500,7 +502,7 @@ def render_template(
         else:
             documents = templates.render_manifests(template, context.args, application=form is Format.APPLICATION)
             text, left_open = yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip(), []
-    except OptionRefused as error:
+    except OptionError as error:
         raise Refused(str(error), wrong_use=not isinstance(error, templates.TemplateRefused)) from None
     typer.echo(text)
     if left_open:

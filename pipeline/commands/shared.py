@@ -145,12 +145,12 @@ def open_cluster(bootstrap_servers: str, kafka_config: str) -> Iterator[Cluster]
 
 def table_settings(**given: str) -> Settings:
     """Settings that say what tables are made of; what else they demand plays no part here."""
-    from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
+    from itel_cabinet.pipeline.options import Job, OptionError, Settings
 
     unused = {"bootstrap_servers": "unused:9092", "claimx_url": "http://unused", "claimx_auth": "none"}
     try:
         return Settings.of({"job": Job.TRACKING, **unused, **given})
-    except OptionRefused as error:
+    except OptionError as error:
         raise Refused(str(error), wrong_use=True) from None
 
 

@@ -42,13 +42,13 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 def working() -> Iterator[None]:
     """What a table refuses in here, or its store, as one line."""
     from itel_cabinet.io.delta import TableRefused
-    from itel_cabinet.io.worker import one_line
+    from itel_cabinet.io.worker import describe_error
 
     with storing():
         try:
             yield
         except TableRefused as refused:  # not for its place, which `storing` would say
-            raise Refused(one_line(refused)) from None
+            raise Refused(describe_error(refused)) from None
 
 
 def sized(files: int, number_of_bytes: int) -> str:

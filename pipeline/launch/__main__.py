@@ -2,6 +2,8 @@
 
 import sys
 
-from itel_cabinet.pipeline.launch.job import main
+from itel_cabinet.io.worker import prepare
+from itel_cabinet.pipeline import launch
 
-sys.exit(main())
+prepare()
+sys.exit(launch.main())

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from itel_cabinet.pipeline.options import Job, OptionRefused, Settings, nearest
+from itel_cabinet.pipeline.options import Job, OptionError, Settings, nearest
 
 __all__ = ["FlinkOptions", "parse_arguments"]
 
@@ -42,18 +42,18 @@ class FlinkOptions(PipelineOptions):  # type: ignore[misc]
 def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions]:
     """Our options (``--name=value`` or ``--name value``) and Beam's own, told apart. Raises OptionRefused."""
     if job not in set(Job):
-        raise OptionRefused(f"{job}: no such job: use one of {', '.join(Job)}")
+        raise OptionError(f"{job}: no such job: use one of {', '.join(Job)}")
     ours: dict[str, object] = {"job": job}
     beams: list[str] = []
     rest = list(arguments)
     while rest:
         argument = rest.pop(0)
         if not argument.startswith("--"):
-            raise OptionRefused(f"{argument}: not an option: options are written --name=value")
+            raise OptionError(f"{argument}: not an option: options are written --name=value")
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
         if name == "job":
-            raise OptionRefused("--job: the job's name stands before the options: itel-cabinet run JOB --name=value")
+            raise OptionError("--job: the job's name stands before the options: itel-cabinet run JOB --name=value")
         if name not in Settings.model_fields:
             beams.append(argument)
             if not equals and rest and not rest[0].startswith("--"):
@@ -65,7 +65,7 @@ def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, Pipel
             elif rest and not rest[0].startswith("--"):
                 value = rest.pop(0)
             else:
-                raise OptionRefused(f"--{name}: a value is missing: write --{name}=VALUE")
+                raise OptionError(f"--{name}: a value is missing: write --{name}=VALUE")
         ours[name] = value
     _refuse_unknown(beams)
     return Settings.of(ours), PipelineOptions(beams)
@@ -74,7 +74,7 @@ def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, Pipel
 class _Parser(_BeamArgumentParser):  # type: ignore[misc]
     def error(self, message: str) -> NoReturn:
         """Instead of some hundred lines of usage."""
-        raise OptionRefused(f"{message.removeprefix('argument ')}: see Beam's own options")
+        raise OptionError(f"{message.removeprefix('argument ')}: see Beam's own options")
 
 
 def _refuse_unknown(arguments: Sequence[str]) -> None:
@@ -85,4 +85,4 @@ def _refuse_unknown(arguments: Sequence[str]) -> None:
     for argument in unknown:
         name = argument.removeprefix("--").partition("=")[0]
         if argument.startswith("--"):
-            raise OptionRefused(f"--{name}: no such option{nearest(name, Settings.model_fields)}")
+            raise OptionError(f"--{name}: no such option{nearest(name, Settings.model_fields)}")

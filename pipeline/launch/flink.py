@@ -26,10 +26,11 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from itel_cabinet.io.kafka import KEY_GROUPS
+from itel_cabinet.io.worker import RefusedError
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions
-from itel_cabinet.pipeline.options import OptionRefused
+from itel_cabinet.pipeline.options import OptionError
 
-__all__ = ["NotRunning", "check_job_server", "on_flink", "refused", "tune", "wait_until_running", "waits"]
+__all__ = ["NotRunningError", "check_job_server", "on_flink", "refused", "tune", "wait_until_running", "waits"]
 
 # One element is a whole shard, and its bundle closes only when this time is up: Beam's own 1,000 would cap each shard.
 _BUNDLE_MILLISECONDS = 10
@@ -43,7 +44,7 @@ _CLASSES = re.compile(r"^(?:[\w.$]+(?:Exception|Error): )*")
 _NO_WORKER = re.compile(r"Cannot run program|Connection refused|Process died")
 
 
-class NotRunning(RuntimeError):
+class NotRunningError(RefusedError):
     """The job did not come up on the cluster; the message is one line."""
 
 
@@ -64,14 +65,14 @@ def tune(options: PipelineOptions, job: str) -> None:
     """
     flink = options.view_as(FlinkOptions)
     if not flink.checkpointing_interval or flink.checkpointing_interval < 0:
-        raise OptionRefused(
+        raise OptionError(
             "--checkpointing_interval is missing: without checkpoints nothing flows on Flink; "
             "give milliseconds, 2000 for example"
         )
     if not options.view_as(PortableOptions).job_endpoint:
-        raise OptionRefused("--job_endpoint is missing: give host:port of Beam's job server for Flink")
+        raise OptionError("--job_endpoint is missing: give host:port of Beam's job server for Flink")
     if flink.savepoint_path == "":
-        raise OptionRefused("--savepoint_path is empty: leave it out, or give the savepoint's URI")
+        raise OptionError("--savepoint_path is empty: leave it out, or give the savepoint's URI")
     _check_environment(options.view_as(PortableOptions))
     # A checkpoint that finds a bundle open would keep its output until the next bundle, which may never come.
     flink.finish_bundle_before_checkpointing = True
@@ -94,19 +95,19 @@ def _check_environment(options: PortableOptions) -> None:
     known = ("PROCESS", "EXTERNAL", "DOCKER")
     # Beam's LOOPBACK would put the workers into the launcher, which does not stay.
     if options.environment_type not in (None, *known):
-        raise OptionRefused(f"--environment_type: {options.environment_type}: give one of {', '.join(known)}")
+        raise OptionError(f"--environment_type: {options.environment_type}: give one of {', '.join(known)}")
     if options.environment_type == "PROCESS":
         try:
             command = json.loads(options.environment_config or "")["command"]
         except (ValueError, TypeError, KeyError):
             command = None
         if not command or not isinstance(command, str):
-            raise OptionRefused(
+            raise OptionError(
                 "--environment_config: must be a JSON object with a command for PROCESS, "
                 'such as {"command": "/opt/apache/beam/boot"}'
             )
     if options.environment_type == "EXTERNAL" and not options.environment_config:
-        raise OptionRefused("--environment_config is missing: EXTERNAL needs the host:port of the worker pools")
+        raise OptionError("--environment_config is missing: EXTERNAL needs the host:port of the worker pools")
 
 
 def check_job_server(options: PipelineOptions) -> None:
@@ -119,11 +120,11 @@ def check_job_server(options: PipelineOptions) -> None:
 def _check_listening(option: str, address: str, what: str) -> None:
     host, _, port = address.rstrip("/").rpartition(":")
     if not host or not port.isdigit():
-        raise NotRunning(f"--{option}: {address} is no host:port: give the address of {what}")
+        raise NotRunningError(f"--{option}: {address} is no host:port: give the address of {what}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
     except OSError as error:
-        raise NotRunning(f"--{option}: {what} does not answer at {address}: {error.strerror or error}") from None
+        raise NotRunningError(f"--{option}: {what} does not answer at {address}: {error.strerror or error}") from None
 
 
 def _master(options: PipelineOptions) -> str | None:
@@ -152,16 +153,16 @@ def wait_until_running(
     while True:
         state = result.state
         if PipelineState.is_terminal(state) and state != PipelineState.DONE:
-            raise NotRunning(_failed(name, f"ended as {state}", _reason(result), options))
+            raise NotRunningError(_failed(name, f"ended as {state}", _reason(result), options))
         found = _found(master, name) if master else None
         if state == PipelineState.DONE or (state == PipelineState.RUNNING and (not master or _runs(found))):
             return
         if master and found and len(failures := _failures(master, found["jid"])) >= _MOST_FAILURES:
             _cancel(result, master, found)
-            raise NotRunning(_failed(name, "does not start and is cancelled", failures[0], options))
+            raise NotRunningError(_failed(name, "does not start and is cancelled", failures[0], options))
         if clock() > deadline:
             _cancel(result, master, found)
-            raise NotRunning(
+            raise NotRunningError(
                 f"job {name} does not run after {_RUNNING_SECONDS:.0f} s and is cancelled: see the JobManager's log, "
                 "and whether it has enough free slots"
             )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import re
 import signal
 import sys
 from collections import Counter
@@ -21,12 +21,12 @@ from itel_cabinet.io.itel import ItelSettings
 from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolved
 from itel_cabinet.io.objects import ObjectStoreError, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.worker import STOP, OutageError, check_port, format_logs, last_outage_error, one_line
+from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.launch.arguments import parse_arguments
 from itel_cabinet.pipeline.launch.direct_runner import get_direct_runner
 from itel_cabinet.pipeline.launch.flink import (
-    NotRunning,
+    NotRunningError,
     check_job_server,
     on_flink,
     refused,
@@ -35,30 +35,26 @@ from itel_cabinet.pipeline.launch.flink import (
     waits,
 )
 from itel_cabinet.pipeline.launch.templates import with_template
-from itel_cabinet.pipeline.options import Job, OptionRefused, Settings
+from itel_cabinet.pipeline.options import Job, OptionError, Settings
 from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
 from itel_cabinet.pipeline.steps import NAMESPACE
 from itel_cabinet.pipeline.wiring import Parts
 from itel_cabinet.transforms.triggers import Rules, RulesError
 
-__all__ = ["JobFailed", "LaunchRefused", "check", "launch", "main"]
+__all__ = ["JobFailedError", "LaunchError", "check", "launch", "main"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
 # Counters of what Beam does itself, which Prism hands out beside the others.
 _BEAMS_OWN = "beam"
-# Errors with a line of their own to act on; of any other the traceback is worth keeping.
-_EXPECTED = re.compile(r"\b(OutageError|\w+Refused|UnresolvedSecret|ClaimXOutage): ")
-# An exception's line in a traceback, with its module in front.
-_EXCEPTION = re.compile(r"^(?:\w+\.)*(\w*(?:Error|Exception|Refused)\b)")
 
 
-class LaunchRefused(RuntimeError):
-    """Something the job needs is not there; the message is one line that names the option and the mend."""
+class LaunchError(RefusedError):
+    """Something the job needs is not there; the message is one line that names the option and says what to do."""
 
 
-class JobFailed(RuntimeError):
+class JobFailedError(RefusedError):
     """The job ended early; the message is one line. A restart goes on from the group's offsets."""
 
 
@@ -78,31 +74,31 @@ def check(settings: Settings) -> None:
             for spec in _tables(parts):
                 create_table(spec)
     except UnresolvedSecret as error:
-        raise LaunchRefused(str(error)) from None
+        raise LaunchError(str(error)) from None
     except KafkaException as error:
-        raise LaunchRefused(kafka_refusal(error, settings.bootstrap_servers)) from None
+        raise LaunchError(kafka_refusal(error, settings.bootstrap_servers)) from None
     except ObjectStoreError as error:
-        raise LaunchRefused(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
+        raise LaunchError(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
     except (TableRefused, OutageError) as error:
-        raise LaunchRefused(table_refusal(error)) from None
+        raise LaunchError(table_refusal(error)) from None
 
 
 def _rules(parts: Parts) -> Rules:
     try:
         return parts.rules
     except RulesError as error:
-        raise LaunchRefused(f"--triggers: {error}") from None
+        raise LaunchError(f"--triggers: {error}") from None
     except OSError as error:
-        raise LaunchRefused(f"--triggers: {parts.settings.triggers} cannot be read: {error.strerror}") from None
+        raise LaunchError(f"--triggers: {parts.settings.triggers} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise LaunchRefused(f"--triggers: {parts.settings.triggers} is not UTF-8 text") from None
+        raise LaunchError(f"--triggers: {parts.settings.triggers} is not UTF-8 text") from None
 
 
 def _tables(parts: Parts) -> Iterable[TableSpec]:
     try:
         return parts.tables.values()
     except ValueError as error:
-        raise LaunchRefused(f"--partition_by: {one_line(error)}") from None
+        raise LaunchError(f"--partition_by: {describe_error(error)}") from None
 
 
 def _check_folder(parts: Parts) -> None:
@@ -114,14 +110,14 @@ def _check_folder(parts: Parts) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise LaunchRefused(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
+        raise LaunchError(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
 
 
 def _check_kafka(settings: Settings, parts: Parts) -> None:
     try:
         client = resolved(parts.source.client)
     except UnresolvedSecret as error:
-        raise LaunchRefused(f"--kafka_config: {error}") from None
+        raise LaunchError(f"--kafka_config: {error}") from None
     known = Cluster(client, timeout=_CHECK_SECONDS).names()
     needed = {"input_topic": {settings.input_topic}, "dead_letter_topic": {settings.dead_letter_topic}}
     if settings.job.calls_itel:
@@ -136,12 +132,12 @@ def _check_kafka(settings: Settings, parts: Parts) -> None:
         needed["output_topic"] = {settings.output_topic} if settings.output_topic else set(rules.topics)
     for option, topics in needed.items():
         for topic in sorted(topics - known):
-            raise LaunchRefused(
+            raise LaunchError(
                 f"--{option}: topic {topic} does not exist at {settings.bootstrap_servers}: "
                 "create it with `itel-cabinet topics create`"
             )
     if settings.start_offset == "latest" and not has_committed_offsets(parts.source):
-        raise LaunchRefused(
+        raise LaunchError(
             f"--start_offset=latest: the group {settings.consumer_group} has no offsets yet, so what arrives before "
             "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
         )
@@ -151,7 +147,7 @@ def _check_port(port: int) -> None:
     try:
         check_port(port)
     except OSError as error:
-        raise LaunchRefused(f"--metrics_port: {port} cannot be used ({error.strerror}): give another one") from None
+        raise LaunchError(f"--metrics_port: {port} cannot be used ({error.strerror}): give another one") from None
 
 
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
@@ -173,7 +169,7 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     try:
         pipeline = beam.Pipeline(runner=runner, options=beam_options)
     except ValueError as error:
-        raise LaunchRefused(f"--runner: {one_line(error)}") from None
+        raise LaunchError(f"--runner: {describe_error(error)}") from None
     build(pipeline, settings)
     if on_flink(beam_options):
         return _submit(pipeline, beam_options)
@@ -182,10 +178,10 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
             result = pipeline.run()
             result.wait_until_finish()
         except Exception as error:
-            cause = _cause(error)
-            if not _EXPECTED.search(str(error)):
+            refused = find_refusal(error)
+            if refused is None:
                 _LOGGER.error("an error of the program: %s", error)
-            raise JobFailed(cause) from error
+            raise JobFailedError(str(refused or _last_line(error))) from error
     return _counters(result)
 
 
@@ -197,12 +193,12 @@ def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]
         if not waits(options):
             return {}
         result.wait_until_finish()
-    except NotRunning as error:
-        raise JobFailed(str(error)) from None
+    except NotRunningError as error:
+        raise JobFailedError(str(error)) from None
     except grpc.RpcError as error:
-        raise JobFailed(refused(error, options)) from None
+        raise JobFailedError(refused(error, options)) from None
     except Exception as error:
-        raise JobFailed(_cause(error)) from error
+        raise JobFailedError(_last_line(error)) from error
     return _counters(result)
 
 
@@ -237,16 +233,23 @@ class _stopping_on_signals:
         STOP.set()
 
 
-def _cause(error: Exception) -> str:
-    """What went wrong, in one line. FnApiRunner raises a bundle's error as a RuntimeError that holds its traceback."""
-    text = str(error)
-    world = last_outage_error()
-    if world is not None and world in text:
-        # Beam makes the error anew, with the step's name behind its message.
-        return world.partition(" [while running")[0]
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    cause = next((line for line in reversed(lines) if _EXCEPTION.match(line)), text)
-    return one_line(RuntimeError(_EXCEPTION.sub(r"\1", cause).partition(" [while running")[0]))
+def find_refusal(error: BaseException) -> RefusedError | None:
+    """The outermost RefusedError that ``error`` is or comes from.
+
+    Beam raises a copy of a DoFn's error, with the step's name behind its text; the original is the copy's context.
+    """
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, RefusedError):
+        found = found.__cause__ or found.__context__
+    while found is not None and type(found.__context__) is type(found):
+        found = found.__context__
+    return found
+
+
+def _last_line(error: Exception) -> str:
+    """The error in one line. What comes from a worker of another process has that worker's traceback before it."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line[0].isspace()]
+    return describe_error(RuntimeError(lines[-1] if lines else error))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -258,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     try:
         if not arguments:
-            raise OptionRefused(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
+            raise OptionError(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
         job, *options = with_template(arguments)
         settings, beam_options = parse_arguments(job, options)
         if on_flink(beam_options):
@@ -268,14 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if settings.metrics_port and not on_flink(beam_options):
             _check_port(settings.metrics_port)
         logging.getLogger().setLevel(logging.INFO)
-        format_logs(settings.log_format, job=settings.job.value, group=settings.consumer_group)
+        prepare(dataclasses.replace(Parts(settings).worker, metrics_port=0))
         counters = launch(settings, beam_options)
-    except OptionRefused as error:
+    except RefusedError as error:
         print(f"itel-cabinet: {error}", file=sys.stderr)
-        return 2
-    except (LaunchRefused, JobFailed, NotRunning) as error:
-        print(f"itel-cabinet: {error}", file=sys.stderr)
-        return 1
+        return error.exit_status
     for name, count in sorted(counters.items()):
         _LOGGER.info("%s: %d", name, count)
     return 0

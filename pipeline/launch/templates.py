@@ -45,7 +45,7 @@ from itel_cabinet.pipeline.launch.manifests import (
     flink_deployment,
     submitting_job,
 )
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings
 
 __all__ = [
     "Findings",
@@ -73,7 +73,7 @@ _REFUSAL = re.compile(r"--(\w+)( is |: )")
 _SHIPPED = resources.files("itel_cabinet.templates")
 
 
-class TemplateRefused(OptionRefused):
+class TemplateRefused(OptionError):
     """A template that cannot be used: one line that names the file, the parameter and the mend."""
 
 
@@ -199,7 +199,7 @@ def required(job: Job) -> list[str]:
     def runs_without(name: str) -> bool:
         try:
             Settings.of({"job": job, **_STAND_INS, name: None})
-        except OptionRefused:
+        except OptionError:
             return False
         return True
 
@@ -236,7 +236,7 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
             settings, beam = parse_arguments(template.job, arguments)
             if on_flink(beam):
                 tune(beam, template.job)
-        except OptionRefused as refused:
+        except OptionError as refused:
             settings = None
             found = _REFUSAL.match(str(refused))
             name = found.group(1) if found else ""
@@ -418,7 +418,7 @@ def render_manifests(
     settings, beam, open_ = _parsed(template, arguments)
     for name in open_:
         if name not in ENVIRONMENT:
-            raise OptionRefused(f"--{name} is left open by {template.file}: give it")
+            raise OptionError(f"--{name} is left open by {template.file}: give it")
     secrets = [ref for _, ref in _secrets(settings)]
     interval = beam.view_as(FlinkOptions).checkpointing_interval
     try:

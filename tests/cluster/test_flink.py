@@ -18,8 +18,8 @@ from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import FlinkCluster
 from itel_cabinet.local.services.guard import session
 from itel_cabinet.pipeline.launch import FlinkOptions
-from itel_cabinet.pipeline.launch.flink import NotRunning, check_job_server, tune
-from itel_cabinet.pipeline.options import OptionRefused
+from itel_cabinet.pipeline.launch.flink import NotRunningError, check_job_server, tune
+from itel_cabinet.pipeline.options import OptionError
 from tests.support.jobs import Stack, wait_for
 
 
@@ -155,9 +155,9 @@ class TestTuning:
         ],
     )
     def test_what_cannot_work_is_refused(self, options: tuple[str, ...], message: str) -> None:
-        with pytest.raises(OptionRefused, match=message):
+        with pytest.raises(OptionError, match=message):
             tune(PipelineOptions([*options]), "tracking")
 
     def test_an_unreachable_job_server_is_one_line(self) -> None:
-        with pytest.raises(NotRunning, match=r"^--job_endpoint: Beam's job server does not answer at 127\.0\.0\.1:1: "):
+        with pytest.raises(NotRunningError, match=r"^--job_endpoint: Beam's job server does not answer at 127\.0\.0\.1:1: "):
             check_job_server(PipelineOptions([*self.GOOD]))

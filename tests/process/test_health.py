@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import requests
 
-from itel_cabinet.io.worker import PULSE, HealthSettings, OutageError, check_port, metrics, retry_outage, serve
+from itel_cabinet.io.worker import PULSE, OutageError, WorkerSettings, check_port, metrics, retry_outage, serve
 from itel_cabinet.io.worker.health import Health, Pulse
 from itel_cabinet.local.services import free_port
 
 
-def settings(port: int = 0, stuck_after_seconds: float = 30.0) -> HealthSettings:
-    return HealthSettings(port, "cabinet", "group", "topic", "1.2.3", stuck_after_seconds)
+def settings(port: int = 0, stuck_after_seconds: float = 30.0) -> WorkerSettings:
+    return WorkerSettings(
+        "cabinet", "group", "topic", "1.2.3", metrics_port=port, stuck_after_seconds=stuck_after_seconds
+    )
 
 
 class Clock:

@@ -30,7 +30,7 @@ from itel_cabinet.pipeline.launch import (
     with_template,
 )
 from itel_cabinet.pipeline.metadata import metadata
-from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionRefused, Settings
+from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionError, Settings
 from tests.support.cabinet_samples import tracking_message
 from tests.support.jobs import Stack
 
@@ -468,7 +468,7 @@ def test_rendering_says_what_is_left_open_and_refuses_what_a_launch_would() -> N
         ("--shard=1", "--shard: no such option; did you mean --shards?"),
         ("--checkpointing_interval=0", "--checkpointing_interval is missing: "),
     ):
-        with pytest.raises(OptionRefused, match=f"^{re.escape(line)}"):
+        with pytest.raises(OptionError, match=f"^{re.escape(line)}"):
             command(template, [argument])
 
 
@@ -736,7 +736,7 @@ UNRENDERABLE = {
 
 @pytest.mark.parametrize(("name", "changes", "line"), UNRENDERABLE.values(), ids=UNRENDERABLE)
 def test_what_cannot_be_rendered(write: Write, name: str, changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(OptionRefused) as refused:
+    with pytest.raises(OptionError) as refused:
         render_manifests(write(name, changes))
     assert str(refused.value) == line
 

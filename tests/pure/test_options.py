@@ -9,7 +9,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from itel_cabinet.io.http import BreakerSettings, TlsFiles
 from itel_cabinet.pipeline.launch import parse_arguments
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionRefused, Settings
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings
 
 SECRET = "hunter2-very-secret"
 ENOUGH = (
@@ -32,7 +32,7 @@ def parse(*arguments: str, job: str = "cabinet") -> Settings:
 
 def refusal(*arguments: str, job: str = "cabinet", given: tuple[str, ...] = ENOUGH) -> str:
     """What is said of these arguments."""
-    with pytest.raises(OptionRefused) as caught:
+    with pytest.raises(OptionError) as caught:
         parse_arguments(job, [*given, *arguments])
     return str(caught.value)
 
@@ -385,11 +385,11 @@ def test_references_are_kept_as_they_are(auth: str) -> None:
 def test_settings_from_a_mapping_are_checked_likewise() -> None:
     given = {"job": "tracking", "bootstrap_servers": "b:1", "claimx_url": "https://c.example", "tables_root": "t"}
     assert Settings.of(given).consumer_group == "itel_cabinet_tracking_worker_group"
-    with pytest.raises(OptionRefused, match=r"^--shard: no such option; did you mean --shards\?$"):
+    with pytest.raises(OptionError, match=r"^--shard: no such option; did you mean --shards\?$"):
         Settings.of({**given, "shard": 2})
-    with pytest.raises(OptionRefused, match=r"^--job is missing: give it$"):
+    with pytest.raises(OptionError, match=r"^--job is missing: give it$"):
         Settings.of({name: value for name, value in given.items() if name != "job"})
-    with pytest.raises(OptionRefused, match=r"^--job: Input should be 'trigger', 'tracking', 'api' or 'cabinet'$"):
+    with pytest.raises(OptionError, match=r"^--job: Input should be 'trigger', 'tracking', 'api' or 'cabinet'$"):
         Settings.of({**given, "job": "tracker"})
 
 

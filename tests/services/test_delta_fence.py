@@ -29,7 +29,7 @@ from itel_cabinet.io.delta import (
     get_table,
 )
 from itel_cabinet.io.delta.decisions import split_by_fence
-from itel_cabinet.io.worker import OutageError, crash_points
+from itel_cabinet.io.worker import OutageError, crash_points, prepare
 from tests.support.delta_rows import (
     READINGS,
     album,
@@ -258,7 +258,7 @@ def test_endless_conflicts_end_as_an_error_of_the_world(root: str, monkeypatch: 
     def lose(point: str) -> None:
         raise CommitFailedError(f"lost at {point}")
 
-    monkeypatch.setattr(crash_points, "reached", lose)
+    monkeypatch.setattr(crash_points, "maybe_crash", lose)
     with pytest.raises(OutageError, match=r"lost against other writers for 5 s \(lost at .*\); run fewer of them"):
         table.write([reading(1)])
     assert 5.0 <= now[0] < 7.0
@@ -395,6 +395,11 @@ def _write_one_by_one(spec: TableSpec) -> None:
         FencedTable(spec).write([reading(offset)])
 
 
+def _write_until_killed(spec: TableSpec) -> None:
+    prepare()
+    _write_one_by_one(spec)
+
+
 @pytest.mark.parametrize(
     ("point", "survived"),
     [
@@ -409,7 +414,7 @@ def test_a_process_killed_around_a_commit_loses_and_repeats_nothing(
 ) -> None:
     spec = readings(root)
     monkeypatch.setenv("ITEL_CABINET_CRASH_AT", point)
-    process = SPAWN.Process(target=_write_one_by_one, args=(spec,))
+    process = SPAWN.Process(target=_write_until_killed, args=(spec,))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -506,7 +511,7 @@ def test_a_failed_compaction_does_not_fail_the_bundle(root: str, monkeypatch: py
             FencedTable(spec).write([form("a", 2, 5)])
 
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(crash_points, "reached", conflict)
+        meanwhile.setattr(crash_points, "maybe_crash", conflict)
         meanwhile.setattr("deltalake.table.TableOptimizer.compact", _raise_conflict)
         assert offsets(table.write([form("b", 1, 1)]).written) == [1]
     assert offsets(table.write([form("c", 1, 5), form("d", 1, 6)]).written) == [6]

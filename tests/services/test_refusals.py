@@ -73,7 +73,7 @@ def arguments(stack: Stack, job: str, **options: object) -> list[str]:
 
 def checked(given: Sequence[str]) -> str:
     """What `check` alone refuses with, in this process."""
-    with pytest.raises(launch.LaunchRefused) as refused:
+    with pytest.raises(launch.LaunchError) as refused:
         launch.check(parse_arguments(given[0], given[1:])[0])
     line = str(refused.value)
     assert "\n" not in line

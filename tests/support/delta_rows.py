@@ -116,8 +116,8 @@ def just_before_commit(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object
     """Have ``act`` done once, when a writer has decided and is about to commit."""
     waiting = [act]
 
-    def reached(point: str) -> None:
+    def maybe_crash(point: str) -> None:
         if point.startswith("before-commit:") and waiting:
             waiting.pop()()
 
-    monkeypatch.setattr(crash_points, "reached", reached)
+    monkeypatch.setattr(crash_points, "maybe_crash", maybe_crash)

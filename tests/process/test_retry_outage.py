@@ -1,4 +1,4 @@
-"""Patience with the world, and the points at which a test may kill the process."""
+"""Outages that are waited for, and the points at which a test may kill the process."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from itel_cabinet.io.worker import OutageError, full_jitter, last_outage_error, one_line, retry_outage
-from itel_cabinet.io.worker import outages as world
+from itel_cabinet.io.worker import OutageError, describe_error, full_jitter, outages, retry_outage
 
 
 class Clock:
@@ -58,12 +57,12 @@ def test_a_call_that_succeeds_is_not_repeated() -> None:
 
 
 def test_a_process_asked_to_end_bears_an_outage_for_ten_seconds_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(world, "STOP", threading.Event())
+    monkeypatch.setattr(outages, "STOP", threading.Event())
     clock = Clock()
 
     def call() -> str:
         if clock.now >= 104.0:
-            world.STOP.set()
+            outages.STOP.set()
         raise OSError("gone")
 
     with pytest.raises(OutageError, match=r"^broker at a:1: gone; gave up after 10 s$"):
@@ -90,7 +89,6 @@ def test_the_last_try_is_made_when_the_time_is_up() -> None:
         patiently(failing(*[OSError("no\n route")] * 99), clock, seconds=3.0)
     assert clock.now == 103.0
     assert isinstance(caught.value.__cause__, OSError)
-    assert last_outage_error() == "broker at a:1: no route; gave up after 3 s"
 
 
 def test_without_patience_the_first_error_is_raised() -> None:
@@ -137,14 +135,15 @@ def test_waits_are_drawn_from_the_whole_span() -> None:
     ],
 )
 def test_an_error_in_one_line(error: Exception, line: str) -> None:
-    assert one_line(error) == line
+    assert describe_error(error) == line
 
 
 CRASHING = """
-from itel_cabinet.io.worker.crash_points import reached
+from itel_cabinet.io.worker import maybe_crash, prepare
+prepare()
 for turn in range(3):
-    reached("elsewhere")
-    reached("after-flush")
+    maybe_crash("elsewhere")
+    maybe_crash("after-flush")
     print(turn, flush=True)
 """
 
