@@ -20,7 +20,7 @@ class PatientLookup:
     """A TaskLookup over the ClaimX client. Thread-safe.
 
     ``on_outage`` says what an outage is: ``wait`` tries again for ``outage_seconds`` and then raises OutageError (an
-    expired token must not send the whole stream to the dead letters); ``divert`` raises LookupFailed at once.
+    expired token must not send the whole stream to the dead letters); ``divert`` raises TaskLookupError at once.
     ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 

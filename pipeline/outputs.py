@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -118,15 +117,7 @@ class SendResults(beam.PTransform):  # type: ignore[misc]
 
 def _successes(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
     for one in submitted:
-        key, value, headers = encode_submission_result(
-            event_id=one.submission.event_id,
-            assignment_id=one.submission.assignment_id,
-            status=one.status,
-            excerpt=one.excerpt,
-            payload_sha256=hashlib.sha256(one.submission.payload).hexdigest(),
-            attempts=one.attempts,
-            now=clock(),
-        )
+        key, value, headers = encode_submission_result(one, clock())
         yield Message(topic, key, value, tuple(headers))
 
 

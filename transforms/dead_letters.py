@@ -1,8 +1,8 @@
 """What is kept of a record that could not go on: the format of the error topics.
 
 A dead letter holds the original bytes and their coordinates, so that it can be replayed, and why the record failed. It
-is bounded: whatever the record, its dead letter fits into a message of the size allowed. Beside the dead letters stand
-notes of those that were replayed. All functions are pure and thread-safe.
+fits into a message of the size allowed, however large the record. Beside the dead letters stand notes of those that
+were replayed. All functions are pure and thread-safe.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from itel_cabinet.transforms.records import Failure, Record
 
 __all__ = [
-    "DEFAULT_MAX_BYTES",
     "DeadLetter",
     "DeadLetterFormatError",
     "ReplayNote",
@@ -31,8 +29,6 @@ __all__ = [
     "shorten",
 ]
 
-# A broker takes messages of 1 MiB by default; this leaves room for the key, the headers and the batch around them.
-DEFAULT_MAX_BYTES = 900_000
 _ERROR_CHARACTERS = 500
 _NAME_CHARACTERS = 250
 _REPLAYED_FOR = "x-replayed-for"
@@ -40,7 +36,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class DeadLetterFormatError(ValueError):
-    """Bytes that are no dead letter; names the fields at fault, never their values."""
+    """Not a dead letter; names the fields at fault, never their values."""
 
 
 def _base64(text: str) -> str:
@@ -115,14 +111,14 @@ class ReplayNote:
 def encode_replay_note(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
     """Key, value and headers of the note that a letter was replayed at ``now`` (epoch seconds).
 
-    It has the letter's key and no value, which says "done with" to whoever mirrors an error topic by key.
+    It has the letter's key and no value: a tombstone for those who keep a copy of an error topic by key.
     """
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
     return letter.coordinates.encode(), None, ((_REPLAYED_FOR, letter.group.encode()), ("x-replayed-at", at.encode()))
 
 
 def decode_replay_note(record: Record) -> ReplayNote | None:
-    """The note in a record of an error topic; None if it is none."""
+    """The note in a record of an error topic; None for any other record."""
     if record.value is not None or record.key is None:
         return None
     group = dict(record.headers).get(_REPLAYED_FOR)
@@ -130,12 +126,12 @@ def decode_replay_note(record: Record) -> ReplayNote | None:
 
 
 def encode_dead_letter(
-    failure: Failure, *, job: str, group: str, max_bytes: int = DEFAULT_MAX_BYTES
+    failure: Failure, *, job: str, group: str, max_bytes: int = 900_000
 ) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
     """Key, value and headers of a failure's dead letter.
 
-    The key is the record's coordinates, so that a repeat shows. The value is JSON of at most ``max_bytes`` (some 5,000
-    are always needed). The headers tell the same in short. ``error`` is made one line of at most 500 characters.
+    The key is the record's coordinates, so that a repeat shows. The value is JSON of at most ``max_bytes`` (about 5,000
+    are always needed). The headers have the same in short. ``error`` becomes one line of at most 500 characters.
     """
     record = failure.record
     original = record.value or b""
@@ -192,19 +188,13 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _bounded(letter: DeadLetter, max_bytes: int) -> bytes:
-    omissions: list[Callable[[DeadLetter], dict[str, Any]]] = [
-        lambda _: {},
-        lambda whole: {"value": None, "value_omitted": whole.value is not None},
-        lambda whole: {"headers": [], "headers_omitted": bool(whole.headers)},
-        lambda whole: {"key": None, "key_omitted": whole.key is not None},
-    ]
-    value = b""
-    for omission in omissions:
-        letter = letter.model_copy(update=omission(letter))
-        value = letter.model_dump_json().encode()
-        if len(value) <= max_bytes:
+    content = letter.model_dump_json().encode()
+    for part, nothing in (("value", None), ("headers", []), ("key", None)):
+        if len(content) <= max_bytes:
             break
-    return value
+        letter = letter.model_copy(update={part: nothing, f"{part}_omitted": getattr(letter, part) != nothing})
+        content = letter.model_dump_json().encode()
+    return content
 
 
 def _encoded(content: bytes | None) -> str | None:

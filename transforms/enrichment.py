@@ -13,7 +13,16 @@ from itel_cabinet.transforms.forms import Form, TaskDetails, parse_form
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Record
 
-__all__ = ["CabinetTask", "KnownTask", "Photograph", "TaskLookup", "TaskLookupError", "enrich", "look_up_missing_tasks"]
+__all__ = [
+    "COMPLETED",
+    "CabinetTask",
+    "KnownTask",
+    "Photograph",
+    "TaskLookup",
+    "TaskLookupError",
+    "enrich",
+    "look_up_missing_tasks",
+]
 
 # An answer is newer than an event only if it was fetched later by more than two clocks may differ.
 _CLOCK_SKEW_SECONDS = 5.0

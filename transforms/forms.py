@@ -1,7 +1,7 @@
 """What ClaimX knows of a cabinet task, and the form in it: 36 typed answers, the photos, and all that was asked.
 
 ClaimX's answers are read leniently: an optional key that is missing, null or of another type is None, and a bad
-question costs a warning, never the form. Only a shape that is no answer at all is refused. All functions are pure and
+question costs a warning, never the form. Only what is not such an answer at all is refused. All functions are pure and
 thread-safe.
 """
 
@@ -49,6 +49,9 @@ class Question(NamedTuple):
     text: str
 
 
+_FULL_HEIGHT = "Full Height/Pantry Cabinets"
+_FRAMES_AVAILABLE = "Are All The Face Frames, Doors, And Drawers Available?"
+_FRAMES_DAMAGED = "Are All The Face Frames, Doors, And Drawer Fronts Damaged?"
 # In the order of the forms table's columns.
 QUESTIONS = (
     Question("damage_description", "text", "Damage Description", "Enter Damaged Description"),
@@ -64,23 +67,10 @@ QUESTIONS = (
     Question("lower_cabinets_lf", "linear_feet", "Linear Feet Capture", "Lower Cabinets (linear feet)"),
     Question("num_damaged_lower_boxes", "count", "Lower Cabinets", "Enter Number of Damaged Lower Boxes"),
     Question("lower_cabinets_detached", "yes_no", "Lower Cabinets", "Are The Lower Cabinets Detached?"),
+    Question("lower_face_frames_doors_drawers_available", "text", "Lower Cabinets", _FRAMES_AVAILABLE),
+    Question("lower_face_frames_doors_drawers_damaged", "yes_no", "Lower Cabinets", _FRAMES_DAMAGED),
     Question(
-        "lower_face_frames_doors_drawers_available",
-        "text",
-        "Lower Cabinets",
-        "Are All The Face Frames, Doors, And Drawers Available?",
-    ),
-    Question(
-        "lower_face_frames_doors_drawers_damaged",
-        "yes_no",
-        "Lower Cabinets",
-        "Are All The Face Frames, Doors, And Drawer Fronts Damaged?",
-    ),
-    Question(
-        "lower_finished_end_panels_damaged",
-        "yes_no",
-        "Lower Cabinets",
-        "Are The Lower Finished End Panels Damaged?",
+        "lower_finished_end_panels_damaged", "yes_no", "Lower Cabinets", "Are The Lower Finished End Panels Damaged?"
     ),
     Question(
         "lower_end_panel_damage_present",
@@ -93,23 +83,10 @@ QUESTIONS = (
     Question("upper_cabinets_lf", "linear_feet", "Linear Feet Capture", "Upper Cabinets (linear feet)"),
     Question("num_damaged_upper_boxes", "count", "Upper Cabinets", "Enter Number of Damaged Upper Boxes"),
     Question("upper_cabinets_detached", "yes_no", "Upper Cabinets", "Are The Upper Cabinets Detached?"),
+    Question("upper_face_frames_doors_drawers_available", "text", "Upper Cabinets", _FRAMES_AVAILABLE),
+    Question("upper_face_frames_doors_drawers_damaged", "yes_no", "Upper Cabinets", _FRAMES_DAMAGED),
     Question(
-        "upper_face_frames_doors_drawers_available",
-        "text",
-        "Upper Cabinets",
-        "Are All The Face Frames, Doors, And Drawers Available?",
-    ),
-    Question(
-        "upper_face_frames_doors_drawers_damaged",
-        "yes_no",
-        "Upper Cabinets",
-        "Are All The Face Frames, Doors, And Drawer Fronts Damaged?",
-    ),
-    Question(
-        "upper_finished_end_panels_damaged",
-        "yes_no",
-        "Upper Cabinets",
-        "Are The Upper Finished End Panels Damaged?",
+        "upper_finished_end_panels_damaged", "yes_no", "Upper Cabinets", "Are The Upper Finished End Panels Damaged?"
     ),
     Question(
         "upper_end_panel_damage_present",
@@ -119,57 +96,24 @@ QUESTIONS = (
     ),
     Question("full_height_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Full Height Cabinets Damaged?"),
     Question("full_height_cabinets_lf", "linear_feet", "Linear Feet Capture", "Full-Height Cabinets (linear feet)"),
-    Question(
-        "num_damaged_full_height_boxes",
-        "count",
-        "Full Height/Pantry Cabinets",
-        "Enter Number of Damaged Full Height Boxes",
-    ),
-    Question(
-        "full_height_cabinets_detached",
-        "yes_no",
-        "Full Height/Pantry Cabinets",
-        "Are The Full Height Cabinets Detached?",
-    ),
-    Question(
-        "full_height_face_frames_doors_drawers_available",
-        "text",
-        "Full Height/Pantry Cabinets",
-        "Are All The Face Frames, Doors, And Drawers Available?",
-    ),
-    Question(
-        "full_height_face_frames_doors_drawers_damaged",
-        "yes_no",
-        "Full Height/Pantry Cabinets",
-        "Are All The Face Frames, Doors, And Drawer Fronts Damaged?",
-    ),
+    Question("num_damaged_full_height_boxes", "count", _FULL_HEIGHT, "Enter Number of Damaged Full Height Boxes"),
+    Question("full_height_cabinets_detached", "yes_no", _FULL_HEIGHT, "Are The Full Height Cabinets Detached?"),
+    Question("full_height_face_frames_doors_drawers_available", "text", _FULL_HEIGHT, _FRAMES_AVAILABLE),
+    Question("full_height_face_frames_doors_drawers_damaged", "yes_no", _FULL_HEIGHT, _FRAMES_DAMAGED),
     Question(
         "full_height_finished_end_panels_damaged",
         "yes_no",
-        "Full Height/Pantry Cabinets",
+        _FULL_HEIGHT,
         "Are the Full Height Finished End Panels Damaged?",
     ),
     Question("island_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Island Cabinets Damaged?"),
     Question("island_cabinets_lf", "linear_feet", "Linear Feet Capture", "Island Cabinets (linear feet)"),
     Question("num_damaged_island_boxes", "count", "Island Cabinets", "Enter Number of Damaged Island Boxes"),
     Question("island_cabinets_detached", "yes_no", "Island Cabinets", "Are The Island Cabinets Detached?"),
+    Question("island_face_frames_doors_drawers_available", "text", "Island Cabinets", _FRAMES_AVAILABLE),
+    Question("island_face_frames_doors_drawers_damaged", "yes_no", "Island Cabinets", _FRAMES_DAMAGED),
     Question(
-        "island_face_frames_doors_drawers_available",
-        "text",
-        "Island Cabinets",
-        "Are All The Face Frames, Doors, And Drawers Available?",
-    ),
-    Question(
-        "island_face_frames_doors_drawers_damaged",
-        "yes_no",
-        "Island Cabinets",
-        "Are All The Face Frames, Doors, And Drawer Fronts Damaged?",
-    ),
-    Question(
-        "island_finished_end_panels_damaged",
-        "yes_no",
-        "Island Cabinets",
-        "Are the Island Finished End Panels Damaged?",
+        "island_finished_end_panels_damaged", "yes_no", "Island Cabinets", "Are the Island Finished End Panels Damaged?"
     ),
     Question(
         "island_end_panel_damage_present",
@@ -238,7 +182,7 @@ _Timestamp = Annotated[datetime | None, BeforeValidator(read_timestamp)]
 
 
 class WrongShapeError(ValueError):
-    """An answer that is none: one line that names the key at fault, free of values."""
+    """Not an answer about a task; one line that names the key at fault, without values."""
 
 
 class _Lenient(BaseModel):

@@ -11,7 +11,7 @@ from typing import TypeVar
 __all__ = ["MOST_AT_ONCE", "map_in_key_order"]
 
 MOST_AT_ONCE = 256
-"""More calls of one batch than this are not made side by side, whatever the pool's size."""
+"""More calls of one batch than this are not made side by side, even if the pool is larger."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

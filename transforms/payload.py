@@ -1,16 +1,15 @@
 """What iTel receives: the submission of one completed form, its JSON Schema, and an example of it.
 
-``python -m itel_cabinet.transforms.payload schema`` (or ``example``) prints what is committed under ``schemas/``.
+``python -m itel_cabinet.transforms.payload`` prints the schema that is committed under ``schemas/``.
 All functions are pure and thread-safe.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from importlib import resources
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,7 +17,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import GenerateJsonSchema
 
 from itel_cabinet.transforms.events import TaskEvent
-from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, AnswerValue, Form, Photo, TaskDetails, read_int
+from itel_cabinet.transforms.forms import AnswerValue, Form, Photo, TaskDetails, read_int
 
 __all__ = [
     "CabinetRepairSubmission",
@@ -28,10 +27,11 @@ __all__ = [
     "MediaItem",
     "build_payload",
     "encode_payload",
-    "make_example",
+    "load_example",
     "make_schema",
-    "payload_sha256",
 ]
+
+_EXAMPLE = resources.files("itel_cabinet.transforms").joinpath("schemas/cabinet_repair_submission.example.json")
 
 Instant = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 
@@ -109,7 +109,6 @@ class IncompletePayloadError(ValueError):
         self.missing = tuple(missing)
 
 
-_OVERVIEW_MEDIA = ("overview_photos",)
 _SECTION_MEDIA = {
     "lower": ("lower_cabinet_box", "lower_face_frames_doors_drawers", "lower_cabinet_end_panels"),
     "upper": ("upper_cabinet_box", "upper_face_frames_doors_drawers", "upper_cabinet_end_panels"),
@@ -132,7 +131,6 @@ def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> Cabinet
     if missing := [name for name, value in required.items() if value is None]:
         raise IncompletePayloadError(missing)
     answers = form.answers
-    customer = details.external_link_data
     sections = {f"{section}_cabinets": _section(section, answers, form.photos) for section in _SECTION_MEDIA}
     return CabinetRepairSubmission.model_validate(
         {
@@ -142,14 +140,9 @@ def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> Cabinet
             "damage_description": answers["damage_description"],
             "additional_notes": answers["additional_notes"],
             "countertops_lf": answers["countertops_lf"],
-            "customer": Customer(
-                first_name=customer.first_name,
-                last_name=customer.last_name,
-                email=customer.email,
-                phone=customer.phone,
-            ),
+            "customer": Customer.model_validate(details.external_link_data, from_attributes=True),
             **sections,
-            "overview_media": _media(_OVERVIEW_MEDIA, form.photos),
+            "overview_media": _media(["overview_photos"], form.photos),
         }
     )
 
@@ -157,11 +150,6 @@ def build_payload(details: TaskDetails, form: Form, event: TaskEvent) -> Cabinet
 def encode_payload(payload: CabinetRepairSubmission) -> bytes:
     """The request body: compact UTF-8 JSON, the same bytes for an equal payload."""
     return payload.model_dump_json().encode()
-
-
-def payload_sha256(payload: bytes) -> str:
-    """The SHA-256 of what :func:`payload_bytes` gave, in hex: it tells which content was accepted."""
-    return hashlib.sha256(payload).hexdigest()
 
 
 class _UntitledFields(GenerateJsonSchema):
@@ -180,54 +168,9 @@ def make_schema() -> dict[str, Any]:
     return {"$schema": "http://json-schema.org/draft-07/schema#", **generated, "definitions": definitions}
 
 
-def make_example() -> CabinetRepairSubmission:
+def load_example() -> CabinetRepairSubmission:
     """A submission of invented content, as iTel may receive it."""
-
-    def media(key: str, *ids: int) -> MediaItem:
-        text = next(text for text, known in PHOTO_QUESTION_KEYS.items() if known == key)
-        return MediaItem(question_key=key, question_text=text, claim_media_ids=list(ids))
-
-    return CabinetRepairSubmission(
-        assignment_id=5430007,
-        project_id=5400001,
-        form_id="65f0c1d2e3f4a5b6c7d8e9f0",
-        form_response_id="65f1c1d2e3f4a5b6c7d8e9f1",
-        status="COMPLETED",
-        date_assigned="2026-01-09T09:00:00+00:00",
-        date_completed="2026-01-10T15:03:58+00:00",
-        assignor_email="adjuster@example.com",
-        damage_description="Dishwasher leak under the sink run",
-        additional_notes=None,
-        countertops_lf=9.0,
-        customer=Customer(first_name="Pat", last_name="Roe", email="pat@example.com", phone="5550100"),
-        lower_cabinets=CabinetSection(
-            damaged=True,
-            linear_feet=12.5,
-            num_damaged_boxes=3,
-            detached=False,
-            face_frames_doors_drawers_available="Yes",
-            face_frames_doors_drawers_damaged=True,
-            finished_end_panels_damaged=False,
-            end_panel_damage_present=False,
-            counter_type="Quartz",
-            media=[media("lower_cabinet_box", 97000011), media("lower_cabinet_end_panels", 97000012)],
-        ),
-        upper_cabinets=None,
-        full_height_cabinets=CabinetSection(
-            damaged=True,
-            linear_feet=4.0,
-            num_damaged_boxes=1,
-            detached=False,
-            face_frames_doors_drawers_available="No",
-            face_frames_doors_drawers_damaged=False,
-            finished_end_panels_damaged=True,
-            end_panel_damage_present=None,
-            counter_type=None,
-            media=[media("full_height_cabinet_box", 97000021), media("full_height_end_panels", 97000022)],
-        ),
-        island_cabinets=None,
-        overview_media=[media("overview_photos", 97000001, 97000002)],
-    )
+    return CabinetRepairSubmission.model_validate_json(_EXAMPLE.read_bytes())
 
 
 def _section(section: str, answers: Mapping[str, AnswerValue], photos: Sequence[Photo]) -> CabinetSection | None:
@@ -273,15 +216,5 @@ def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat()
 
 
-def _main() -> None:
-    documents: dict[str, Callable[[], Any]] = {
-        "make_schema": make_schema,
-        "make_example": lambda: make_example().model_dump(),
-    }
-    arguments = argparse.ArgumentParser(description="Print the payload's JSON Schema or an example of a payload.")
-    arguments.add_argument("document", choices=documents)
-    print(json.dumps(documents[arguments.parse_args().document](), indent=2))
-
-
 if __name__ == "__main__":
-    _main()
+    print(json.dumps(make_schema(), indent=2))

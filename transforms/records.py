@@ -1,4 +1,4 @@
-"""What flows between the steps: a Kafka record, and what may become of it short of success.
+"""What flows between the steps: a Kafka record, and its two ends other than success.
 
 A step never raises for what is wrong with one record. It returns a :class:`Failure` (which ends as a dead letter) or a
 :class:`Skip` (which is counted), and the good records go on beside it.
@@ -15,7 +15,7 @@ __all__ = ["Failure", "Record", "Skip"]
 class Record:
     """One Kafka record, with the coordinates that make it unique for ever.
 
-    ``topic_id`` is the broker's id of this incarnation of the topic: a topic deleted and created anew has another.
+    ``topic_id`` is the broker's id of this incarnation of the topic: a topic deleted and created again has another.
     ``offset`` counts within ``(topic_id, partition)``. ``timestamp_ms`` is Kafka's, in milliseconds since the epoch.
     """
 
@@ -41,7 +41,7 @@ class Failure:
     ``stage`` is the step that gave up (``parse``, ``enrich``, ``payload``, ``submit``, ``publish``), ``error_class`` a
     short stable name to group by (``not_json``, ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a
     person, free of personal data and secrets. ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are
-    epoch seconds. ``event_id`` and ``assignment_id`` are there if the record could be read: logs tell them.
+    epoch seconds. ``event_id`` and ``assignment_id`` are there if the record could be read, for the logs.
     """
 
     record: Record

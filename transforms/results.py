@@ -1,31 +1,29 @@
-"""What is told of records that came through: the formats of the success topics. Pure and thread-safe."""
+"""What is reported of records that came through: the formats of the success topics. Pure and thread-safe."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel
+
+from itel_cabinet.transforms.submissions import Submitted
 
 __all__ = ["SubmissionResult", "TrackingResult", "encode_submission_result", "encode_tracking_result"]
 
 _EXCERPT_CHARACTERS = 500
 
 
-class _Result(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-    version: Literal[1] = 1
-
-
-class SubmissionResult(_Result):
+class SubmissionResult(BaseModel):
     """A submission that iTel has accepted. ``status`` is the HTTP status of its answer, ``timestamp`` when it came.
 
     ``response`` is the start of the answer's body, at most 500 characters; it may hold personal data, so it is written
-    here and never logged. ``payload_sha256`` (hex) tells which content was accepted.
+    here and never logged. ``payload_sha256`` (hex) identifies the content that was accepted.
     """
 
+    version: Literal[1] = 1
     event_id: str
     assignment_id: int
     status: int
@@ -35,9 +33,10 @@ class SubmissionResult(_Result):
     timestamp: AwareDatetime
 
 
-class TrackingResult(_Result):
+class TrackingResult(BaseModel):
     """An event whose row is in the tracking table, with the event's own time and coordinates."""
 
+    version: Literal[1] = 1
     event_id: str
     assignment_id: int
     task_status: str
@@ -48,24 +47,23 @@ class TrackingResult(_Result):
     kafka_offset: int
 
 
-def encode_submission_result(
-    *, event_id: str, assignment_id: int, status: int, excerpt: str, payload_sha256: str, attempts: int, now: float
-) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
-    """Key, value (JSON of Submitted) and headers of a message; the key is the event id, so that a repeat shows.
+def encode_submission_result(submitted: Submitted, now: float) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+    """Key, value (JSON of SubmissionResult) and headers of a message; the key is the event id, so that a repeat shows.
 
-    ``excerpt`` is the start of iTel's answer, cut here if it is longer than 500 characters; ``now`` is epoch seconds.
+    ``now`` is epoch seconds.
     """
-    submitted = SubmissionResult(
-        event_id=event_id,
-        assignment_id=assignment_id,
-        status=status,
-        response=excerpt[:_EXCERPT_CHARACTERS].encode(errors="replace").decode(),
-        payload_sha256=payload_sha256,
-        attempts=attempts,
+    submission = submitted.submission
+    result = SubmissionResult(
+        event_id=submission.event_id,
+        assignment_id=submission.assignment_id,
+        status=submitted.status,
+        response=submitted.excerpt[:_EXCERPT_CHARACTERS].encode(errors="replace").decode(),
+        payload_sha256=hashlib.sha256(submission.payload).hexdigest(),
+        attempts=submitted.attempts,
         timestamp=datetime.fromtimestamp(now, UTC),
     )
-    headers = (("x-assignment-id", str(assignment_id).encode()), ("x-status", str(status).encode()))
-    return event_id.encode(), submitted.model_dump_json().encode(), headers
+    headers = (("x-assignment-id", str(result.assignment_id).encode()), ("x-status", str(result.status).encode()))
+    return result.event_id.encode(), result.model_dump_json().encode(), headers
 
 
 def encode_tracking_result(row: Mapping[str, Any]) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:

@@ -7,7 +7,9 @@ in UTC. All functions are pure and thread-safe; ``now`` (aware) is when the row 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +19,6 @@ from itel_cabinet.transforms.events import TaskEvent, dump_json
 from itel_cabinet.transforms.forms import (
     QUESTIONS,
     Form,
-    Question,
     TaskDetails,
     read_int,
     read_timestamp,
@@ -48,10 +49,6 @@ _ANSWER_TYPES = {"yes_no": pa.bool_(), "linear_feet": pa.float64(), "count": pa.
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
     return pa.field(name, kind, nullable=False)
-
-
-def _answer(question: Question) -> pa.Field:
-    return pa.field(question.column, _ANSWER_TYPES[question.kind])
 
 
 # Where a row came from; (event_timestamp, kafka_partition, kafka_offset) is also the order of upserts.
@@ -89,8 +86,7 @@ TRACKING_SCHEMA = pa.schema(
     ]
 )
 
-# The first three answers stand before raw_data, as in the tables that people know.
-_BEFORE_RAW_DATA = 3
+_ANSWERS = [pa.field(question.column, _ANSWER_TYPES[question.kind]) for question in QUESTIONS]
 
 FORMS_SCHEMA = pa.schema(
     [
@@ -111,9 +107,9 @@ FORMS_SCHEMA = pa.schema(
         pa.field("customer_phone", pa.string()),
         pa.field("assignor_email", pa.string()),
         pa.field("external_link_url", pa.string()),
-        *(_answer(question) for question in QUESTIONS[:_BEFORE_RAW_DATA]),
+        *_ANSWERS[:3],  # as in the tables that people know
         pa.field("raw_data", pa.string()),
-        *(_answer(question) for question in QUESTIONS[_BEFORE_RAW_DATA:]),
+        *_ANSWERS[3:],
         pa.field("created_at", _INSTANT),
         pa.field("updated_at", _INSTANT),
         pa.field("parse_warnings", pa.string()),
@@ -229,12 +225,12 @@ def make_photo_rows(
     event: TaskEvent,
     form: Form,
     now: datetime,
-    photographs: Mapping[int, Photograph] | None = None,
+    photographs: Mapping[int, Photograph] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
-    """The rows of a form's photos, in the form's order; ``photographs`` tell what became of the files, by media id.
+    """The rows of a form's photos, in the form's order; ``photographs`` are their files, by media id.
 
-    A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: it
-    tells the sink that the assignment's set is empty now, and is not to be stored.
+    A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: a
+    sign for the sink that the assignment's set is empty now.
     """
     shared = {
         "assignment_id": event.assignment_id,
@@ -244,23 +240,17 @@ def make_photo_rows(
         "updated_at": now,
         **_origin(record, event),
     }
-    files = {} if photographs is None else photographs
     rows: list[dict[str, Any]] = [
         {
             **shared,
             "blob_path": file.path,
             "media_warning": file.warning,
-            "control_id": photo.control_id,
-            "question_key": photo.question_key,
-            "question_text": photo.question_text,
-            "topic_category": photo.topic_category,
-            "claim_media_id": photo.claim_media_id,
-            "display_order": photo.display_order,
+            **asdict(photo),
             "is_active": True,
             "media_type": _MEDIA_TYPE,
         }
         for photo in form.photos
-        for file in [files.get(photo.claim_media_id, _NOT_FETCHED)]
+        for file in [photographs.get(photo.claim_media_id, _NOT_FETCHED)]
     ]
     return rows or [{**dict.fromkeys(ATTACHMENTS_SCHEMA.names), **shared, "is_active": False}]
 

@@ -38,7 +38,7 @@ _UNSUPPORTED_ACTIONS = {"webhook", "custom"}
 
 
 class RulesError(ValueError):
-    """A rules file that cannot be used: one line that names the file, the key and the mend."""
+    """A rules file that cannot be used: one line that names the file, the key and what to do."""
 
 
 def _plain_placeholders(template: str) -> str:
@@ -69,7 +69,7 @@ class LogAction(_Strict):
         return logging.getLevelNamesMapping()[self.level.upper()]
 
     def render(self, message: Mapping[str, Any]) -> str:
-        """The line for a tracking message (see events.tracking_message)."""
+        """The line for a tracking message (see events.make_tracking_message)."""
         return self.message.format_map(message)
 
 
@@ -215,7 +215,7 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] == "extra_forbidden":
         if problem["loc"][-1] in _UNSUPPORTED_ACTIONS:
             return f"{where}: not supported; the actions are publish_to_topic and log"
-        return f"{where}: unknown key; take it out or mend its name"
+        return f"{where}: unknown key; remove it or correct its name"
     if problem["type"] == "missing":
         return f"{where}: missing"
     message = problem["msg"].removeprefix("Value error, ")

@@ -33,7 +33,7 @@ from itel_cabinet.pipeline.operate import NotAnAnswer, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
-from itel_cabinet.transforms.payload import encode_payload, make_example
+from itel_cabinet.transforms.payload import encode_payload, load_example
 from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory
 from tests.support.cabinet_samples import answer, event, group, question, record
@@ -571,7 +571,7 @@ def test_simulate(tmp_path: Path) -> None:
         assert requests.get(f"{claimx}/customTasks/assignment/1", timeout=30).status_code == 401
         headers = {"Authorization": "Bearer open sesame"}
         assert requests.get(f"{claimx}/customTasks/assignment/1", headers=headers, timeout=30).status_code == 404
-        body = encode_payload(make_example())
+        body = encode_payload(load_example())
         reply = requests.post(f"{itel}/api/v1/tasks", data=body, headers={"Idempotency-Key": "e1"}, timeout=30)
         assert reply.status_code == 201, reply.text
         (written,) = journal.iterdir()

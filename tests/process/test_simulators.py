@@ -45,7 +45,7 @@ def details(assignment_id: int = 5430007, project_id: int = 5400001, media: tupl
 
 
 def submission(assignment_id: int = 5430007) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(payload.encode_payload(payload.make_example()))
+    body: dict[str, Any] = json.loads(payload.encode_payload(payload.load_example()))
     return {**body, "assignmentId": assignment_id}
 
 

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itel_cabinet.transforms.dead_letters import (
-    DEFAULT_MAX_BYTES,
     DeadLetter,
     DeadLetterFormatError,
     decode_dead_letter,
@@ -28,8 +27,10 @@ from itel_cabinet.transforms.results import (
     encode_tracking_result,
 )
 from itel_cabinet.transforms.rows import make_tracking_row
+from itel_cabinet.transforms.submissions import Submission, Submitted
 from tests.support.cabinet_samples import ASSIGNMENT_ID, details, event, record
 
+MAX_BYTES = 900_000
 FIRST, LAST = 1_768_057_500.25, 1_768_057_530.0
 
 
@@ -38,7 +39,7 @@ def failure(source: Record, error: str = "the value is not JSON", **changes: Any
                               "last_at": LAST, "attempts": 3, **changes})  # fmt: skip
 
 
-def encoded(source: Record, max_bytes: int = DEFAULT_MAX_BYTES, **changes: Any) -> bytes:
+def encoded(source: Record, max_bytes: int = MAX_BYTES, **changes: Any) -> bytes:
     return encode_dead_letter(failure(source, **changes), job="tracking", group="g", max_bytes=max_bytes)[1]
 
 
@@ -217,15 +218,9 @@ def test_a_later_addition_is_ignored() -> None:
 
 
 def test_a_success() -> None:
-    key, value, headers = encode_submission_result(
-        event_id="e-1",
-        assignment_id=ASSIGNMENT_ID,
-        status=201,
-        excerpt="ok \ud800" + "é" * 600,
-        payload_sha256="ab" * 32,
-        attempts=2,
-        now=LAST,
-    )
+    submission = Submission(record(b""), "e-1", ASSIGNMENT_ID, b"{}", ())
+    submitted = Submitted(submission, 201, 2, "ok \ud800" + "é" * 600, duplicate=False)
+    key, value, headers = encode_submission_result(submitted, LAST)
     assert key == b"e-1"
     assert headers == (("x-assignment-id", b"5430007"), ("x-status", b"201"))
     assert json.loads(value) == {
@@ -234,7 +229,7 @@ def test_a_success() -> None:
         "assignment_id": ASSIGNMENT_ID,
         "status": 201,
         "response": "ok ?" + "é" * 496,
-        "payload_sha256": "ab" * 32,
+        "payload_sha256": "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a",
         "attempts": 2,
         "timestamp": "2026-01-10T15:05:30Z",
     }

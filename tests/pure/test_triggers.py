@@ -123,7 +123,7 @@ PLACEHOLDERS = "{event_id}, {event_type}, {project_id}, {task_id}, {assignment_i
         ),
         (
             "triggers: [{name: a, task_id: 1, on_every: {log: x}}]",
-            "triggers[0].on_every: unknown key; take it out or mend its name",
+            "triggers[0].on_every: unknown key; remove it or correct its name",
         ),
         (
             "triggers: [{name: a, task_id: 1}]",

@@ -6,6 +6,7 @@ What generated records must become is said by the pure transforms, on what Claim
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.forms import Form, TaskDetails, parse_details, parse_form
-from itel_cabinet.transforms.payload import build_payload, encode_payload, payload_sha256
+from itel_cabinet.transforms.payload import build_payload, encode_payload
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.rows import make_form_row, make_photo_rows, make_tracking_row
 from tests.support.cabinet_samples import group, question, tracking_message
@@ -132,7 +133,7 @@ def check_submissions(stack: Stack, events: list[Known]) -> None:
             known.event.event_id.encode(),
             str(known.event.assignment_id).encode(),
             known.event.event_id,
-            payload_sha256(known.payload),
+            hashlib.sha256(known.payload).hexdigest(),
         )
         for known in submitted
     )

@@ -203,7 +203,7 @@ def test_bad_rules(stack: Stack, tmp_path: Path) -> None:
     rules = tmp_path / "rules.yaml"
     rules.write_text("triggers: [{name: T, task_id: 32513, on_all: {log: x}}]")
     told = refusal(arguments(stack, "trigger", triggers=rules), 1)
-    assert told == f"--triggers: {rules}: triggers[0].on_all: unknown key; take it out or mend its name"
+    assert told == f"--triggers: {rules}: triggers[0].on_all: unknown key; remove it or correct its name"
 
 
 def test_other_bad_rules(stack: Stack, tmp_path: Path) -> None:
