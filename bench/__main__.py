@@ -79,7 +79,7 @@ def _produce(broker: Broker, count: int) -> int:
         producer.poll(0)
     if producer.flush(60):
         raise RuntimeError("the broker did not take all events within 60 s")
-    # The broker makes its offsets topic at the first question; whoever asked first would pay for it.
+    # The broker makes its offsets topic at the first question; the first to ask would pay for it.
     broker.committed("warm-up", TOPIC)
     return sum(broker.end_offsets(TOPIC).values())
 

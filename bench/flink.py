@@ -2,8 +2,8 @@
 
 Two figures of each, taken from outside: how many records a second and shard go from a backlog in Kafka into a Delta
 table, and how long after its Kafka timestamp a record's row can be read while records come in steadily. What is visible
-is told by the tables' fences (docs/architecture.md), which are committed with the rows. Broker, simulators, cluster and
-this process share the machine: the figures are for comparing.
+is read from the tables' fences (docs/architecture.md), which are committed with the rows. Broker, simulators, cluster
+and this process share the machine: the figures are for comparing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from itel_cabinet.pipeline.tables import TRACKING
 PARTITIONS = 2
 TASK_MANAGERS = 2
 ASSIGNMENTS = 200
-PATIENCE_SECONDS = 300.0
+MAX_WAIT_SECONDS = 300.0
 POLL_SECONDS = 0.02
 RUNNERS = ("DirectRunner", "FlinkRunner")
 
@@ -90,10 +90,10 @@ class Watch:
                 self.seen.append(Seen(now, {p: fence or 0 for p, fence in fences.items()}))
 
     def wait_for(self, reached: Callable[[Seen], bool], what: str) -> None:
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
         while not (self.seen and reached(self.seen[-1])):
             if time.monotonic() > deadline:
-                raise RuntimeError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
+                raise RuntimeError(f"not within {MAX_WAIT_SECONDS:.0f} s: {what}")
             time.sleep(POLL_SECONDS)
 
     def visible_at(self, partition: int, offset: int) -> float:
@@ -141,14 +141,14 @@ class Bench:
         with self._launched(job, options) as process:
             yield
             process.terminate()
-            if process.wait(PATIENCE_SECONDS) != 0:
+            if process.wait(MAX_WAIT_SECONDS) != 0:
                 raise RuntimeError(f"the job ended with status {process.returncode}: see its lines above")
 
     @contextlib.contextmanager
     def _on_flink(self, job: str, options: Mapping[str, str]) -> Iterator[None]:
         there = {**options, **self.cluster.beam_options(), "shards": str(PARTITIONS), "template": f"{job}.flink"}
         with self._launched(job, there) as process:
-            if process.wait(PATIENCE_SECONDS) != 0:
+            if process.wait(MAX_WAIT_SECONDS) != 0:
                 raise RuntimeError(f"the launch ended with status {process.returncode}: see its lines above")
         submitted = self.cluster.jobs()[0]
         try:

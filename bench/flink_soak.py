@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, options_of
+from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, make_options
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import Broker, Checkpoints, FlinkCluster
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         for topic, partitions in ((INPUT, PARTITIONS), (ERRORS, 1), (ITEL_ERRORS, 1), (SUCCESS, 1)):
             broker.create_topic(topic, partitions)
-        given = options_of(broker, claimx, itel, Path(name)) | cluster.beam_options()
+        given = make_options(broker, claimx, itel, Path(name)) | cluster.beam_options()
         given |= {"shards": str(PARTITIONS), "checkpointing_interval": "2000"}
         command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
         subprocess.run([*command, *(f"--{option}={value}" for option, value in given.items())], check=True)

@@ -2,7 +2,7 @@
 
 A real broker and the simulators of both APIs run in this process; the job is a process of its own. First the job idles
 and its use of the processor is measured, then events flow at a steady rate and its resident memory is sampled. Reads
-/proc, so Linux only. This process itself holds all that the simulators were told: some 10 KB an event.
+/proc, so Linux only. This process itself holds all that the simulators received: about 10 KB an event.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 INPUT, ERRORS, ITEL_ERRORS, SUCCESS = "soak", "soak.errors", "soak.itel.errors", "soak.itel.success"
 GROUP = "soak"
 SAMPLE_SECONDS = 10.0
-PATIENCE_SECONDS = 120.0
+MAX_WAIT_SECONDS = 120.0
 # What the job is given to reach its full size: caches, pools, the allocator's arenas.
 WARM_UP_SECONDS = 180.0
 MOST_MB = 400.0
 MOST_GROWTH = 0.05
 MOST_IDLE = 0.15
-TELL_AT_MINUTES = (1, 3, 5, 10)
+REPORT_AT_MINUTES = (1, 3, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Job:
 
     def settle(self) -> None:
         """Wait until all that was produced is committed. Raises RuntimeError when that takes too long."""
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + MAX_WAIT_SECONDS
         while self.lag():
             if time.monotonic() > deadline or self.process.poll() is not None:
                 raise RuntimeError(f"the job does not keep up: {self.lag()} behind, status {self.process.poll()}")
@@ -85,8 +85,8 @@ class Job:
         return (self.processor_seconds() - before) / (time.monotonic() - began)
 
 
-def options_of(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> dict[str, str]:
-    """What a `cabinet` job has to be told."""
+def make_options(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> dict[str, str]:
+    """The options of the `cabinet` job."""
     return {
         "bootstrap_servers": broker.bootstrap_servers,
         "input_topic": INPUT,
@@ -105,7 +105,7 @@ def options_of(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, fol
 @contextmanager
 def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
     """A `cabinet` job with its default batches."""
-    options = options_of(broker, claimx, itel, folder)
+    options = make_options(broker, claimx, itel, folder)
     command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with (folder / "job.log").open("wb") as log:
@@ -113,7 +113,7 @@ def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder
     try:
         yield Job(process, broker)
         process.send_signal(signal.SIGTERM)
-        if process.wait(PATIENCE_SECONDS) != 0:
+        if process.wait(MAX_WAIT_SECONDS) != 0:
             raise RuntimeError(f"the job ended with status {process.returncode}")
     except RuntimeError:
         sys.stderr.write((folder / "job.log").read_text(errors="replace")[-2000:])
@@ -138,7 +138,7 @@ def load(job: Job, claimx: ClaimXSimulator, generator: Generator, rate: float, m
         yield job.sample(time.monotonic() - began)
 
 
-def verdict(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str]:
+def judge(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str]:
     """Whether all limits held, and one line that says so with its figures."""
     # With a short run, its second half.
     warm_up = min(WARM_UP_SECONDS, samples[-1].seconds / 2)
@@ -147,9 +147,9 @@ def verdict(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str
     first, last = sum(warm[:few]) / few, sum(warm[-few:]) / few
     growth, peak = last / first - 1, max(sample.peak_mb for sample in samples)
     good = growth <= MOST_GROWTH and peak < MOST_MB and max(idle) < MOST_IDLE
-    told = ", ".join(f"{share:.1%}" for share in idle)
+    shares = ", ".join(f"{share:.1%}" for share in idle)
     return good, (
-        f"{'good' if good else 'NOT GOOD'}: idle at {told} of a core (limit {MOST_IDLE:.0%}), "
+        f"{'good' if good else 'NOT GOOD'}: idle at {shares} of a core (limit {MOST_IDLE:.0%}), "
         f"peak {peak:.0f} MB (limit {MOST_MB:.0f}), {growth:+.1%} from minute {warm_up / 60:.0f} on "
         f"(limit {MOST_GROWTH:.0%})"
     )
@@ -194,12 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             console.print(f"idle after the load: {idle[1]:.1%} of a core; under load: {busy:.0%}")
 
     table = Table("minute", "resident MB", "records behind")
-    for minute in TELL_AT_MINUTES:
+    for minute in REPORT_AT_MINUTES:
         nearest = min(samples, key=lambda sample: abs(sample.seconds - minute * 60))
         if abs(nearest.seconds - minute * 60) <= SAMPLE_SECONDS:
             table.add_row(str(minute), f"{nearest.rss_mb:.1f}", str(nearest.lag))
     console.print(table)
-    good, line = verdict(idle, samples)
+    good, line = judge(idle, samples)
     console.print(line, soft_wrap=True)
     return 0 if good else 1
 

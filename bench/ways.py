@@ -112,7 +112,7 @@ def metered(servers: str, topic: str, folder: Path, count: int) -> int:
 
 
 class _Uncounted:
-    """In a metric's place: takes all that is told, and does nothing with it."""
+    """In a metric's place: takes every call, and does nothing."""
 
     def labels(self, *_: object) -> _Uncounted:
         return self
@@ -141,7 +141,7 @@ def plain_loop(servers: str, topic: str, folder: Path, count: int) -> int:
 
 
 def one_at_a_time(servers: str, topic: str, folder: Path, count: int) -> int:
-    """As the brief's workers: one record, one table version, one offset commit."""
+    """One record, one table version, one offset commit: the simplest worker."""
     return _loop(servers, topic, folder, count, 1)
 
 

@@ -1,7 +1,7 @@
 """The three Grafana dashboards as code: ``python -m monitoring.dashboards`` writes them into ``dashboards/``.
 
 The JSON is made by Grafana's own SDK. What several workers of a job report is added up; of the lag of a partition the
-worst is taken, since a worker that has lost it may still tell of it for a while.
+worst is taken, since a worker that has lost it may still report it for a while.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from grafana_foundation_sdk.models.dashboard import (
     VariableRefresh,
 )
 
-__all__ = ["DASHBOARDS", "FOLDER", "rendered"]
+__all__ = ["DASHBOARDS", "FOLDER", "render"]
 
 FOLDER = Path(__file__).parent / "dashboards"
 _SOURCE = DataSourceRef(type_val="prometheus", uid="${datasource}")
@@ -211,7 +211,7 @@ def _http(api: str) -> tuple[Graph | Number, ...]:
         ),
         Number(
             "Circuit breaker",
-            "Open: the API is left in peace, since most tries failed.",
+            "Open: the API is not called, since most tries failed.",
             "none",
             {"{{pipeline}}": f"max by (pipeline) ({_series('breaker_open', only)})"},
             (("green", None), ("red", 1)),
@@ -232,7 +232,7 @@ _DELTA = 'sink=~".*(tracking|forms|attachments)"'
 OVERVIEW = _dashboard(
     "overview",
     "Plugin Overview",
-    "Whether the jobs live, keep up, and where records end that do not go the usual way.",
+    "Whether the jobs live and keep up, and where records end that fail or are skipped.",
     {
         "Health": (
             Number(
@@ -257,7 +257,7 @@ OVERVIEW = _dashboard(
                 (("green", None), ("red", 1_000)),
             ),
             Number(
-                "Outages being waited out",
+                "Outages waited for",
                 "What the job waits for now; it waits up to --outage_patience_seconds and then ends.",
                 "none",
                 {
@@ -455,11 +455,11 @@ DASHBOARDS = {"overview": OVERVIEW, "tracking": TRACKING, "api": API}
 """By the name of their file."""
 
 
-def rendered(dashboard: Dashboard) -> str:
+def render(dashboard: Dashboard) -> str:
     """The JSON that Grafana imports."""
     return str(JSONEncoder(sort_keys=True, indent=2).encode(dashboard.build())) + "\n"
 
 
 if __name__ == "__main__":
     for name, one in DASHBOARDS.items():
-        (FOLDER / f"{name}.json").write_text(rendered(one), encoding="utf-8")
+        (FOLDER / f"{name}.json").write_text(render(one), encoding="utf-8")

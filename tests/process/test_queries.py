@@ -454,7 +454,7 @@ def test_the_docs_list_the_queries_and_show_an_answer(folder: str, told: Told) -
         ("statuses", {"month": "0000-01"}, "parameter month must be a month such as 2026-01"),
         ("statuses", {"month": "January"}, "parameter month must be a month such as 2026-01"),
         ("open-tasks", {"now": "soon"}, "parameter now must be a date and time such as"),
-        ("time-travel", {}, "query time-travel needs version, a version, of which `history` tells: --param version=0"),
+        ("time-travel", {}, "query time-travel needs version, a version, as listed by `history`: --param version=0"),
         ("time-travel", {"version": "7 days"}, "parameter version must be a whole number"),
     ],
 )

@@ -25,7 +25,7 @@ from itel_cabinet.io.worker.metrics import CATALOGUE, REGISTRY
 from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker, FlinkCluster, Prometheus, free_port, promtool, with_durations
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
-from monitoring.dashboards import DASHBOARDS, FOLDER, rendered
+from monitoring.dashboards import DASHBOARDS, FOLDER, render
 from tests.support.asked import Asked
 from tests.support.jobs import TOPICS, Stack, every, wait_for
 
@@ -79,7 +79,7 @@ def test_the_dashboards_are_as_the_code_has_them() -> None:
     assert {file.stem for file in FOLDER.glob("*.json")} == DASHBOARDS.keys()
     for name, dashboard in DASHBOARDS.items():
         stale = f"{name}.json is stale: run python -m monitoring.dashboards"
-        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == rendered(dashboard), stale
+        assert (FOLDER / f"{name}.json").read_text(encoding="utf-8") == render(dashboard), stale
 
 
 def test_alerts_and_dashboards_know_only_metrics_that_exist() -> None:
