@@ -13,6 +13,7 @@ contract in docs/reliability.md rests on.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import apache_beam as beam
@@ -24,7 +25,7 @@ from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.steps import Step
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
-from itel_cabinet.pipeline.wiring import Parts
+from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
 from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
 from itel_cabinet.transforms.fetching import fetch_photos
@@ -37,14 +38,14 @@ __all__ = ["build"]
 
 def build(pipeline: beam.Pipeline, settings: Settings) -> None:
     """Add the job that ``settings`` names to a pipeline."""
-    parts = Parts(settings)
-    records = pipeline | "Read" >> ReadFromKafka(parts.source, parts.on_worker)
+    wiring = Wiring(settings)
+    records = pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker)
     if settings.job is Job.TRIGGER:
-        _trigger(records, parts)
+        _trigger(records, wiring)
         return
 
-    events = records | "Parse" >> Step(partial(parse_task_events, group=settings.consumer_group, clock=parts.clock))
-    events.failures | "Unreadable" >> parts.dead_letters()
+    events = records | "Parse" >> Step(partial(parse_task_events, group=settings.source.group, clock=time.time))
+    events.failures | "Unreadable" >> wiring.dead_letter_sink()
 
     wanted = events.results
     if settings.job is Job.API:
@@ -53,61 +54,67 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         ).results
 
     tasks = wanted | "Look up" >> Step(
-        partial(enrich, lookup=parts.claimx, pool=parts.claimx_pool, form_wait=parts.form_wait, clock=parts.clock)
+        partial(
+            enrich,
+            lookup=wiring.get_claimx,
+            pool=wiring.get_claimx_pool,
+            form_wait=wiring.wait_for_form,
+            clock=time.time,
+        )
     )
-    tasks.failures | "Not found" >> parts.dead_letters()
+    tasks.failures | "Not found" >> wiring.dead_letter_sink()
 
     if settings.job.writes_tables:
-        _track(tasks.results, parts)
+        _track(tasks.results, wiring)
     if settings.job.calls_itel:
-        _submit(tasks.results, parts)
+        _submit(tasks.results, wiring)
 
 
-def _track(tasks: beam.PCollection, parts: Parts) -> None:
-    """The Delta branch: the event's row, the newest form, its photos, whose files are waited for only so long."""
-    rows = tasks | "Event rows" >> beam.Map(partial(make_tracking_rows, clock=parts.clock)).with_output_types(Batch)
-    written = rows | "Track" >> WriteToDelta(parts.tables[TRACKING])
-    forms = tasks | "Form rows" >> beam.Map(partial(make_form_rows, clock=parts.clock)).with_output_types(Batch)
-    forms | "Keep forms" >> WriteToDelta(parts.tables[FORMS])
-    if parts.settings.fetches_media:
+def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
+    """The Delta branch: the event's row, the newest form, its photos, whose files are waited for within a limit."""
+    rows = tasks | "Event rows" >> beam.Map(partial(make_tracking_rows, clock=time.time)).with_output_types(Batch)
+    written = rows | "Track" >> WriteToDelta(wiring.tables[TRACKING])
+    forms = tasks | "Form rows" >> beam.Map(partial(make_form_rows, clock=time.time)).with_output_types(Batch)
+    forms | "Keep forms" >> WriteToDelta(wiring.tables[FORMS])
+    if wiring.settings.fetches_media:
         tasks = tasks | "Fetch photos" >> beam.Map(
             partial(
                 fetch_photos,
-                library=parts.photos,
-                pool=parts.media_pool,
-                deadline_seconds=parts.settings.media_deadline_seconds,
-                clock=parts.stopwatch,
+                library=wiring.get_photos,
+                pool=wiring.get_media_pool,
+                deadline_seconds=wiring.settings.media.deadline_seconds,
+                clock=time.monotonic,
             )
         ).with_output_types(Batch)
-    photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=parts.clock)).with_output_types(Batch)
-    photos | "Keep photos" >> WriteToDelta(parts.tables[ATTACHMENTS])
-    if parts.settings.tracking_success_topic:
-        written | "Tell of events" >> parts.tracked()
+    photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=time.time)).with_output_types(Batch)
+    photos | "Keep photos" >> WriteToDelta(wiring.tables[ATTACHMENTS])
+    if wiring.settings.outputs.tracking_success_topic:
+        written | "Tell of events" >> wiring.tracking_success_sink()
 
 
-def _submit(tasks: beam.PCollection, parts: Parts) -> None:
+def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The iTel branch: every completed task ends in the success or the error topic."""
     submissions = tasks | "Payloads" >> Step(
-        partial(build_submissions, statuses=parts.settings.submitted_statuses, clock=parts.clock)
+        partial(build_submissions, statuses=wiring.settings.submitted_statuses, clock=time.time)
     )
-    submissions.failures | "Incomplete" >> parts.itel_errors()
+    submissions.failures | "Incomplete" >> wiring.itel_error_sink()
     answers = submissions.results | "Submit" >> Step(
-        partial(submit, client=parts.itel, pool=parts.itel_pool, clock=parts.clock)
+        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time)
     )
-    answers.failures | "Refused" >> parts.itel_errors()
-    answers.results | "Tell of submissions" >> parts.results()
+    answers.failures | "Refused" >> wiring.itel_error_sink()
+    answers.results | "Tell of submissions" >> wiring.itel_success_sink()
 
 
-def _trigger(records: beam.PCollection, parts: Parts) -> None:
+def _trigger(records: beam.PCollection, wiring: Wiring) -> None:
     """ClaimX events that a rule matches become messages on the rule's topic."""
-    settings = parts.settings
-    events = records | "Parse" >> Step(partial(parse_claimx_events, group=settings.consumer_group, clock=parts.clock))
-    events.failures | "Unreadable" >> parts.dead_letters()
+    settings = wiring.settings
+    events = records | "Parse" >> Step(partial(parse_claimx_events, group=settings.source.group, clock=time.time))
+    events.failures | "Unreadable" >> wiring.dead_letter_sink()
     known = events.results | "Look up" >> Step(
-        partial(look_up_missing_tasks, lookup=parts.claimx, pool=parts.claimx_pool, clock=parts.clock)
+        partial(look_up_missing_tasks, lookup=wiring.get_claimx, pool=wiring.get_claimx_pool, clock=time.time)
     )
-    known.failures | "Not found" >> parts.dead_letters()
+    known.failures | "Not found" >> wiring.dead_letter_sink()
     matched = known.results | "Match" >> Step(
-        partial(apply_rules, rules=parts.rules, topic=settings.output_topic, clock=parts.clock)
+        partial(apply_rules, rules=wiring.trigger_rules, topic=settings.outputs.output_topic, clock=time.time)
     )
-    matched.results | "Publish" >> parts.publish() | "Unpublished" >> parts.dead_letters()
+    matched.results | "Publish" >> wiring.publication_sink() | "Unpublished" >> wiring.dead_letter_sink()

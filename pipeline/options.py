@@ -1,4 +1,8 @@
-"""Every parameter once: name, type, default, meaning; read once into a :class:`Settings` that all else takes."""
+"""Every parameter once: name, type, default, meaning; read once into a :class:`Settings` that all else takes.
+
+Options are flat on the command line (``--claimx_deadline_seconds``) and stand in groups in the code
+(``settings.claimx.deadline_seconds``). An option's name is the alias of its field.
+"""
 
 from __future__ import annotations
 
@@ -6,36 +10,75 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from itel_cabinet.io.claimx import ClaimXSettings
-from itel_cabinet.io.http import AllowedHosts, Auth, BreakerSettings, ConnectionSettings, DownloadSettings, TlsFiles
+from itel_cabinet.io.http import (
+    AllowedHosts,
+    Auth,
+    BreakerSettings,
+    ConnectionSettings,
+    DownloadSettings,
+    TlsFiles,
+    check_url,
+)
 from itel_cabinet.io.itel import ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.io.photos import MediaSettings
 from itel_cabinet.io.worker import LogFormat, RefusedError
+from itel_cabinet.pipeline import topics
 
 __all__ = [
     "ENVIRONMENT",
     "JOB_DEFAULTS",
+    "OLD_NAMES",
     "Job",
     "JsonObject",
     "OptionError",
     "Settings",
-    "nearest",
+    "find_nearest",
+    "name_option",
+    "option_fields",
+    "required_options",
 ]
 
 
 class OptionError(RefusedError, ValueError):
-    """Wrong use: the message is one line that names the option and says what to do."""
+    """Wrong use of options. The message has a line for each problem, which names the option and says what to do.
+
+    Attributes:
+        field: the option at fault; None if there are several, or if it is something else.
+        problems: an error for each of them, itself if there is one.
+    """
 
     exit_status = 2
+
+    def __init__(self, message: str, *, field: str | None = None, problems: Iterable[OptionError] = ()) -> None:
+        super().__init__(message, field=field)
+        self.problems = tuple(problems) or (self,)
+
+    @classmethod
+    def about(cls, option: str, text: str) -> OptionError:
+        """``--option: text``"""
+        return cls(f"--{option}: {text}", field=option)
+
+    @classmethod
+    def missing(cls, option: str, hint: str) -> OptionError:
+        """``--option is missing: hint``"""
+        return cls(f"--{option} is missing: {hint}", field=option)
+
+    @classmethod
+    def join(cls, problems: list[OptionError]) -> OptionError:
+        """One error for all of them."""
+        return problems[0] if len(problems) == 1 else cls("\n".join(map(str, problems)), problems=problems)
 
 
 class Job(StrEnum):
@@ -60,43 +103,37 @@ ENVIRONMENT = {
     "claimx_url": "CLAIMX_API_BASE_URL",
     "itel_url": "ITEL_CABINET_API_BASE_URL",
 }
-"""Options that fall back to an environment variable of the brief."""
+"""Options that fall back to an environment variable."""
 
-_TRACKING_TOPIC = "itel.cabinet.task.tracking"
+OLD_NAMES = {"world_retry_seconds": "outage_patience_seconds"}
+"""Former names of options, which still work."""
+
+
+def _job_defaults(topic: str, group: str, records: int, seconds: float, errors: str) -> dict[str, Any]:
+    return {
+        "input_topic": topic,
+        "consumer_group": group,
+        "max_batch_records": records,
+        "max_batch_seconds": seconds,
+        "dead_letter_topic": errors,
+    }
+
 
 JOB_DEFAULTS: dict[Job, dict[str, Any]] = {
-    Job.TRIGGER: {
-        "input_topic": "claimx.events.enriched",
-        "consumer_group": "itel_cabinet_trigger_group",
-        "max_batch_records": 500,
-        "max_batch_seconds": 0.02,
-        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
-    },
-    Job.TRACKING: {
-        "input_topic": _TRACKING_TOPIC,
-        "consumer_group": "itel_cabinet_tracking_worker_group",
-        "max_batch_records": 10_000,
-        "max_batch_seconds": 1.0,
-        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
-    },
-    Job.API: {
-        "input_topic": _TRACKING_TOPIC,
-        "consumer_group": "itel_cabinet_api_worker_group",
-        "max_batch_records": 500,
-        "max_batch_seconds": 0.2,
-        "dead_letter_topic": "itel.cabinet.api.errors",
-    },
-    Job.CABINET: {
-        "input_topic": _TRACKING_TOPIC,
-        "consumer_group": "itel_cabinet_group",
-        "max_batch_records": 500,
-        "max_batch_seconds": 0.2,
-        "dead_letter_topic": f"{_TRACKING_TOPIC}.errors",
-    },
+    Job.TRIGGER: _job_defaults(topics.CLAIMX_EVENTS, "itel_cabinet_trigger_group", 500, 0.02, topics.TASK_ERRORS),
+    Job.TRACKING: _job_defaults(
+        topics.TASK_EVENTS, "itel_cabinet_tracking_worker_group", 10_000, 1.0, topics.TASK_ERRORS
+    ),
+    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.2, topics.ITEL_ERRORS),
+    Job.CABINET: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_group", 500, 0.2, topics.TASK_ERRORS),
 }
+"""The options whose default depends on the job."""
 
 
-def _json_object(value: object) -> object:
+# --------------------------------------------------------------------------------------------------------------- types
+
+
+def _parse_json_object(value: object) -> object:
     if not isinstance(value, str):
         return value
     try:
@@ -108,20 +145,29 @@ def _json_object(value: object) -> object:
     return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in document.items()}
 
 
-def _comma_list(value: object) -> object:
+def _split_commas(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def _without_secrets(options: dict[str, str]) -> dict[str, str]:
+def _refuse_secrets(options: dict[str, str]) -> dict[str, str]:
     for name in options:
         if _STORE_SECRET.search(name):
             raise ValueError(f"{name} is a secret: set it in the environment of the job's workers instead")
     return options
 
 
-def _by_reference(auth: str) -> str:
+def _check_auth(auth: str) -> str:
     Auth.parse(auth)
     return auth
+
+
+def _check_kafka_config(config: dict[str, str]) -> dict[str, str]:
+    client_config("", config)
+    return config
+
+
+def _check_itel_url(url: str) -> str:
+    return url if folder_of(url) else check_url(url)
 
 
 # What object stores call their secrets; the names of files and ids that lead to one are harmless.
@@ -129,42 +175,39 @@ _STORE_SECRET = re.compile(
     r"(secret|token|password|sas_|(account|access|master|customer|sas)_key)(?!.*_(file|id)$)", re.IGNORECASE
 )
 
-JsonObject = Annotated[dict[str, str], BeforeValidator(_json_object)]
-StoreOptions = Annotated[JsonObject, AfterValidator(_without_secrets)]
-Reference = Annotated[str, AfterValidator(_by_reference)]
-CommaList = Annotated[tuple[str, ...], BeforeValidator(_comma_list)]
+JsonObject = Annotated[dict[str, str], BeforeValidator(_parse_json_object)]
+StoreOptions = Annotated[JsonObject, AfterValidator(_refuse_secrets)]
+Reference = Annotated[str, AfterValidator(_check_auth)]
+CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 CallsPerSecond = Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)]
-# In json_schema_extra stands what templates/metadata.json says beyond the type: its paramType where that is more than
-# the type tells, and its group, which lasts until a field names the next.
-_WRITTEN = {"paramType": "KAFKA_WRITE_TOPIC"}
-InputTopic = Annotated[
-    str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", json_schema_extra={"paramType": "KAFKA_READ_TOPIC"})
-]
-OutputTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$", json_schema_extra=_WRITTEN)]
-OptionalTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$", json_schema_extra=_WRITTEN)]
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+OptionalTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]
 
 
-class Settings(BaseModel):
-    """All that a job is told. Frozen; holds references to secrets, never secrets.
+# -------------------------------------------------------------------------------------------------------------- groups
 
-    Options whose default depends on the job are declared without one here and get it from the job.
-    """
 
+class _Group(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    job: Job = Field(description="Which of the four jobs to run.", json_schema_extra={"group": "Job"})
+
+class SourceOptions(_Group):
+    """Where records come from. Some defaults depend on the job."""
 
     bootstrap_servers: str = Field(
-        min_length=1,
-        description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS.",
-        json_schema_extra={"group": "Kafka"},
+        min_length=1, description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."
     )
-    kafka_config: JsonObject = Field(
+    kafka_config: Annotated[JsonObject, AfterValidator(_check_kafka_config)] = Field(
         default={}, description="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."
     )
-    input_topic: InputTopic = Field(description="The topic to read.")
-    consumer_group: str = Field(min_length=1, max_length=249, description="The group whose offsets say what is done.")
+    topic: Topic = Field(alias="input_topic", description="The topic to read.")
+    group: str = Field(
+        alias="consumer_group",
+        min_length=1,
+        max_length=249,
+        description="The group whose offsets say what is done.",
+    )
     start_offset: Literal["earliest", "latest"] = Field(
         default="earliest", description="Where a partition starts that the group has no offset of."
     )
@@ -177,80 +220,100 @@ class Settings(BaseModel):
     )
     max_batch_records: int = Field(ge=1, le=1_000_000, description="A batch ends at this many records ...")
     max_batch_seconds: Seconds = Field(description="... or this long after its first record.")
-    outage_patience_seconds: Seconds = Field(
-        default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
+
+
+class ApiOptions(_Group):
+    """One HTTP API, as each of its connections needs it."""
+
+    base_url: str | None
+    auth: Reference
+    ca: str = Field(default="", description="PEM file of certificates to trust beside the usual authorities.")
+    client_cert: str = Field(
+        default="", description="PEM file of the certificate to show the server (mTLS), with its chain."
+    )
+    client_key: str = Field(
+        default="", description="PEM file of that certificate's key, if it is not in the same file."
+    )
+    deadline_seconds: Seconds = Field(default=30.0, gt=0)
+    connect_timeout_seconds: Seconds = Field(
+        default=5.0, gt=0, description="Bounds finding the host and connecting, at each try."
+    )
+    read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="Bounds the answer of each try.")
+    calls_per_second: CallsPerSecond = Field(
+        default=0.0, description="How often each worker process may call, tries after the first included; 0: no limit."
     )
 
-    claimx_url: str | None = Field(
-        default=None,
-        description="ClaimX's base URL; else CLAIMX_API_BASE_URL.",
-        json_schema_extra={"group": "ClaimX"},
+
+class ClaimXOptions(ApiOptions):
+    """The API that tasks and links to photos come from."""
+
+    model_config = ConfigDict(alias_generator=lambda field: f"claimx_{field.removeprefix('base_')}")
+
+    base_url: Annotated[str, AfterValidator(check_url)] = Field(
+        description="ClaimX's base URL; else CLAIMX_API_BASE_URL."
     )
-    claimx_auth: Reference = Field(
+    auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
         description="none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] "
         "(the client's id and secret); REF is env:NAME or file:PATH.",
     )
-    claimx_ca: str | None = Field(
-        default=None, description="PEM file of certificates to trust beside the usual authorities."
-    )
-    claimx_client_cert: str | None = Field(
-        default=None, description="PEM file of the certificate to show the server (mTLS), with its chain."
-    )
-    claimx_client_key: str | None = Field(
-        default=None, description="PEM file of that certificate's key, if it is not in the same file."
-    )
-    claimx_task_path: str = Field(
+    task_path: str = Field(
         default="/customTasks/assignment/{assignment_id}?full=true", description="Where a task is looked up."
     )
-    claimx_media_path: str = Field(
+    media_path: str = Field(
         default="/export/project/{project_id}/media?mediaIds={media_ids}", description="Where links to photos are."
     )
-    claimx_cache_seconds: Seconds = Field(default=60.0, description="How long an answer may be used again; 0 never.")
-    claimx_on_outage: Literal["wait", "divert"] = Field(
+    cache_seconds: Seconds = Field(default=60.0, description="How long an answer may be used again; 0 never.")
+    on_outage: Literal["wait", "divert"] = Field(
         default="wait", description="ClaimX is away: wait and then fail, or divert the records to the dead letters."
     )
-    claimx_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
-    claimx_connect_timeout_seconds: Seconds = Field(
-        default=5.0, gt=0, description="Bounds finding the host and connecting, at each try."
-    )
-    claimx_read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="Bounds the answer of each try.")
-    claimx_calls_per_second: CallsPerSecond = Field(
-        default=0.0, description="How often each worker process may call, tries after the first included; 0: no limit."
-    )
+    deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
     form_wait_seconds: Seconds = Field(
-        default=1.0, description="A completed task without a form is looked up once more, this long after its event."
+        default=1.0,
+        alias="form_wait_seconds",
+        description="A completed task without a form is looked up once more, this long after its event.",
     )
 
-    itel_url: str | None = Field(
+
+class ItelOptions(ApiOptions):
+    """The API that completed forms are submitted to."""
+
+    model_config = ConfigDict(alias_generator=lambda field: f"itel_{field.removeprefix('base_')}")
+
+    base_url: Annotated[str, AfterValidator(_check_itel_url)] | None = Field(
         default=None,
         description="iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL.",
-        json_schema_extra={"group": "iTel"},
     )
-    itel_path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
-    itel_method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
-    itel_auth: Reference = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
-    itel_ca: str | None = Field(default=None, description="As --claimx_ca.")
-    itel_client_cert: str | None = Field(default=None, description="As --claimx_client_cert.")
-    itel_client_key: str | None = Field(default=None, description="As --claimx_client_key.")
-    itel_idempotency_header: str = Field(
+    path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
+    method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
+    auth: Reference = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
+    idempotency_header: str = Field(
         default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$", description="The header that carries the event id."
     )
-    itel_statuses: CommaList = Field(
+    statuses: CommaList = Field(
         default=("COMPLETED",), min_length=1, description="Task statuses that are submitted, separated by commas."
     )
-    itel_deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
-    itel_connect_timeout_seconds: Seconds = Field(default=5.0, gt=0, description="As --claimx_connect_timeout_seconds.")
-    itel_read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="As --claimx_read_timeout_seconds.")
-    itel_calls_per_second: CallsPerSecond = Field(default=0.0, description="As --claimx_calls_per_second.")
-    itel_on_outage: Literal["divert", "wait"] = Field(
+    deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
+    on_outage: Literal["divert", "wait"] = Field(
         default="divert",
         description="iTel is away: divert submissions to the error topic, or wait until it is back.",
     )
-    itel_batch_size: int = Field(default=1, ge=1, le=1_000, description="Submissions sent in one call.")
-    itel_batch_path: str = Field(default="/api/v1/tasks/batch", pattern="^/", description="Where batches are sent.")
+    batch_size: int = Field(default=1, ge=1, le=1_000, description="Submissions sent in one call.")
+    batch_path: str = Field(default="/api/v1/tasks/batch", pattern="^/", description="Where batches are sent.")
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that submissions are written to instead."""
+        return folder_of(self.base_url or "")
+
+
+class HttpOptions(_Group):
+    """What holds for both APIs."""
+
     max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
-    http_concurrency: int = Field(default=32, ge=1, le=256, description="Calls at a time, for each API and process.")
+    concurrency: int = Field(
+        default=32, ge=1, le=256, alias="http_concurrency", description="Calls at a time, for each API and process."
+    )
     breaker_failure_share: float = Field(
         default=0.8,
         gt=0,
@@ -262,11 +325,11 @@ class Settings(BaseModel):
         default=15.0, description="How long it is left in peace before one call looks whether it is back; 0: never."
     )
 
-    tables_root: str | None = Field(
-        default=None,
-        description="Folder or object-store URI that holds the tables.",
-        json_schema_extra={"group": "Tables"},
-    )
+
+class TablesOptions(_Group):
+    """The Delta tables."""
+
+    root: str = Field(default="", alias="tables_root", description="Folder or object-store URI that holds the tables.")
     storage_options: StoreOptions = Field(
         default={}, description="Object-store options of delta-rs as a JSON object; secrets belong in the environment."
     )
@@ -274,52 +337,65 @@ class Settings(BaseModel):
         default=("year", "month", "day"), description="Partition columns of the tracking table, when it is created."
     )
 
-    media: Literal["on", "off"] = Field(
+
+class MediaOptions(_Group):
+    """The files of photos."""
+
+    model_config = ConfigDict(alias_generator=lambda field: f"media_{field}")
+
+    fetch: Literal["on", "off"] = Field(
         default="off",
+        alias="media",
         description="Fetch the files of photos; on by itself where --media_root is given.",
-        json_schema_extra={"group": "Media"},
     )
-    media_root: str | None = Field(default=None, description="Folder or object-store URI where photo files go.")
-    media_storage_options: StoreOptions = Field(
+    root: str = Field(default="", description="Folder or object-store URI where photo files go.")
+    storage_options: StoreOptions = Field(
         default={}, description="Options of obstore for --media_root as a JSON object; secrets in the environment."
     )
-    media_allowed_hosts: CommaList = Field(
+    allowed_hosts: CommaList = Field(
         default=("*.amazonaws.com",),
         description=(
             "Where links to photos and their redirects may lead, beside ClaimX's own host: names, *.domain, and "
             "addresses or networks, without which private ones are refused; separated by commas."
         ),
     )
-    media_deadline_seconds: Seconds = Field(
+    deadline_seconds: Seconds = Field(
         default=10.0, gt=0, description="A batch waits no longer for its photos; the rest is for `media backfill`."
     )
-    media_max_bytes: int = Field(
+    max_bytes: int = Field(
         default=25 * 1024 * 1024, ge=1, le=5 * 1024**3, description="Photos larger than this are not stored."
     )
-    media_concurrency: int = Field(default=8, ge=1, le=256, description="Photos fetched at a time, in each process.")
+    concurrency: int = Field(default=8, ge=1, le=256, description="Photos fetched at a time, in each process.")
 
-    dead_letter_topic: OutputTopic = Field(
-        description="Where records go that cannot be processed.", json_schema_extra={"group": "Kafka outputs"}
-    )
+
+class OutputsOptions(_Group):
+    """The topics that are written to. Some defaults depend on the job."""
+
+    dead_letter_topic: Topic = Field(description="Where records go that cannot be processed.")
     dead_letter_max_bytes: int = Field(
         default=900_000, ge=1_000, description="A larger dead letter is sent without the record's value."
     )
-    itel_errors_topic: OutputTopic = Field(default="itel.cabinet.api.errors", description="Submissions that failed.")
-    itel_success_topic: OutputTopic = Field(
-        default="itel.cabinet.api.success", description="Submissions that iTel accepted."
-    )
+    itel_errors_topic: Topic = Field(default=topics.ITEL_ERRORS, description="Submissions that failed.")
+    itel_success_topic: Topic = Field(default=topics.ITEL_SUCCESSES, description="Submissions that iTel accepted.")
     tracking_success_topic: OptionalTopic = Field(
         default="", description="Events written to the table; empty: not sent."
     )
-    output_topic: OptionalTopic = Field(default="", description="trigger: publish there whatever the rules say.")
-    triggers: str | None = Field(default=None, description="trigger: YAML file of rules; default: the brief's rule.")
+    output_topic: OptionalTopic = Field(
+        default="", description="trigger: publish there, instead of the topics that the rules name."
+    )
+    triggers: str = Field(
+        default="", description="trigger: YAML file of rules; default: the rule for cabinet repair forms."
+    )
+
+
+class MonitoringOptions(_Group):
+    """What the job reports about itself."""
 
     metrics_port: int = Field(
         default=0,
         ge=0,
         le=65_535,
         description="Answer /metrics (Prometheus) and /healthz at this port, or the next free one after it; 0: do not.",
-        json_schema_extra={"group": "Monitoring"},
     )
     stuck_after_seconds: Seconds = Field(
         default=120.0, gt=0, description="/healthz says stuck when the process has done nothing for so long."
@@ -328,126 +404,213 @@ class Settings(BaseModel):
         default="auto", description="Log lines as text or JSON objects; auto: text on a terminal, else JSON."
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _job_defaults(cls, given: Any) -> Any:
-        """Fill in what the job and the environment decide."""
-        if not isinstance(given, dict) or given.get("job") not in set(Job):
-            return given
-        media = {"media": "on"} if given.get("media_root") else {}
-        environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
-        return {**environment, **JOB_DEFAULTS[Job(given["job"])], **media, **given}
 
-    @model_validator(mode="after")
-    def _complete(self) -> Settings:
-        """Refuse what this job cannot do without."""
-        if self.claimx_url is None:
-            raise OptionError("--claimx_url is missing: give ClaimX's base URL or set CLAIMX_API_BASE_URL")
-        if self.job.calls_itel and self.itel_url is None:
-            raise OptionError(
-                "--itel_url is missing: give iTel's base URL or set ITEL_CABINET_API_BASE_URL "
-                "(file:DIR writes the payloads to a folder)"
-            )
-        if self.job.writes_tables and not self.tables_root:
-            raise OptionError("--tables_root is missing: give the folder or object-store URI that holds the tables")
-        if self.media == "on" and not self.media_root:
-            raise OptionError(
-                "--media_root is missing: give the folder or object-store URI for photos, or --media=off"
-            )
-        try:
-            client_config(self.bootstrap_servers, self.kafka_config)
-            ClaimXSettings(self.claimx_connection(), self.claimx_task_path, self.claimx_cache_seconds)
-            if self.fetches_media:
-                self.media_settings()
-            if self.job.calls_itel and folder_of(self.itel_url or "") is None:
-                self.itel_settings()
-        except ValueError as error:
-            raise OptionError(str(error)) from None
-        return self
+# ------------------------------------------------------------------------------------------------------------ settings
 
-    def claimx_connection(self) -> ConnectionSettings:
-        return self._connection("claimx")
 
-    @property
-    def fetches_media(self) -> bool:
-        return self.media == "on" and self.job.writes_tables
+class Settings(_Group):
+    """All that a job is configured with, made by :meth:`of`. Holds references to secrets, never secrets."""
 
-    def media_settings(self) -> MediaSettings:
-        """Raises ValueError, which names the option."""
-        host = urlsplit(self.claimx_url or "").hostname or ""
-        # ClaimX's name, but not its address: that would open the way to a private network without anyone's say.
-        own = () if re.fullmatch(r"[\d.]*|.*:.*", host) else (host,)
-        try:
-            allowed = AllowedHosts((*self.media_allowed_hosts, *own))
-        except ValueError as error:
-            raise ValueError(f"--media_allowed_hosts: {error}") from None
-        try:
-            store = ObjectStoreSettings(self.media_root or "", self.media_storage_options)
-        except ValueError as error:
-            raise ValueError(f"--media_root: {error}") from None
-        return MediaSettings(
-            self.claimx_connection(),
-            store,
-            DownloadSettings(allowed, self.media_deadline_seconds, self.media_max_bytes, self.media_concurrency),
-            self.claimx_media_path,
-        )
-
-    def itel_connection(self) -> ConnectionSettings:
-        return self._connection("itel")
-
-    def _connection(self, api: Literal["claimx", "itel"]) -> ConnectionSettings:
-        def of(option: str) -> Any:
-            return getattr(self, f"{api}_{option}")
-
-        return ConnectionSettings(
-            name=api,
-            base_url=of("url") or "",
-            auth=of("auth"),
-            deadline_seconds=of("deadline_seconds"),
-            connect_timeout_seconds=of("connect_timeout_seconds"),
-            read_timeout_seconds=of("read_timeout_seconds"),
-            max_retries=self.max_retries,
-            concurrency=self.http_concurrency,
-            tls=TlsFiles(of("ca") or "", of("client_cert") or "", of("client_key") or ""),
-            calls_per_second=of("calls_per_second"),
-            breaker=BreakerSettings(self.breaker_failure_share, self.breaker_window_seconds, self.breaker_open_seconds),
-        )
-
-    def itel_settings(self) -> ItelSettings:
-        return ItelSettings(
-            self.itel_connection(),
-            self.itel_path,
-            self.itel_method,
-            self.itel_idempotency_header,
-            self.itel_batch_size,
-            self.itel_batch_path,
-        )
-
-    @property
-    def submitted_statuses(self) -> frozenset[str]:
-        return frozenset(status.upper() for status in self.itel_statuses)
+    job: Job = Field(description="Which of the four jobs to run.")
+    source: SourceOptions
+    outage_patience_seconds: Seconds = Field(
+        default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
+    )
+    claimx: ClaimXOptions
+    itel: ItelOptions
+    http: HttpOptions
+    tables: TablesOptions
+    media: MediaOptions
+    outputs: OutputsOptions
+    monitoring: MonitoringOptions
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Settings:
-        """Validate. Raises OptionRefused with one line for the first thing that is wrong."""
-        unknown = sorted(set(given) - set(cls.model_fields))
-        if unknown:
-            raise OptionError(f"--{unknown[0]}: no such option{nearest(unknown[0], cls.model_fields)}")
+        """The settings that options make, each given by its name; None is one that is not given.
+
+        Raises:
+            OptionError: with every problem there is.
+        """
+        options = {OLD_NAMES.get(name, name): value for name, value in given.items() if value is not None}
+        problems = [
+            OptionError.about(name, f"no such option{find_nearest(name)}") for name in sorted({*options} - {*_OPTIONS})
+        ]
+        has_job = options.get("job") in set(Job)
+        if has_job:
+            options = _fill_in(options)
+        values: dict[str, Any] = {group: {} for group, _ in _OPTIONS.values() if group}
+        for name, (group, _) in _OPTIONS.items():
+            if name in options:
+                (values[group] if group else values)[name] = options[name]
         try:
-            return cls.model_validate(dict(given))
+            settings = cls.model_validate(values)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=True)[0]
-            refused = first.get("ctx", {}).get("error")
-            if isinstance(refused, OptionError):
-                raise refused from None
-            name = str(first["loc"][0]) if first["loc"] else "job"
-            if first["type"] == "missing":
-                variable = f" or set {ENVIRONMENT[name]}" if name in ENVIRONMENT else ""
-                raise OptionError(f"--{name} is missing: give it{variable}") from None
-            raise OptionError(f"--{name}: {first['msg'].removeprefix('Value error, ')}") from None
+            found = [_describe(one) for one in error.errors(include_url=False)]
+            # Without a job, what it decides is missing too.
+            problems += [one for one in found if has_job or one.field == "job"]
+        if has_job:
+            problems += _find_missing(options)
+        if not problems:
+            problems = settings._find_contradictions()
+        if problems:
+            raise OptionError.join(problems)
+        return settings
+
+    def _find_contradictions(self) -> list[OptionError]:
+        """What no field shows by itself: the settings of io check it when they are made."""
+        checks: list[tuple[str, Callable[[], object]]] = [("claimx", self.claimx_settings)]
+        if self.fetches_media:
+            checks.append(("media", self.media_settings))
+        if self.job.calls_itel and self.itel.folder is None:
+            checks.append(("itel", self.itel_settings))
+        problems = []
+        for group, make in checks:
+            try:
+                make()
+            except ValueError as error:
+                problems.append(name_option(group, error))
+        return problems
+
+    @property
+    def fetches_media(self) -> bool:
+        return self.media.fetch == "on" and self.job.writes_tables
+
+    @property
+    def submitted_statuses(self) -> frozenset[str]:
+        return frozenset(status.upper() for status in self.itel.statuses)
+
+    def claimx_settings(self) -> ClaimXSettings:
+        return ClaimXSettings(self.claimx_connection(), self.claimx.task_path, self.claimx.cache_seconds)
+
+    def itel_settings(self) -> ItelSettings:
+        itel = self.itel
+        return ItelSettings(
+            self.itel_connection(), itel.path, itel.method, itel.idempotency_header, itel.batch_size, itel.batch_path
+        )
+
+    def media_settings(self) -> MediaSettings:
+        media = self.media
+        host = urlsplit(self.claimx.base_url).hostname or ""
+        # ClaimX's name, but not its address: that would open the way to a private network unasked.
+        own = () if re.fullmatch(r"[\d.]*|.*:.*", host) else (host,)
+        return MediaSettings(
+            self.claimx_connection(),
+            ObjectStoreSettings(media.root, media.storage_options),
+            DownloadSettings(
+                AllowedHosts((*media.allowed_hosts, *own)), media.deadline_seconds, media.max_bytes, media.concurrency
+            ),
+            self.claimx.media_path,
+        )
+
+    def claimx_connection(self) -> ConnectionSettings:
+        return self._connect("claimx", self.claimx)
+
+    def itel_connection(self) -> ConnectionSettings:
+        return self._connect("itel", self.itel)
+
+    def _connect(self, name: str, api: ApiOptions) -> ConnectionSettings:
+        http = self.http
+        return ConnectionSettings(
+            name=name,
+            base_url=api.base_url or "",
+            auth=api.auth,
+            deadline_seconds=api.deadline_seconds,
+            connect_timeout_seconds=api.connect_timeout_seconds,
+            read_timeout_seconds=api.read_timeout_seconds,
+            calls_per_second=api.calls_per_second,
+            tls=TlsFiles(api.ca, api.client_cert, api.client_key),
+            max_retries=http.max_retries,
+            concurrency=http.concurrency,
+            breaker=BreakerSettings(http.breaker_failure_share, http.breaker_window_seconds, http.breaker_open_seconds),
+        )
 
 
-def nearest(name: str, known: Mapping[str, Any]) -> str:
-    """What to say of a name that is none of those ``known``: the nearest of them, or where they stand."""
-    close = difflib.get_close_matches(name, [*known], n=1)
+# --------------------------------------------------------------------------------------------------------------- names
+
+
+def _find_options() -> dict[str, tuple[str, FieldInfo]]:
+    """By its name, each option's group (``""`` is Settings itself) and field."""
+    options = {}
+    for group, field in Settings.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, _Group):
+            options |= {inner.alias or name: (group, inner) for name, inner in kind.model_fields.items()}
+        else:
+            options[group] = ("", field)
+    return options
+
+
+_OPTIONS = _find_options()
+for _name, _field in ApiOptions.model_fields.items():
+    _option = ItelOptions.model_fields[_name]
+    if _option.description == _field.description:
+        _option.description = f"As --claimx_{_name}."
+
+
+def option_fields() -> dict[str, FieldInfo]:
+    """Every option by its name, group after group: type, default, constraints, description."""
+    return {name: field for name, (_, field) in _OPTIONS.items()}
+
+
+def required_options(job: Job) -> list[str]:
+    """The options without which a job does not run, and which have no default."""
+    return [
+        "bootstrap_servers",
+        "claimx_url",
+        *(["itel_url"] if job.calls_itel else []),
+        *(["tables_root"] if job.writes_tables else []),
+    ]
+
+
+def name_option(group: str, error: Exception) -> OptionError:
+    """An error that io raises for the settings made of a group, with the option of the field at fault."""
+    field = getattr(error, "field", None)
+    kind: Any = Settings.model_fields[group].annotation
+    option = kind.model_fields[field].alias if field in kind.model_fields else field
+    return _make_error(option, str(error))
+
+
+def find_nearest(name: str) -> str:
+    """How to go on after an unknown option: with the nearest that there is, or with the list."""
+    close = difflib.get_close_matches(name, _OPTIONS, n=1)
     return f"; did you mean --{close[0]}?" if close else ": see `itel-cabinet run --help`"
+
+
+def _fill_in(options: dict[str, Any]) -> dict[str, Any]:
+    """The options with what the job, the environment and the other options say where they say nothing."""
+    environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
+    media = {"media": "on"} if options.get("media_root") else {}
+    return {**environment, **JOB_DEFAULTS[Job(options["job"])], **media, **options}
+
+
+_HINTS = {
+    "bootstrap_servers": "give it or set KAFKA_BOOTSTRAP_SERVERS",
+    "claimx_url": "give ClaimX's base URL or set CLAIMX_API_BASE_URL",
+    "itel_url": "give iTel's base URL or set ITEL_CABINET_API_BASE_URL (file:DIR writes the payloads to a folder)",
+    "tables_root": "give the folder or object-store URI that holds the tables",
+    "media_root": "give the folder or object-store URI for photos, or --media=off",
+}
+
+
+def _find_missing(options: Mapping[str, Any]) -> list[OptionError]:
+    """What this job needs and others do not."""
+    job = Job(options["job"])
+    missing = [
+        *(["itel_url"] if job.calls_itel and "itel_url" not in options else []),
+        *(["tables_root"] if job.writes_tables and not options.get("tables_root") else []),
+        *(["media_root"] if options.get("media") == "on" and not options.get("media_root") else []),
+    ]
+    return [OptionError.missing(name, _HINTS[name]) for name in missing]
+
+
+def _describe(problem: Mapping[str, Any]) -> OptionError:
+    """The line for a problem that pydantic has found."""
+    where = problem["loc"]
+    name = str(where[1] if where[0] not in _OPTIONS else where[0])
+    if problem["type"] == "missing":
+        return OptionError.missing(name, _HINTS.get(name, "give it"))
+    return _make_error(name, problem["msg"].removeprefix("Value error, "))
+
+
+def _make_error(option: str | None, text: str) -> OptionError:
+    return OptionError.about(option, text.removeprefix(f"--{option}: ")) if option else OptionError(text)

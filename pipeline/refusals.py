@@ -11,7 +11,7 @@ from confluent_kafka import KafkaError, KafkaException
 from itel_cabinet.io.delta import TableRefused
 from itel_cabinet.io.worker import OutageError, describe_error
 
-__all__ = ["kafka_refusal", "table_refusal"]
+__all__ = ["describe_kafka_error", "describe_table_error"]
 
 _AWAY = frozenset(
     {
@@ -24,7 +24,7 @@ _AWAY = frozenset(
 )
 
 
-def kafka_refusal(error: KafkaException, bootstrap_servers: str) -> str:
+def describe_kafka_error(error: KafkaException, bootstrap_servers: str) -> str:
     """The line for an error of a client that has only just been made."""
     code, reason = error.args[0].code(), error.args[0].str()
     if code == KafkaError._INVALID_ARG:
@@ -49,7 +49,7 @@ def _without_address(reason: str) -> str:
     return re.sub(r"^\S+://\S+: | \(after [^)]*\)$", "", reason).strip()
 
 
-def table_refusal(error: TableRefused | OutageError) -> str:
+def describe_table_error(error: TableRefused | OutageError) -> str:
     """The line for a table that cannot be made, opened or written."""
     mend = "" if isinstance(error, TableRefused) else ": give a folder or object-store URI that can be written"
     return f"--tables_root: {describe_error(error)}{mend}"

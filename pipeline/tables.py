@@ -20,10 +20,10 @@ _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
 
 def table_specs(settings: Settings) -> dict[str, TableSpec]:
     """The specifications of the three tables under ``--tables_root``, by name."""
-    root = (settings.tables_root or "").rstrip("/")
+    root = settings.tables.root.rstrip("/")
     spec = partial(
         TableSpec,
-        storage_options=settings.storage_options,
+        storage_options=settings.tables.storage_options,
         outage_seconds=settings.outage_patience_seconds,
     )
     return {
@@ -32,7 +32,7 @@ def table_specs(settings: Settings) -> dict[str, TableSpec]:
             uri=f"{root}/{TRACKING}",
             schema=TRACKING_SCHEMA,
             mode=Append(),
-            partition_by=settings.partition_by,
+            partition_by=settings.tables.partition_by,
         ),
         # One row an assignment: its newest completed form.
         FORMS: spec(

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
 
 from itel_cabinet.io.kafka import Cluster, UnknownTopic
 
-__all__ = ["DAY_MS", "TOPICS", "Made", "Seen", "TopicSpec", "create_topics", "describe_topics"]
+__all__ = [
+    "CLAIMX_EVENTS",
+    "DAY_MS",
+    "ITEL_ERRORS",
+    "ITEL_SUCCESSES",
+    "TASK_ERRORS",
+    "TASK_EVENTS",
+    "TASK_SUCCESSES",
+    "TOPICS",
+    "TopicPlan",
+    "TopicSpec",
+    "TopicState",
+    "create_topics",
+    "describe_topics",
+]
+
+CLAIMX_EVENTS = "claimx.events.enriched"
+TASK_EVENTS = "itel.cabinet.task.tracking"
+TASK_SUCCESSES = f"{TASK_EVENTS}.success"
+TASK_ERRORS = f"{TASK_EVENTS}.errors"
+ITEL_SUCCESSES = "itel.cabinet.api.success"
+ITEL_ERRORS = "itel.cabinet.api.errors"
 
 DAY_MS = 86_400_000
 
@@ -29,27 +50,27 @@ class TopicSpec:
 
 
 TOPICS = (
-    TopicSpec("claimx.events.enriched", 3, 7),
-    TopicSpec("itel.cabinet.task.tracking", 3, 7),
-    TopicSpec("itel.cabinet.task.tracking.success", 1, 3),
-    TopicSpec("itel.cabinet.task.tracking.errors", 1, 30),
-    TopicSpec("itel.cabinet.api.success", 1),
-    TopicSpec("itel.cabinet.api.errors", 1),
+    TopicSpec(CLAIMX_EVENTS, 3, 7),
+    TopicSpec(TASK_EVENTS, 3, 7),
+    TopicSpec(TASK_SUCCESSES, 1, 3),
+    TopicSpec(TASK_ERRORS, 1, 30),
+    TopicSpec(ITEL_SUCCESSES, 1),
+    TopicSpec(ITEL_ERRORS, 1),
 )
 """The topics by their default names."""
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """What became of one topic: ``created`` (or with a dry run would be), else it was there and is left as it is."""
+class TopicPlan:
+    """One topic: it is ``created`` (with a dry run: would be), or it exists and is left alone."""
 
     spec: TopicSpec
     created: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """A topic as it is. ``records`` counts the offsets that retention has left; ``retention_ms`` is -1 for ever."""
+class TopicState:
+    """A topic as it is. ``records`` counts the offsets that retention has left; ``retention_ms`` -1 means for ever."""
 
     name: str
     topic_id: str
@@ -60,7 +81,7 @@ class Seen:
 
 def create_topics(
     cluster: Cluster, replication: int, *, topics: Sequence[TopicSpec] = TOPICS, dry_run: bool = False
-) -> Iterator[Made]:
+) -> Iterator[TopicPlan]:
     """Make the topics that are missing, one after the other; those that exist are left alone. May be repeated.
 
     ``replication`` is the number of brokers that hold each record. Raises KafkaException; what was made stays.
@@ -69,21 +90,21 @@ def create_topics(
     for spec in topics:
         missing = spec.name not in known
         if missing and not dry_run:
-            missing = _created(cluster, spec.name, spec.partitions, replication, spec.config)
-        yield Made(spec, missing)
+            missing = _create(cluster, spec, replication)
+        yield TopicPlan(spec, missing)
 
 
-def _created(cluster: Cluster, name: str, partitions: int, replication: int, config: Mapping[str, str]) -> bool:
+def _create(cluster: Cluster, spec: TopicSpec, replication: int) -> bool:
     try:
-        cluster.create([(name, partitions, replication, config)])
+        cluster.create([(spec.name, spec.partitions, replication, spec.config)])
     except KafkaException as error:
-        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # someone else was faster
+        if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:  # another process was faster
             raise
         return False
     return True
 
 
-def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -> Iterator[Seen | TopicSpec]:
+def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -> Iterator[TopicState | TopicSpec]:
     """How each topic is now, or for one that does not exist its specification. Raises KafkaException."""
     for spec in topics:
         try:
@@ -93,4 +114,4 @@ def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -
             continue
         bounds = cluster.bounds(spec.name, topic.partitions).values()
         records = sum(end - start for start, end in bounds)
-        yield Seen(spec.name, topic.topic_id, len(topic.partitions), cluster.retention_ms(spec.name), records)
+        yield TopicState(spec.name, topic.topic_id, len(topic.partitions), cluster.retention_ms(spec.name), records)

@@ -120,13 +120,13 @@ _JOBS = {
 
 
 def _print_run_help() -> None:
-    from itel_cabinet.pipeline.options import Settings
+    from itel_cabinet.pipeline.options import option_fields
 
     console = Console(highlight=False, markup=False)
     console.print(f"Usage: {PROGRAM} run JOB [--template=FILE] [--NAME=VALUE ...]\n\nJobs:")
     console.print(_listing(_JOBS.items()))
     console.print("\nOptions:")
-    fields = ((name, field) for name, field in Settings.model_fields.items() if name != "job")
+    fields = ((name, field) for name, field in option_fields().items() if name != "job")
     console.print(_listing((f"--{name}", _meaning(name, field)) for name, field in fields))
     console.print("\nBeam's own options, such as --runner, are taken beside these.")
 
@@ -379,7 +379,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     from itel_cabinet.pipeline.operate import BackfillStopped, backfill_photos, missing_photos
     from itel_cabinet.pipeline.options import OptionError
     from itel_cabinet.pipeline.tables import ATTACHMENTS
-    from itel_cabinet.pipeline.wiring import Parts
+    from itel_cabinet.pipeline.wiring import Wiring
 
     try:
         job, *options = with_template(["tracking", *context.args])
@@ -388,12 +388,12 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
         raise Refused(str(error), wrong_use=True) from None
     if not settings.fetches_media:
         raise Refused("--media_root is missing: give the folder or object-store URI for photos", wrong_use=True)
-    parts = Parts(settings)
+    wiring = Wiring(settings)
     console, progress = Console(), Console(stderr=True)
     ended: Counter[str] = Counter()
     try:
         with storing():
-            spec = parts.tables[ATTACHMENTS]
+            spec = wiring.tables[ATTACHMENTS]
             if create_table(spec, dry_run=True).version is None:
                 raise Refused(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
             table = get_table(spec)
@@ -406,7 +406,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
         get_objects(settings.media_settings().store).check()
         with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bar, storing():
             task = bar.add_task("photos", total=len(missing))
-            for counts in backfill_photos(parts, table, missing):
+            for counts in backfill_photos(wiring, table, missing):
                 ended += counts
                 bar.advance(task, counts.total())
     except ObjectStoreError as error:

@@ -103,7 +103,7 @@ def error_topics(
     from confluent_kafka import KafkaException
 
     from itel_cabinet.io.kafka import LogReader, Overtaken, UnknownTopic
-    from itel_cabinet.pipeline.refusals import kafka_refusal
+    from itel_cabinet.pipeline.refusals import describe_kafka_error
 
     client = client_settings(bootstrap_servers, kafka_config)
     try:
@@ -115,7 +115,7 @@ def error_topics(
                     raise Refused(f"{option}: {error}") from None
             yield client, reader
     except KafkaException as error:
-        raise Refused(kafka_refusal(error, bootstrap_servers)) from None
+        raise Refused(describe_kafka_error(error, bootstrap_servers)) from None
     except Overtaken:
         raise Refused(
             "another replay of these topics has begun, and this one has stopped: see what that one says"

@@ -104,12 +104,12 @@ def asking(bootstrap_servers: str) -> Iterator[None]:
     from confluent_kafka import KafkaException
 
     from itel_cabinet.io.kafka import UnknownTopic
-    from itel_cabinet.pipeline.refusals import kafka_refusal
+    from itel_cabinet.pipeline.refusals import describe_kafka_error
 
     try:
         yield
     except KafkaException as error:
-        raise Refused(kafka_refusal(error, bootstrap_servers)) from None
+        raise Refused(describe_kafka_error(error, bootstrap_servers)) from None
     except UnknownTopic as error:
         raise Refused(f"--topic: {error}") from None
 
@@ -166,9 +166,9 @@ def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
     from itel_cabinet.io.delta import TableRefused
     from itel_cabinet.io.worker import OutageError
-    from itel_cabinet.pipeline.refusals import table_refusal
+    from itel_cabinet.pipeline.refusals import describe_table_error
 
     try:
         yield
     except (TableRefused, OutageError) as error:
-        raise Refused(table_refusal(error)) from error
+        raise Refused(describe_table_error(error)) from error

@@ -190,7 +190,8 @@ def _subject(
 ) -> Subject:
     from itel_cabinet.io.http import check_url
     from itel_cabinet.pipeline.operate import Subject
-    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job, Settings
+    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
+    from itel_cabinet.pipeline.topics import ITEL_ERRORS
 
     for url in metrics_urls:
         try:
@@ -203,7 +204,7 @@ def _subject(
     tables = tables_at(tables_root, storage_options) if tables_root else None
     errors = [dead_letter_topic or JOB_DEFAULTS[kind]["dead_letter_topic"]]
     if kind.calls_itel:
-        errors.append(itel_errors_topic or Settings.model_fields["itel_errors_topic"].default)
+        errors.append(itel_errors_topic or ITEL_ERRORS)
     group, topic = _names(job, consumer_group, input_topic)
     urls = dict.fromkeys(url.rstrip("/").removesuffix("/healthz").removesuffix("/metrics") for url in metrics_urls)
     return Subject(

@@ -30,7 +30,15 @@ from itel_cabinet.io.worker import RefusedError
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions
 from itel_cabinet.pipeline.options import OptionError
 
-__all__ = ["NotRunningError", "check_job_server", "on_flink", "refused", "tune", "wait_until_running", "waits"]
+__all__ = [
+    "NotRunningError",
+    "check_job_server",
+    "describe_submission_error",
+    "is_on_flink",
+    "is_waited_for",
+    "set_flink_options",
+    "wait_until_running",
+]
 
 # One element is a whole shard, and its bundle closes only when this time is up: Beam's own 1,000 would cap each shard.
 _BUNDLE_MILLISECONDS = 10
@@ -48,31 +56,32 @@ class NotRunningError(RefusedError):
     """The job did not come up on the cluster; the message is one line."""
 
 
-def on_flink(options: PipelineOptions) -> bool:
+def is_on_flink(options: PipelineOptions) -> bool:
     """Whether the runner is Flink's, named itself or as a portable runner at a job server."""
     return options.view_as(StandardOptions).runner in ("FlinkRunner", "PortableRunner")
 
 
-def waits(options: PipelineOptions) -> bool:
+def is_waited_for(options: PipelineOptions) -> bool:
     """Whether the launcher stays until the job has ended."""
     return bool(options.view_as(FlinkOptions).wait_until_finish)
 
 
-def tune(options: PipelineOptions, job: str) -> None:
+def set_flink_options(options: PipelineOptions, job: str) -> None:
     """Set what Flink needs, and refuse what cannot work there. Changes ``options``; idempotent.
 
     Raises OptionRefused.
     """
     flink = options.view_as(FlinkOptions)
     if not flink.checkpointing_interval or flink.checkpointing_interval < 0:
-        raise OptionError(
-            "--checkpointing_interval is missing: without checkpoints nothing flows on Flink; "
-            "give milliseconds, 2000 for example"
+        raise OptionError.missing(
+            "checkpointing_interval", "without checkpoints nothing flows on Flink; give milliseconds, 2000 for example"
         )
     if not options.view_as(PortableOptions).job_endpoint:
-        raise OptionError("--job_endpoint is missing: give host:port of Beam's job server for Flink")
+        raise OptionError.missing("job_endpoint", "give host:port of Beam's job server for Flink")
     if flink.savepoint_path == "":
-        raise OptionError("--savepoint_path is empty: leave it out, or give the savepoint's URI")
+        raise OptionError(
+            "--savepoint_path is empty: leave it out, or give the savepoint's URI", field="savepoint_path"
+        )
     _check_environment(options.view_as(PortableOptions))
     # A checkpoint that finds a bundle open would keep its output until the next bundle, which may never come.
     flink.finish_bundle_before_checkpointing = True
@@ -95,19 +104,19 @@ def _check_environment(options: PortableOptions) -> None:
     known = ("PROCESS", "EXTERNAL", "DOCKER")
     # Beam's LOOPBACK would put the workers into the launcher, which does not stay.
     if options.environment_type not in (None, *known):
-        raise OptionError(f"--environment_type: {options.environment_type}: give one of {', '.join(known)}")
+        raise OptionError.about("environment_type", f"{options.environment_type}: give one of {', '.join(known)}")
     if options.environment_type == "PROCESS":
         try:
             command = json.loads(options.environment_config or "")["command"]
         except (ValueError, TypeError, KeyError):
             command = None
         if not command or not isinstance(command, str):
-            raise OptionError(
-                "--environment_config: must be a JSON object with a command for PROCESS, "
-                'such as {"command": "/opt/apache/beam/boot"}'
+            raise OptionError.about(
+                "environment_config",
+                'must be a JSON object with a command for PROCESS, such as {"command": "/opt/apache/beam/boot"}',
             )
     if options.environment_type == "EXTERNAL" and not options.environment_config:
-        raise OptionError("--environment_config is missing: EXTERNAL needs the host:port of the worker pools")
+        raise OptionError.missing("environment_config", "EXTERNAL needs the host:port of the worker pools")
 
 
 def check_job_server(options: PipelineOptions) -> None:
@@ -169,7 +178,7 @@ def wait_until_running(
         sleep(_POLL_SECONDS)
 
 
-def refused(error: grpc.RpcError, options: PipelineOptions) -> str:
+def describe_submission_error(error: grpc.RpcError, options: PipelineOptions) -> str:
     """The line for a job server that does not take a job."""
     code, details = error.code().name, " ".join((error.details() or "no reason given").split())
     detector = options.view_as(FlinkOptions).pipeline_resources_detector_factory_class

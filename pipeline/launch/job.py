@@ -7,7 +7,9 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 
 import apache_beam as beam
@@ -16,37 +18,36 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableRefused, TableSpec, create_table
-from itel_cabinet.io.itel import ItelSettings
+from itel_cabinet.io.delta import TableRefused, create_table
 from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolved
 from itel_cabinet.io.objects import ObjectStoreError, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecret
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
 from itel_cabinet.pipeline.graph import build
-from itel_cabinet.pipeline.launch.arguments import parse_arguments
+from itel_cabinet.pipeline.launch.arguments import find_old_names, parse_arguments
 from itel_cabinet.pipeline.launch.direct_runner import get_direct_runner
 from itel_cabinet.pipeline.launch.flink import (
     NotRunningError,
     check_job_server,
-    on_flink,
-    refused,
-    tune,
+    describe_submission_error,
+    is_on_flink,
+    is_waited_for,
+    set_flink_options,
     wait_until_running,
-    waits,
 )
 from itel_cabinet.pipeline.launch.templates import with_template
-from itel_cabinet.pipeline.options import Job, OptionError, Settings
-from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.pipeline.options import Job, OptionError, Settings, name_option
+from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_table_error
 from itel_cabinet.pipeline.steps import NAMESPACE
-from itel_cabinet.pipeline.wiring import Parts
-from itel_cabinet.transforms.triggers import Rules, RulesError
+from itel_cabinet.pipeline.wiring import Wiring
+from itel_cabinet.transforms.triggers import RulesError
 
 __all__ = ["JobFailedError", "LaunchError", "check", "launch", "main"]
 
 _LOGGER = logging.getLogger(__name__)
 
 _CHECK_SECONDS = 10.0
-# Counters of what Beam does itself, which Prism hands out beside the others.
+# Counters of Beam itself, which Prism returns beside the others.
 _BEAMS_OWN = "beam"
 
 
@@ -59,51 +60,49 @@ class JobFailedError(RefusedError):
 
 
 def check(settings: Settings) -> None:
-    """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchRefused."""
-    parts = Parts(settings)
-    try:
+    """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchError."""
+    wiring = Wiring(settings)
+    with _naming_options("claimx"):
         settings.claimx_connection().check()
-        if settings.job.calls_itel and isinstance(parts.itel_settings, ItelSettings):
+    if settings.job.calls_itel and settings.itel.folder is not None:
+        _check_folder(settings.itel.folder)
+    elif settings.job.calls_itel:
+        with _naming_options("itel"):
             settings.itel_connection().check()
-        elif settings.job.calls_itel:
-            _check_folder(parts)
+    try:
         if settings.fetches_media:
             get_objects(settings.media_settings().store).check()
-        _check_kafka(settings, parts)
+        with _naming_options("source"):
+            client = resolved(wiring.source.client)
+        _check_topics(wiring, Cluster(client, timeout=_CHECK_SECONDS).names())
+        if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
+            raise LaunchError(
+                f"--start_offset=latest: the group {settings.source.group} has no offsets yet, so what arrives before "
+                "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
+            )
         if settings.job.writes_tables:
-            for spec in _tables(parts):
+            with _naming_options("tables"):
+                specs = wiring.tables.values()
+            for spec in specs:
                 create_table(spec)
-    except UnresolvedSecret as error:
-        raise LaunchError(str(error)) from None
     except KafkaException as error:
-        raise LaunchError(kafka_refusal(error, settings.bootstrap_servers)) from None
+        raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None
     except ObjectStoreError as error:
         raise LaunchError(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
     except (TableRefused, OutageError) as error:
-        raise LaunchError(table_refusal(error)) from None
+        raise LaunchError(describe_table_error(error)) from None
 
 
-def _rules(parts: Parts) -> Rules:
+@contextmanager
+def _naming_options(group: str) -> Iterator[None]:
+    """In it, what io refuses of a group's settings becomes a LaunchError that names the option."""
     try:
-        return parts.rules
-    except RulesError as error:
-        raise LaunchError(f"--triggers: {error}") from None
-    except OSError as error:
-        raise LaunchError(f"--triggers: {parts.settings.triggers} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise LaunchError(f"--triggers: {parts.settings.triggers} is not UTF-8 text") from None
+        yield
+    except (UnresolvedSecret, ValueError) as error:
+        raise LaunchError(str(name_option(group, error))) from None
 
 
-def _tables(parts: Parts) -> Iterable[TableSpec]:
-    try:
-        return parts.tables.values()
-    except ValueError as error:
-        raise LaunchError(f"--partition_by: {describe_error(error)}") from None
-
-
-def _check_folder(parts: Parts) -> None:
-    folder = parts.itel_settings
-    assert not isinstance(folder, ItelSettings)
+def _check_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -113,34 +112,34 @@ def _check_folder(parts: Parts) -> None:
         raise LaunchError(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
 
 
-def _check_kafka(settings: Settings, parts: Parts) -> None:
-    try:
-        client = resolved(parts.source.client)
-    except UnresolvedSecret as error:
-        raise LaunchError(f"--kafka_config: {error}") from None
-    known = Cluster(client, timeout=_CHECK_SECONDS).names()
-    needed = {"input_topic": {settings.input_topic}, "dead_letter_topic": {settings.dead_letter_topic}}
+def _check_topics(wiring: Wiring, known: set[str]) -> None:
+    settings, outputs = wiring.settings, wiring.settings.outputs
+    needed = {"input_topic": {settings.source.topic}, "dead_letter_topic": {outputs.dead_letter_topic}}
     if settings.job.calls_itel:
-        needed |= {
-            "itel_errors_topic": {settings.itel_errors_topic},
-            "itel_success_topic": {settings.itel_success_topic},
-        }
-    if settings.job.writes_tables and settings.tracking_success_topic:
-        needed["tracking_success_topic"] = {settings.tracking_success_topic}
+        needed["itel_errors_topic"] = {outputs.itel_errors_topic}
+        needed["itel_success_topic"] = {outputs.itel_success_topic}
+    if settings.job.writes_tables and outputs.tracking_success_topic:
+        needed["tracking_success_topic"] = {outputs.tracking_success_topic}
     if settings.job is Job.TRIGGER:
-        rules = _rules(parts)
-        needed["output_topic"] = {settings.output_topic} if settings.output_topic else set(rules.topics)
+        needed["output_topic"] = _find_trigger_topics(wiring)
     for option, topics in needed.items():
         for topic in sorted(topics - known):
             raise LaunchError(
-                f"--{option}: topic {topic} does not exist at {settings.bootstrap_servers}: "
+                f"--{option}: topic {topic} does not exist at {settings.source.bootstrap_servers}: "
                 "create it with `itel-cabinet topics create`"
             )
-    if settings.start_offset == "latest" and not has_committed_offsets(parts.source):
-        raise LaunchError(
-            f"--start_offset=latest: the group {settings.consumer_group} has no offsets yet, so what arrives before "
-            "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
-        )
+
+
+def _find_trigger_topics(wiring: Wiring) -> set[str]:
+    file = wiring.settings.outputs.triggers
+    try:
+        return set(wiring.trigger_topics)
+    except RulesError as error:
+        raise LaunchError(f"--triggers: {error}") from None
+    except OSError as error:
+        raise LaunchError(f"--triggers: {file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise LaunchError(f"--triggers: {file} is not UTF-8 text") from None
 
 
 def _check_port(port: int) -> None:
@@ -151,11 +150,16 @@ def _check_port(port: int) -> None:
 
 
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
-    """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed (JobFailed).
+    """Run a job until it ends: caught up, stopped by SIGTERM or SIGINT, or failed.
 
-    Returns the job's counters: ``skipped:REASON``, ``failed:STAGE:CLASS``, ``STEP: NAME``. On DirectRunner the job runs
-    in this process; ``DirectRunner`` always means Beam's FnApiRunner here, so nothing is fetched and nothing depends on
-    what is installed.
+    ``DirectRunner`` runs it in this process, and always is Beam's FnApiRunner here: nothing is fetched.
+
+    Returns:
+        The job's counters: ``skipped:REASON``, ``failed:STAGE:CLASS``, ``STEP: NAME``.
+
+    Raises:
+        JobFailedError, NotRunningError: the job failed, or did not start on the cluster.
+        LaunchError: the runner is unknown.
     """
     standard = beam_options.view_as(StandardOptions)
     standard.streaming = True
@@ -171,18 +175,18 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     except ValueError as error:
         raise LaunchError(f"--runner: {describe_error(error)}") from None
     build(pipeline, settings)
-    if on_flink(beam_options):
+    if is_on_flink(beam_options):
         return _submit(pipeline, beam_options)
-    with _stopping_on_signals():
+    with _stop_on_signals():
         try:
             result = pipeline.run()
             result.wait_until_finish()
         except Exception as error:
-            refused = find_refusal(error)
-            if refused is None:
-                _LOGGER.error("an error of the program: %s", error)
-            raise JobFailedError(str(refused or _last_line(error))) from error
-    return _counters(result)
+            if (refusal := find_refusal(error)) is not None:
+                raise JobFailedError(str(refusal)) from error
+            _LOGGER.error("an error of the program", exc_info=error)
+            raise JobFailedError(_last_line(error)) from error
+    return _read_counters(result)
 
 
 def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]:
@@ -190,19 +194,19 @@ def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]
     try:
         result = pipeline.run()
         wait_until_running(result, options)
-        if not waits(options):
+        if not is_waited_for(options):
             return {}
         result.wait_until_finish()
-    except NotRunningError as error:
-        raise JobFailedError(str(error)) from None
+    except NotRunningError:
+        raise
     except grpc.RpcError as error:
-        raise JobFailedError(refused(error, options)) from None
+        raise JobFailedError(describe_submission_error(error, options)) from None
     except Exception as error:
         raise JobFailedError(_last_line(error)) from error
-    return _counters(result)
+    return _read_counters(result)
 
 
-def _counters(result: PipelineResult) -> dict[str, int]:
+def _read_counters(result: PipelineResult) -> dict[str, int]:
     """The job's counters: skips and failures by reason, what a source or sink counts by its step."""
     counts: Counter[str] = Counter()
     for counter in result.metrics().query()["counters"]:
@@ -210,27 +214,27 @@ def _counters(result: PipelineResult) -> dict[str, int]:
         if counter.key.metric.namespace == _BEAMS_OWN:
             continue
         if counter.key.metric.namespace != NAMESPACE:
-            # Prism does not tell the step of most.
+            # Prism leaves out the step of most.
             step = (counter.key.step or "").partition("/")[0]
             name = f"{step}: {name}" if step else name
         counts[name] += counter.attempted if counter.committed is None else counter.committed
     return dict(counts)
 
 
-class _stopping_on_signals:
+@contextmanager
+def _stop_on_signals() -> Iterator[None]:
     """SIGTERM and SIGINT ask the readers to stop; the bundle under way is finished and its offsets committed."""
 
-    def __enter__(self) -> None:
-        self._before = {number: signal.signal(number, self._stop) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    @staticmethod
-    def _stop(number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
         _LOGGER.info("%s: finishing what is under way", signal.Signals(number).name)
         STOP.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def find_refusal(error: BaseException) -> RefusedError | None:
@@ -253,7 +257,7 @@ def _last_line(error: Exception) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command: 0 done, 1 failed, 2 wrong use; errors are one line on stderr."""
+    """The command: 0 done, 1 failed, 2 wrong use; each error is a line on stderr."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # A refusal is one line: nothing is logged before the job starts.
     logging.basicConfig(level=logging.CRITICAL, format="%(asctime)s %(levelname)s %(message)s", force=True)
@@ -264,18 +268,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise OptionError(f"the job is missing: itel-cabinet run JOB [options], with JOB one of {', '.join(Job)}")
         job, *options = with_template(arguments)
         settings, beam_options = parse_arguments(job, options)
-        if on_flink(beam_options):
-            tune(beam_options, settings.job)
+        for old, new in find_old_names(options).items():
+            _print(f"--{old} is the old name of --{new}: use that")
+        if is_on_flink(beam_options):
+            set_flink_options(beam_options, settings.job)
             check_job_server(beam_options)
         check(settings)
-        if settings.metrics_port and not on_flink(beam_options):
-            _check_port(settings.metrics_port)
+        if settings.monitoring.metrics_port and not is_on_flink(beam_options):
+            _check_port(settings.monitoring.metrics_port)
         logging.getLogger().setLevel(logging.INFO)
-        prepare(dataclasses.replace(Parts(settings).worker, metrics_port=0))
+        prepare(dataclasses.replace(Wiring(settings).worker, metrics_port=0))
         counters = launch(settings, beam_options)
     except RefusedError as error:
-        print(f"itel-cabinet: {error}", file=sys.stderr)
+        for line in str(error).splitlines():
+            _print(line)
         return error.exit_status
     for name, count in sorted(counters.items()):
         _LOGGER.info("%s: %d", name, count)
     return 0
+
+
+def _print(line: str) -> None:
+    print(f"itel-cabinet: {line}", file=sys.stderr)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,10 +32,9 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOpt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from itel_cabinet.io.http import Auth
-from itel_cabinet.io.itel import folder_of
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
-from itel_cabinet.pipeline.launch.flink import on_flink, tune
+from itel_cabinet.pipeline.launch.flink import is_on_flink, set_flink_options
 from itel_cabinet.pipeline.launch.manifests import (
     FIXED_OPTIONS,
     Kubernetes,
@@ -45,7 +43,7 @@ from itel_cabinet.pipeline.launch.manifests import (
     flink_deployment,
     submitting_job,
 )
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings
+from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings, option_fields
 
 __all__ = [
     "Findings",
@@ -69,7 +67,6 @@ _STAND_INS = {
 }
 # Stand in for what a template lacks, once that has been said, so that the next mistake is found too.
 _MENDS = {**_STAND_INS, "checkpointing_interval": "10000", "job_endpoint": "unknown-yet:8099"}
-_REFUSAL = re.compile(r"--(\w+)( is |: )")
 _SHIPPED = resources.files("itel_cabinet.templates")
 
 
@@ -234,24 +231,24 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
         arguments = [*(argument for _, argument in named), *(f"--{name}={value}" for name, value in stand_ins.items())]
         try:
             settings, beam = parse_arguments(template.job, arguments)
-            if on_flink(beam):
-                tune(beam, template.job)
+            if is_on_flink(beam):
+                set_flink_options(beam, template.job)
         except OptionError as refused:
             settings = None
-            found = _REFUSAL.match(str(refused))
-            name = found.group(1) if found else ""
-            if name not in reported:
-                problems.append(_line(name, str(refused).removeprefix("--")))
-            reported.add(name)
             before = (len(named), len(stand_ins))
-            named = [(other, argument) for other, argument in named if other != name]
-            stand_ins |= {name: _MENDS[name]} if name in _MENDS else {}
+            for problem in refused.problems:
+                name = problem.field or ""
+                if name not in reported:
+                    problems.append(_line(name, str(problem).removeprefix("--")))
+                reported.add(name)
+                named = [(other, argument) for other, argument in named if other != name]
+                stand_ins |= {name: _MENDS[name]} if name in _MENDS else {}
             if before == (len(named), len(stand_ins)):
                 break
     if template.kubernetes is not None and template.runner == "FlinkRunner" and settings is not None:
         try:
             secrets = [ref for _, ref in _secrets(settings)]
-            flink_deployment(template.kubernetes, template.job, 1, settings.metrics_port, secrets)
+            flink_deployment(template.kubernetes, template.job, 1, settings.monitoring.metrics_port, secrets)
         except ManifestRefused as refused:
             problems.append(str(refused))
     unresolved = [*_unresolved(settings)] if settings is not None else []
@@ -259,7 +256,7 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
 
 
 def _line(name: str, refusal: str) -> str:
-    if name in Settings.model_fields:
+    if name in option_fields():
         blank = "; or leave it blank in the template" if name in _STAND_INS and " is missing" in refusal else ""
         return f"parameters.{refusal}{blank}"
     return f"beam.{refusal}" if name else refusal
@@ -278,12 +275,12 @@ def _open(template: Template, overridden: Iterable[str] = ()) -> list[str]:
 
 def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
     for name, value in template.parameters.items():
-        if name not in Settings.model_fields or name == "job":
+        if name not in option_fields() or name == "job":
             yield name, f"parameters.{name}: no such parameter: {_mend(name)}"
         elif value is not None and not (kind := _kind(name)).takes(value):
             yield name, f"parameters.{name}: must be {kind.wanted}, not {_kind_of(value)}"
     for name, value in template.beam.items():
-        if name in Settings.model_fields:
+        if name in option_fields():
             yield name, f"beam.{name}: is no option of Beam's: move it under parameters"
         elif name == "runner":
             yield name, "beam.runner: stands beside job: move it there"
@@ -294,7 +291,7 @@ def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
 def _mend(name: str) -> str:
     if name in PipelineOptions([]).get_all_options():
         return "it is Beam's, move it under beam"
-    close = difflib.get_close_matches(name, Settings.model_fields, n=1)
+    close = difflib.get_close_matches(name, option_fields(), n=1)
     return f"did you mean {close[0]}?" if close else "`itel-cabinet run --help` lists them"
 
 
@@ -322,7 +319,7 @@ _KINDS: dict[object, _Kind] = {
 
 
 def _kind(name: str) -> _Kind:
-    return _KINDS.get(Settings.model_fields[name].annotation, _TEXT)
+    return _KINDS.get(option_fields()[name].annotation, _TEXT)
 
 
 def _kind_of(value: object) -> str:
@@ -332,11 +329,11 @@ def _kind_of(value: object) -> str:
 
 def _secrets(settings: Settings) -> list[tuple[str, SecretRef]]:
     """Every reference to a secret that the job uses, with its option."""
-    auths = {"claimx_auth": settings.claimx_auth}
-    if settings.job.calls_itel and folder_of(settings.itel_url or "") is None:
-        auths["itel_auth"] = settings.itel_auth
+    auths = {"claimx_auth": settings.claimx.auth}
+    if settings.job.calls_itel and settings.itel.folder is None:
+        auths["itel_auth"] = settings.itel.auth
     found = [(name, ref) for name, auth in auths.items() for ref in Auth.parse(auth).refs]
-    for value in settings.kafka_config.values():
+    for value in settings.source.kafka_config.values():
         # Nothing else in librdkafka's settings begins like this, and its secrets are refused unless they do.
         if value.startswith(("env:", "file:")):
             found.append(("kafka_config", SecretRef.parse(value)))
@@ -383,8 +380,8 @@ def _parsed(template: Template, arguments: Sequence[str]) -> tuple[Settings, Pip
     """Settings with stand-ins for what is left open, and the names of that. Raises OptionRefused."""
     open_ = _open(template, {name for name, _ in _named(arguments)})
     settings, beam = parse_arguments(template.job, [*arguments, *(f"--{name}={_STAND_INS[name]}" for name in open_)])
-    if on_flink(beam):
-        tune(beam, template.job)
+    if is_on_flink(beam):
+        set_flink_options(beam, template.job)
     return settings, beam, open_
 
 
@@ -422,7 +419,7 @@ def render_manifests(
     secrets = [ref for _, ref in _secrets(settings)]
     interval = beam.view_as(FlinkOptions).checkpointing_interval
     try:
-        cluster = flink_deployment(kubernetes, template.job, interval, settings.metrics_port, secrets)
+        cluster = flink_deployment(kubernetes, template.job, interval, settings.monitoring.metrics_port, secrets)
         if application:
             parallelism = max(1, beam.view_as(FlinkRunnerOptions).parallelism)
             return [flink_application(kubernetes, cluster, parallelism)]

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from itel_cabinet.io.delta import FencedTable, Row
-from itel_cabinet.pipeline.wiring import Parts
+from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import Photograph
 from itel_cabinet.transforms.events import CABINET_TASK_ID
 from itel_cabinet.transforms.fetching import fetch_album_photos
@@ -34,7 +34,7 @@ def missing_photos(table: FencedTable) -> list[Row]:
 
 
 def backfill_photos(
-    parts: Parts,
+    wiring: Wiring,
     table: FencedTable,
     missing: Sequence[Row],
     *,
@@ -56,7 +56,11 @@ def backfill_photos(
             for album, rows in some.items()
         }
         found = fetch_album_photos(
-            albums, library=parts.photos(), pool=parts.media_pool(), deadline_seconds=_NEVER, clock=parts.stopwatch
+            albums,
+            library=wiring.get_photos(),
+            pool=wiring.get_media_pool(),
+            deadline_seconds=_NEVER,
+            clock=time.monotonic,
         )
         ended = [(row, found[album][row["claim_media_id"]]) for album, rows in albums.items() for row in rows]
         counts = Counter(photograph.outcome for _, photograph in ended)

@@ -20,7 +20,7 @@ from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
-from itel_cabinet.pipeline.refusals import kafka_refusal, table_refusal
+from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_table_error
 from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.dead_letters import shorten
 
@@ -213,7 +213,7 @@ class Observer:
         try:
             seen = [_table(name, spec) for name, spec in specs.items()]
         except OutageError as error:
-            return Unseen(table_refusal(error))
+            return Unseen(describe_table_error(error))
         return Tables(seen, first.fences, last.fences)
 
     def _letters(self) -> RecentLetters | Unseen:
@@ -240,7 +240,7 @@ class Observer:
 
 
 def _unseen(error: KafkaException | UnknownTopic, bootstrap_servers: str) -> Unseen:
-    return Unseen(kafka_refusal(error, bootstrap_servers) if isinstance(error, KafkaException) else str(error))
+    return Unseen(describe_kafka_error(error, bootstrap_servers) if isinstance(error, KafkaException) else str(error))
 
 
 def _table(name: str, spec: TableSpec) -> TableSeen:

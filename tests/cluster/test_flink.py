@@ -18,7 +18,7 @@ from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import FlinkCluster
 from itel_cabinet.local.services.guard import session
 from itel_cabinet.pipeline.launch import FlinkOptions
-from itel_cabinet.pipeline.launch.flink import NotRunningError, check_job_server, tune
+from itel_cabinet.pipeline.launch.flink import NotRunningError, check_job_server, set_flink_options
 from itel_cabinet.pipeline.options import OptionError
 from tests.support.jobs import Stack, wait_for
 
@@ -125,8 +125,8 @@ class TestTuning:
 
     def test_what_flink_needs_is_set(self) -> None:
         options = PipelineOptions([*self.GOOD])
-        tune(options, "tracking")
-        tune(options, "tracking")
+        set_flink_options(options, "tracking")
+        set_flink_options(options, "tracking")
 
         flink = options.view_as(FlinkOptions)
         assert (flink.finish_bundle_before_checkpointing, flink.max_bundle_time_mills) == (True, 10)
@@ -156,7 +156,7 @@ class TestTuning:
     )
     def test_what_cannot_work_is_refused(self, options: tuple[str, ...], message: str) -> None:
         with pytest.raises(OptionError, match=message):
-            tune(PipelineOptions([*options]), "tracking")
+            set_flink_options(PipelineOptions([*options]), "tracking")
 
     def test_an_unreachable_job_server_is_one_line(self) -> None:
         with pytest.raises(NotRunningError, match=r"^--job_endpoint: Beam's job server does not answer at 127\.0\.0\.1:1: "):

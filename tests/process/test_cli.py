@@ -28,9 +28,8 @@ from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker, free_port
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.launch import job as launch
 from itel_cabinet.pipeline.operate import NotAnAnswer, preview_answer
-from itel_cabinet.pipeline.options import ENVIRONMENT, Settings
+from itel_cabinet.pipeline.options import ENVIRONMENT, Settings, option_fields
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.payload import encode_payload, load_example
@@ -155,7 +154,7 @@ def test_run_hands_on_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch)
         handed.append(arguments)
         return 7
 
-    monkeypatch.setattr(launch, "main", took)
+    monkeypatch.setattr("itel_cabinet.pipeline.launch.main", took)
     arguments = ["api", "--claimx-url", "http://x", "--until_caught_up", '--kafka_config={"a": "-b"}', "-x", "last"]
     assert main(["run", *arguments]) == 7
     assert handed == [arguments]
@@ -165,9 +164,9 @@ def test_run_hands_on_its_arguments_as_they_are(monkeypatch: pytest.MonkeyPatch)
 def test_run_help_lists_every_option(printed: Printed, given: list[str]) -> None:
     listed = printed.stdout(*given)
     entries = dict(re.findall(r"^  (--\w+) +(.+?) *$", listed, re.MULTILINE))
-    assert list(entries) == [f"--{name}" for name in Settings.model_fields if name != "job"]
+    assert list(entries) == [f"--{name}" for name in option_fields() if name != "job"]
     for name, entry in entries.items():
-        field = Settings.model_fields[name.removeprefix("--")]
+        field = option_fields()[name.removeprefix("--")]
         assert entry.startswith(str(field.description)), name
         assert ENVIRONMENT.get(name.removeprefix("--"), "") in entry
         assert "Undefined" not in entry

@@ -10,7 +10,7 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.launch import parse_arguments
 from itel_cabinet.pipeline.options import Job
-from itel_cabinet.pipeline.wiring import Parts
+from itel_cabinet.pipeline.wiring import Wiring
 
 SINKS = {
     Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
@@ -44,7 +44,7 @@ def test_a_form_is_waited_for_from_its_announcement_on(monkeypatch: pytest.Monke
     monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.time", lambda: 1000.0)
     monkeypatch.setattr("itel_cabinet.pipeline.wiring.time.sleep", slept.append)
     options = ["--bootstrap_servers=b:1", "--claimx_url=http://c", "--itel_url=http://i", "--form_wait_seconds=2"]
-    wait = Parts(parse_arguments("api", options)[0]).form_wait
+    wait = Wiring(parse_arguments("api", options)[0]).wait_for_form
     for announced_at in (1000.0, 999.5, 900.0, 5000.0):
         wait(announced_at)
     # Just now; half a second ago; long ago; by a clock that is ahead.

@@ -336,17 +336,10 @@ def test_a_template_stands_for_its_options_and_the_command_line_wins(write: Writ
         )
     )
     settings, beam = parse_arguments(job, arguments)
-    assert settings.model_dump(
-        include={"bootstrap_servers", "claimx_url", "shards", "until_caught_up", "partition_by", "kafka_config"}
-    ) == {
-        "bootstrap_servers": "k:9092",
-        "claimx_url": "https://c.example",
-        "shards": 8,
-        "until_caught_up": True,
-        "partition_by": ("year",),
-        "kafka_config": {"security.protocol": "SSL"},
-    }
-    assert settings.max_batch_seconds == 0.5
+    source = settings.source
+    assert (source.bootstrap_servers, source.shards, source.until_caught_up) == ("k:9092", 8, True)
+    assert (source.kafka_config, source.max_batch_seconds) == ({"security.protocol": "SSL"}, 0.5)
+    assert (settings.claimx.base_url, settings.tables.partition_by) == ("https://c.example", ("year",))
     options = beam.get_all_options(drop_default=True)
     assert options["runner"] == "FlinkRunner"
     assert options["parallelism"] == 6
@@ -440,7 +433,7 @@ def test_the_rendered_command_is_quoted_and_says_the_same_as_the_template() -> N
     python, *rest = shlex.split(text.replace("\\\n", ""))  # as a shell does
     assert [python, *rest[:2]] == ["python", "-m", "itel_cabinet.pipeline.launch"]
     assert rest[2:] == with_template(["tracking", "--template=tracking.flink", *given])
-    assert parse_arguments(rest[2], rest[3:])[0].tables_root == "/a folder/it's"
+    assert parse_arguments(rest[2], rest[3:])[0].tables.root == "/a folder/it's"
 
 
 def test_the_rendered_command_runs(write: Write) -> None:
