@@ -95,6 +95,12 @@ class KnownTask:
     task: dict[str, Any]
 
 
+def make_task(record: Record, event: TaskEvent, details: TaskDetails) -> CabinetTask:
+    """An event with what ClaimX answered; the form is read where the event is COMPLETED."""
+    form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
+    return CabinetTask(record, event, details, form)
+
+
 def enrich(
     events: Sequence[tuple[Record, TaskEvent]],
     *,
@@ -122,14 +128,9 @@ def enrich(
 
     def look_up(item: tuple[Record, TaskEvent], *, fresh: bool = False) -> CabinetTask | Failure:
         record, event = item
-
-        def make(details: TaskDetails) -> CabinetTask:
-            form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
-            return CabinetTask(record, event, details, form)
-
         # Kafka's time too: a replayed event is old, and what it reports may be new.
         since = max(event.timestamp.timestamp(), record.timestamp_ms / 1000)
-        return _fetch(item, make, claimx, since=since, clock=clock, fresh=fresh)
+        return _fetch(item, partial(make_task, record, event), claimx, since=since, clock=clock, fresh=fresh)
 
     tasks = map_in_key_order(events, _assignment, look_up, pool())
     formless = [i for i, task in enumerate(tasks) if isinstance(task, CabinetTask) and task.completed and not task.form]

@@ -54,9 +54,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_timestamp(value: object) -> datetime:
-    """ISO 8601 text as an aware UTC datetime; a trailing Z is understood, text without a zone is UTC.
+    """ISO 8601 text as an aware UTC datetime; text without a zone is UTC.
 
-    Raises ValueError for anything else, numbers included (seconds or milliseconds?), and for years before 1970.
+    Raises:
+        ValueError: it is something else, also a number (seconds or milliseconds?), or before 1970.
     """
     if not isinstance(value, str):
         raise ValueError("not an ISO 8601 text")
@@ -197,7 +198,7 @@ class ClaimXEvent(_EventHead):
 
     @property
     def assignment_id(self) -> int:
-        """The assignment that the event is about. What :func:`parse_claimx_event` gives always has one."""
+        """The assignment that the event is about; every event that was parsed has one."""
         named = self.task_assignment_id if self.task is None else self.task["assignment_id"]
         assert isinstance(named, int)
         return named
@@ -241,9 +242,12 @@ def parse_event(
 ) -> TaskEvent | Failure | Skip:
     """The task event in a record of the tracking topic. ``now`` is epoch seconds, for the failure.
 
-    Validation comes first; a valid event of a task that is not in ``task_ids`` is skipped as ``other_task``. Error
-    classes: ``empty``, ``not_json`` (also not UTF-8, NaN, lone surrogates, nesting over 200 levels), ``not_an_object``,
-    ``missing_field``, ``wrong_type`` (also a value out of its range). Of a key given twice the last counts.
+    Of a key given twice the last counts.
+
+    Returns:
+        A Skip ``other_task`` for a valid event of a task that is not in ``task_ids``. A Failure of class ``empty``,
+        ``not_json`` (also not UTF-8, NaN, lone surrogates, nesting over 200 levels), ``not_an_object``,
+        ``missing_field`` or ``wrong_type`` (also a value out of its range) for what is not valid.
     """
     event = _validated(TaskEvent, _read_object(record, now), record, now)
     if isinstance(event, TaskEvent) and event.task_id not in task_ids:
@@ -252,9 +256,9 @@ def parse_event(
 
 
 def parse_claimx_event(record: Record, now: float) -> ClaimXEvent | Failure | Skip:
-    """The task event in a record of ClaimX's enriched events; other valid events are skipped as ``not_a_task_event``.
+    """The task event in a record of ClaimX's events; other valid events are skipped as ``not_a_task_event``.
 
-    Error classes as of :func:`parse_event`.
+    Failures are those of :func:`parse_event`.
     """
     content = _read_object(record, now)
     head = _validated(_EventHead, content, record, now)
@@ -289,8 +293,9 @@ def make_tracking_message(
 ) -> dict[str, Any]:
     """The message for the tracking topic, as :class:`TaskEvent` reads it; its key is the assignment id as text.
 
-    ``task_row`` is as ClaimXEvent.task or make_task_row give it. ``timestamp`` is ``now`` (aware): when the
-    trigger fired, not when ClaimX changed the task.
+    Args:
+        task_row: as ClaimXEvent.task or :func:`make_task_row` give it.
+        now: aware; the message's ``timestamp``: when the trigger fired, not when ClaimX changed the task.
     """
     message = {
         "trigger_name": trigger_name,

@@ -1,4 +1,4 @@
-"""Working on a batch side by side without disturbing the order that matters."""
+"""Work on the items of a batch side by side, in order within a key."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ def map_in_key_order(
 ) -> list[Result]:
     """``[work(item) for item in items]``, side by side across keys, in order and never overlapping within one.
 
-    Raises what ``work`` raises, but only once every call has ended, so that no call can overlap with a later batch's.
     After an exception no further call is begun: an outage must not be waited for again by each item in the queue.
+
+    Raises:
+        Exception: what ``work`` raises, but only once every call has ended, so that none overlaps with a later batch's.
     """
     chains: dict[Hashable, list[int]] = defaultdict(list)
     for index, item in enumerate(items):

@@ -1,4 +1,4 @@
-"""How a replayed record is marked: for whom it is, which record it repeats, and what has been done with that already.
+"""How a replayed record is marked: for which group it is, which record it repeats, and what has been done already.
 
 A replay is the original's bytes on the original's topic, under new coordinates, with four headers more. All functions
 are pure and thread-safe.
@@ -54,7 +54,10 @@ def make_replay_headers(
 ) -> tuple[tuple[str, bytes | None], ...]:
     """The headers of a replay of ``record``: its own, without those of an earlier replay, and ours.
 
-    ``count`` includes this replay; ``tracked`` says that the event has its row.
+    Args:
+        group: the consumer group that is to read it.
+        count: how often the event has been replayed, this time included.
+        tracked: the event has its row in the tracking table.
     """
     own = tuple((name, value) for name, value in record.headers if name not in _OURS)
     marks: tuple[tuple[str, bytes | None], ...] = (

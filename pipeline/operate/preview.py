@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from itel_cabinet.transforms.enrichment import COMPLETED, CabinetTask
+from itel_cabinet.transforms.enrichment import COMPLETED, make_task
 from itel_cabinet.transforms.events import (
     CABINET_TASK_ID,
     IncompleteTaskError,
@@ -17,7 +17,7 @@ from itel_cabinet.transforms.events import (
     make_task_row,
     parse_event,
 )
-from itel_cabinet.transforms.forms import WrongShapeError, parse_details, parse_form, read_int
+from itel_cabinet.transforms.forms import WrongShapeError, parse_details, read_int
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, make_attachment_rows, make_form_rows
 from itel_cabinet.transforms.submissions import Submission, build_submissions
@@ -77,10 +77,9 @@ def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
         )
         return {"form": None, "attachments": [], "payload": None, "warnings": [why]}
 
-    form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
-    task = CabinetTask(record, event, details, form)
+    task = make_task(record, event, details)
     (outcome,) = build_submissions([task], statuses=frozenset({COMPLETED}), clock=now.timestamp)
-    warnings = list(form.warnings) if form else []
+    warnings = list(task.form.warnings) if task.form else []
     if isinstance(outcome, Failure):
         warnings.append(f"not submitted: {outcome.error}")
     elif not isinstance(outcome, Submission):
