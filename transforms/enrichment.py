@@ -22,6 +22,7 @@ __all__ = [
     "TaskLookupError",
     "enrich",
     "look_up_missing_tasks",
+    "make_task",
 ]
 
 # An answer is newer than an event only if it was fetched later by more than two clocks may differ.
