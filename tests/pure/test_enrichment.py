@@ -133,7 +133,7 @@ def test_what_claimx_refuses_is_a_value_and_its_neighbours_go_on(pool: Executor)
     assert 500 <= failed.first_at < failed.last_at
 
 
-def test_other_errors_are_the_worlds_and_raised(pool: Executor) -> None:
+def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
     class Broken:
         def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
             raise OSError(f"{assignment_id} {not_before > 0} {fresh}")

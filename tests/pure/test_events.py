@@ -1,4 +1,4 @@
-"""Events: what is read, what is refused and how the refusal is told, and what the trigger publishes."""
+"""Events: what is read, what is refused and how the refusal is worded, and what the trigger publishes."""
 
 from __future__ import annotations
 
@@ -204,13 +204,13 @@ def test_a_required_key_that_is_missing_is_named(field: str) -> None:
         ("media_ids", "1,2"),
     ],
 )
-def test_a_wrong_value_is_told_by_its_field_alone(field: str, wrong: Any) -> None:
+def test_a_wrong_value_is_reported_by_its_field_alone(field: str, wrong: Any) -> None:
     failure = refused(tracking_message(**{field: wrong}))
     assert failure.error_class == "wrong_type"
     assert failure.error == f"{field}: must be {TaskEvent.model_fields[field].description}"
 
 
-def test_all_that_is_wrong_is_named_and_no_value_is_told() -> None:
+def test_all_that_is_wrong_is_named_and_no_value_is_shown() -> None:
     failure = refused(tracking_message(event_id="Pat Roe <pat@example.com>", task_id=..., assignment_id={"secret": 1}))
     assert failure.error_class == "missing_field"
     assert failure.error == (
@@ -371,7 +371,7 @@ def test_the_tracking_message() -> None:
     assert (consumed.assignment_id, consumed.timestamp) == (5430007, FIRED)
 
 
-def test_task_and_project_are_told_only_if_wanted() -> None:
+def test_task_and_project_are_included_only_if_wanted() -> None:
     event = enriched(task=ROW, project={"project_id": "5400001"})
     assert event.task is not None
     assert {"task", "project"}.isdisjoint(events.make_tracking_message(event, event.task, "Rule", FIRED, False, False))

@@ -278,7 +278,7 @@ def test_linear_feet_keep_their_decimals(given_answer: Any, kept: float | None) 
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "shown"),
     [
         ("12.5 ft", "12.5 ft"),
         ("nan", "nan"),
@@ -291,8 +291,8 @@ def test_linear_feet_keep_their_decimals(given_answer: Any, kept: float | None) 
         ({}, "dict"),
     ],
 )
-def test_what_is_no_number(content: Any, told: str) -> None:
-    assert answered("countertops_lf", text(content)) == (None, (f"countertops_lf: '{told}' is not a number",))
+def test_other_than_a_number(content: Any, shown: str) -> None:
+    assert answered("countertops_lf", text(content)) == (None, (f"countertops_lf: '{shown}' is not a number",))
 
 
 def test_an_infinite_number() -> None:
@@ -313,11 +313,11 @@ def test_counts_are_whole(given_answer: Any, kept: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given_answer", "told"),
+    ("given_answer", "shown"),
     [(2.5, "2.5"), (text("2.5"), "2.5"), (text("two"), "two"), (2**31, str(2**31)), (1e300, "1e+300")],
 )
-def test_what_is_no_count(given_answer: Any, told: str) -> None:
-    warning = f"num_damaged_lower_boxes: '{told}' is not a whole number of 32 bits"
+def test_other_than_a_count(given_answer: Any, shown: str) -> None:
+    warning = f"num_damaged_lower_boxes: '{shown}' is not a whole number of 32 bits"
     assert answered("num_damaged_lower_boxes", given_answer) == (None, (warning,))
 
 
@@ -446,7 +446,7 @@ def test_what_is_no_media_id() -> None:
     read = form(group("G", question("Captured Island Cabinet Box", [1.5, "x", {}, 2**63, 7])))
     assert [photo.claim_media_id for photo in read.photos] == [7]
     assert read.warnings == tuple(
-        f"island_cabinet_box: '{told}' is not a media id" for told in ("1.5", "x", "dict", str(2**63))
+        f"island_cabinet_box: '{shown}' is not a media id" for shown in ("1.5", "x", "dict", str(2**63))
     )
 
 

@@ -128,7 +128,7 @@ def test_each_section_has_its_own_answers(section: str) -> None:
         "endPanelDamagePresent": (f"{section}_end_panel_damage_present", "Yes", True),
         "counterType": (f"{section}_counter_type", "Marble", "Marble"),
     }
-    asked = {key: told for key, told in columns.items() if told[0] in BY_COLUMN}
+    asked = {key: place for key, place in columns.items() if place[0] in BY_COLUMN}
     sent = built(*(asking(column, given_answer) for column, given_answer, _ in asked.values()))
     expected = {**dict.fromkeys(columns), **{key: kept for key, (_, _, kept) in asked.items()}, "media": []}
     assert sent[SECTIONS[section]] == expected

@@ -83,7 +83,7 @@ _HEADERS = st.lists(
 
 
 @given(headers=_HEADERS, count=st.integers(1, 10**9 - 1), tracked=st.booleans())
-def test_whatever_a_record_bore_its_replay_says_what_was_meant(
+def test_for_any_record_its_replay_says_what_was_meant(
     headers: tuple[tuple[str, bytes | None], ...], count: int, tracked: bool
 ) -> None:
     one = replayed(record(b"x", headers=headers), count=count, tracked=tracked)

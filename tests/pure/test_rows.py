@@ -1,4 +1,4 @@
-"""Rows: what each table holds, and that every row fits its Arrow schema whatever came in."""
+"""Rows: what each table holds, and that every row fits its Arrow schema, for any input."""
 
 from __future__ import annotations
 
