@@ -192,7 +192,7 @@ def test_a_dead_letter_is_bounded_and_comes_back(
         (b"\xff", "not a JSON object"),
     ],
 )
-def test_what_is_no_dead_letter(value: bytes, error: str | None) -> None:
+def test_other_than_a_dead_letter(value: bytes, error: str | None) -> None:
     with pytest.raises(DeadLetterFormatError, match=r"^not a dead letter of version 1: ") as refusal:
         decode_dead_letter(value)
     if error:

@@ -153,7 +153,7 @@ def test_other_timestamps_are_refused(text: Any) -> None:
         (tracking_message(task=[]), "wrong_type"),
     ],
 )
-def test_what_is_no_event_is_refused(value: Any, error_class: str) -> None:
+def test_other_than_an_event_is_refused(value: Any, error_class: str) -> None:
     failure = refused(value)
     assert failure.error_class == error_class
     assert len(failure.error) < 200

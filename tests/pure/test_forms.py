@@ -155,7 +155,7 @@ def test_there_may_be_no_form(response: Any) -> None:
         ),
     ],
 )
-def test_what_is_no_answer_is_refused_in_one_line(raw: bytes, error: str) -> None:
+def test_an_answer_of_another_shape_is_refused_in_one_line(raw: bytes, error: str) -> None:
     with pytest.raises(WrongShapeError) as refusal:
         parse_details(raw, ASSIGNMENT_ID)
     assert str(refusal.value).startswith(error)
@@ -442,7 +442,7 @@ def test_photos_are_counted_within_a_question() -> None:
     ]
 
 
-def test_what_is_no_media_id() -> None:
+def test_other_than_a_media_id() -> None:
     read = form(group("G", question("Captured Island Cabinet Box", [1.5, "x", {}, 2**63, 7])))
     assert [photo.claim_media_id for photo in read.photos] == [7]
     assert read.warnings == tuple(

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from itel_cabinet.io.http import BreakerSettings, TlsFiles
 from itel_cabinet.pipeline.launch import parse_arguments
+from itel_cabinet.pipeline.launch.arguments import find_old_names
 from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings, option_fields
 
 SECRET = "hunter2-very-secret"
@@ -394,6 +395,30 @@ def test_references_are_kept_as_they_are(auth: str) -> None:
     settings = parse(f"--claimx_auth={auth}", f"--itel_auth={auth}", '--kafka_config={"sasl.password": "env:P"}')
     assert settings.claimx_connection().auth == settings.itel_connection().auth == auth
     assert settings.source.kafka_config == {"sasl.password": "env:P"}
+
+
+def test_every_mistake_is_reported() -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_arguments("cabinet", ["fast", "--shard=2", "--shards=0", "--itel_url=itel", "--itel_batch_size"])
+    assert [problem.field for problem in caught.value.problems] == [
+        None,
+        "itel_batch_size",
+        "shard",
+        "bootstrap_servers",
+        "shards",
+        "claimx_url",
+        "itel_url",
+        "tables_root",
+    ]
+    assert str(caught.value).splitlines() == [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("given", [("--world_retry_seconds=7",), ("--world-retry-seconds", "7")])
+def test_an_old_name_still_works(given: tuple[str, ...]) -> None:
+    assert parse(*given).outage_patience_seconds == 7.0
+    assert find_old_names(given) == {"world_retry_seconds": "outage_patience_seconds"}
+    mapped = {"job": "trigger", "bootstrap_servers": "b:1", "claimx_url": "https://c.example"}
+    assert Settings.of({**mapped, "world_retry_seconds": 7}).outage_patience_seconds == 7.0
 
 
 def test_settings_from_a_mapping_are_checked_likewise() -> None:

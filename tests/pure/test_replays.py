@@ -119,5 +119,5 @@ def test_a_note_of_a_replay() -> None:
         record(b"{}", headers=(("x-replayed-for", b"g"),)),
     ],
 )
-def test_what_is_no_note(message: Record) -> None:
+def test_other_than_a_note(message: Record) -> None:
     assert decode_replay_note(message) is None

@@ -160,7 +160,7 @@ def test_a_wrong_file_is_refused_in_one_line(text: str, error: str) -> None:
     assert str(refusal.value) == f"my-rules.yaml: {error}"
 
 
-def test_what_is_no_yaml_is_refused_in_one_line() -> None:
+def test_other_than_yaml_is_refused_in_one_line() -> None:
     with pytest.raises(RulesError, match=r"^my-rules\.yaml: not YAML: .*line 2, column 1") as refusal:
         load_rules("a: [\n", "my-rules.yaml")
     assert "\n" not in str(refusal.value)
