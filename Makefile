@@ -63,7 +63,7 @@ lint: $(PACKAGES)
 # would put modules that exist no more into the copy.
 types: $(PACKAGES)
 	rm -rf build
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) .
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --target $(TYPECHECK) . ./local
 	cd $(TYPECHECK) && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml \
 	    --cache-dir $(CURDIR)/.mypy_cache --python-executable $(CURDIR)/$(BIN)/python -p itel_cabinet
 
@@ -83,9 +83,9 @@ $(BIN)/python:
 	    || { echo "no Python 3.11: install it, or say which it is with make PYTHON=PATH" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(PACKAGES): constraints.txt pyproject.toml setup.py | $(BIN)/python
+$(PACKAGES): constraints.txt pyproject.toml setup.py local/pyproject.toml | $(BIN)/python
 	@echo "fetching the Python packages of constraints.txt into $(VENV)"
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' \
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]' -e ./local \
 	    || { echo "could not fetch the Python packages of constraints.txt: see pip's lines above" >&2; exit 1; }
 	@touch $@
 

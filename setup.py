@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
+ROOMS = ("pipeline", "transforms", "io", "templates", "queries")
 
 setup(
     packages=[f"itel_cabinet.{room}" for room in ROOMS]
@@ -15,7 +15,5 @@ setup(
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
         "itel_cabinet.queries": ["*.sql"],
-        "itel_cabinet.local": ["py.typed"],
-        "itel_cabinet.local.services": ["*pom.xml", "*.java", "npm/*.json"],
     },
 )

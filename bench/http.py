@@ -31,7 +31,7 @@ TARGET = 0.8
 @contextmanager
 def claimx(latency_seconds: float) -> Iterator[str]:
     """The URL of a simulator that knows assignment 1, and answers so slowly."""
-    command = [sys.executable, "-m", "itel_cabinet.local.simulators.claimx"]
+    command = [sys.executable, "-m", "itel_cabinet.local.simulators", "claimx"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -1,6 +1,6 @@
 """A simulator of ClaimX: task details by assignment, media metadata with signed links, and the media themselves.
 
-``python -m itel_cabinet.local.simulators.claimx --port 8081`` runs one; another process fills it through
+``python -m itel_cabinet.local.simulators claimx --port 8081`` runs one; another process fills it through
 ``PUT /_sim/tasks``.
 """
 
@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import json
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -208,7 +207,7 @@ def _media_ids(details: Mapping[str, Any]) -> Iterator[int]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a simulator until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
-        prog="python -m itel_cabinet.local.simulators.claimx", description="A simulator of the ClaimX API."
+        prog="python -m itel_cabinet.local.simulators claimx", description="A simulator of the ClaimX API."
     )
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--token", help="the bearer token, or user:password, to demand; default: none")
@@ -218,7 +217,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     simulator = ClaimXSimulator(port=options.port, token=options.token, link_seconds=options.link_seconds)
     serve_with_clients("ClaimX", simulator, options.client)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

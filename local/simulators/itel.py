@@ -1,7 +1,7 @@
 """A simulator of the iTel Cabinet API: accepts submissions, checks them against the JSON Schema, remembers
 Idempotency-Keys.
 
-``python -m itel_cabinet.local.simulators.itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells
+``python -m itel_cabinet.local.simulators itel --port 8082 --journal FOLDER`` runs one; ``GET /_sim/submissions`` tells
 what it has received.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import threading
 import time
 from collections import Counter
@@ -210,7 +209,7 @@ def _journalled(journal: Path) -> Iterator[Submission]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a simulator until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(
-        prog="python -m itel_cabinet.local.simulators.itel", description="A simulator of the iTel Cabinet API."
+        prog="python -m itel_cabinet.local.simulators itel", description="A simulator of the iTel Cabinet API."
     )
     parser.add_argument("--port", type=int, help="default: a free one")
     parser.add_argument("--token", help="the bearer token to demand; default: none")
@@ -236,7 +235,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     serve_with_clients("iTel", simulator, options.client)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

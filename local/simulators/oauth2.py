@@ -1,7 +1,7 @@
 """A simulator of an authorization server, which gives tokens to the clients of the simulators of ClaimX and iTel.
 
 It runs on a port of its own, beside the API that demands its tokens:
-``python -m itel_cabinet.local.simulators.claimx --client ID:SECRET``, and likewise for iTel.
+``python -m itel_cabinet.local.simulators claimx --client ID:SECRET``, and likewise for iTel.
 """
 
 from __future__ import annotations

@@ -1,7 +1,11 @@
-"""The command line, `itel-cabinet`: a module a group of commands."""
+"""The command line, `itel-cabinet`: a module a group of commands.
+
+Other distributions may add commands of their own (entry points ``itel_cabinet.commands``); what they need is here.
+"""
 
 from __future__ import annotations
 
 from itel_cabinet.pipeline.commands.app import main
+from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, Refused, Servers, asking
 
-__all__ = ["main"]
+__all__ = ["BROKER_SECONDS", "PROGRAM", "Refused", "Servers", "asking", "main"]

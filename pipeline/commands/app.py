@@ -6,13 +6,14 @@ Beam's are, and understood with hyphens too. Commands import what they need when
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from importlib.metadata import version
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args, get_origin
 
@@ -20,7 +21,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.letters import letters_app
 from itel_cabinet.pipeline.commands.offsets import offsets_app
 from itel_cabinet.pipeline.commands.query import query, report
@@ -32,7 +32,6 @@ from itel_cabinet.pipeline.commands.shared import (
     KafkaConfig,
     Refused,
     Servers,
-    asking,
     open_cluster,
     storing,
 )
@@ -51,6 +50,7 @@ app = typer.Typer(
     context_settings=BOTH_SPELLINGS,
     add_completion=False,
 )
+_COMMANDS = "itel_cabinet.commands"  # entry points of other distributions, each a command
 topics_app = typer.Typer(help="The Kafka topics that the jobs use.")
 app.add_typer(topics_app, name="topics")
 app.add_typer(tables_app, name="tables")
@@ -66,6 +66,7 @@ app.command()(report)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
+    _add_installed_commands()
     try:
         status = typer.main.get_command(app).main(
             None if arguments is None else list(arguments), prog_name=PROGRAM, standalone_mode=False
@@ -76,6 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{PROGRAM}: {' '.join(error.format_message().split()).rstrip('.')}{mend}", file=sys.stderr)
         return error.exit_code
     return status if isinstance(status, int) else 0
+
+
+@functools.cache
+def _add_installed_commands() -> None:
+    """Add what other distributions bring, such as `produce` and `simulate` of the local tools."""
+    for command in entry_points(group=_COMMANDS):
+        app.command(command.name)(command.load())
 
 
 def _version(wanted: bool) -> None:
@@ -159,129 +167,6 @@ def _meaning(name: str, field: FieldInfo) -> str:
     if name in ENVIRONMENT and ENVIRONMENT[name] not in str(field.description):
         notes.append(f"Else {ENVIRONMENT[name]}.")
     return " ".join([str(field.description), *notes])
-
-
-# ------------------------------------------------------------------------------------------------- produce and simulate
-
-
-class Flavour(StrEnum):
-    """What kind of records to produce."""
-
-    TRACKING = "tracking"
-    CLAIMX = "claimx"
-
-
-_FLAVOUR_TOPICS = {Flavour.TRACKING: "itel.cabinet.task.tracking", Flavour.CLAIMX: "claimx.events.enriched"}
-
-
-@app.command()
-def produce(
-    bootstrap_servers: Servers,
-    topic: Annotated[
-        str | None, typer.Option("--topic", help="Where to; default: itel.cabinet.task.tracking or the flavour's.")
-    ] = None,
-    count: Annotated[int, typer.Option("--count", min=1, help="How many records.")] = 300,
-    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same records, but for their time.")] = 0,
-    flavour: Annotated[
-        Flavour, typer.Option("--flavour", help="Messages for the trackers, or ClaimX events for the trigger.")
-    ] = Flavour.TRACKING,
-    claimx_url: Annotated[
-        str | None, typer.Option("--claimx_url", metavar="URL", help="The simulator that gets the forms behind.")
-    ] = None,
-    rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, help="Records a second; default: as fast as can be.")
-    ] = None,
-) -> None:
-    """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
-    import requests
-    from rich.progress import track
-
-    from itel_cabinet.io.kafka import Cluster
-    from itel_cabinet.local.samples import events
-
-    topic = topic or _FLAVOUR_TOPICS[flavour]
-    with asking(bootstrap_servers):
-        Cluster({"bootstrap.servers": bootstrap_servers}, timeout=shared.BROKER_SECONDS).topic(topic)
-    generator = events.Generator(seed, start=datetime.now(UTC))
-    records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
-    progress = Console(stderr=True)
-    shown = track(records, f"to {topic}", total=count, console=progress, disable=not progress.is_terminal)
-    try:
-        receipts = events.produce(bootstrap_servers, topic, shown, claimx_url, rate=rate)
-    except requests.RequestException as error:
-        raise Refused(
-            f"--claimx_url: no ClaimX simulator takes the forms at {claimx_url} ({type(error).__name__}): "
-            f"start one with `{PROGRAM} simulate`"
-        ) from None
-    except RuntimeError as error:
-        raise Refused(f"--bootstrap_servers: {error}") from None
-    typer.echo(f"{len(receipts)} records written to {topic}:")
-    table = Table()
-    for column in ("kind", "expected", "records"):
-        table.add_column(column, justify="right" if column == "records" else "left")
-    for (kind, expected), number in sorted(Counter((r.produced.kind, r.produced.expect) for r in receipts).items()):
-        table.add_row(kind, expected, str(number))
-    Console().print(table)
-
-
-@app.command()
-def simulate(
-    claimx_port: Annotated[int | None, typer.Option("--claimx_port", min=1, max=65535, help="Default: free.")] = None,
-    itel_port: Annotated[int | None, typer.Option("--itel_port", min=1, max=65535, help="Default: a free one.")] = None,
-    itel_journal: Annotated[
-        Path | None, typer.Option("--itel_journal", metavar="DIR", help="Write what iTel accepts there, for people.")
-    ] = None,
-    claimx_token: Annotated[
-        str | None,
-        typer.Option(
-            "--claimx_token", metavar="REF", help="The token, or user:password, to demand: env:NAME, file:PATH."
-        ),
-    ] = None,
-    itel_token: Annotated[
-        str | None, typer.Option("--itel_token", metavar="REF", help="The token to demand: env:NAME or file:PATH.")
-    ] = None,
-) -> None:
-    """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
-    try:
-        from itel_cabinet.local.simulators import ItelSimulator
-    except ModuleNotFoundError as error:
-        raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
-    from itel_cabinet.local.simulators import ClaimXSimulator, serve
-
-    claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
-    try:
-        itel = ItelSimulator(port=itel_port, token=_secret("--itel_token", itel_token), journal=itel_journal)
-    except OSError as error:
-        raise Refused(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
-    try:
-        for option, simulator in (("--claimx_port", claimx), ("--itel_port", itel)):
-            try:
-                simulator.start()
-            except OSError as error:
-                raise Refused(
-                    f"{option}: {simulator.port} cannot be used ({error.strerror}): give another one"
-                ) from None
-
-        def tell() -> None:
-            print(f"ClaimX simulator at {claimx.url}\niTel simulator at {itel.url}", flush=True)
-
-        serve([claimx, itel], tell)
-    finally:
-        claimx.stop()
-        itel.stop()
-
-
-def _secret(option: str, reference: str | None) -> str | None:
-    from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
-
-    if reference is None:
-        return None
-    try:
-        return SecretRef.parse(reference).resolve()
-    except ValueError as error:
-        raise Refused(f"{option}: {error}", wrong_use=True) from None
-    except UnresolvedSecret as error:
-        raise Refused(f"{option}: {error}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------- preview

@@ -21,7 +21,7 @@ from itel_cabinet.local.services import FlinkCluster
 from tests.support.jobs import Stack
 
 _PROJECT = Path(__file__).parents[2]
-_ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "local")
+_ROOMS = ("pipeline", "transforms", "io", "templates", "queries")
 
 
 def _run(*command: str, folder: Path) -> str:
@@ -59,17 +59,13 @@ def _imports_from(site: Path) -> None:
     script = f"""
 import io, sys
 sys.path.insert(0, {str(site)!r})
-from itel_cabinet import local, pipeline, templates, transforms
-from itel_cabinet.local.services.artifacts import FLINK, KAFKA
-from itel_cabinet.local.simulators.itel import submission_schema
+from itel_cabinet import pipeline, templates, transforms
 from itel_cabinet.transforms.triggers import load_default_rules
-assert local.__file__ == {str(site / "itel_cabinet/local/__init__.py")!r}, local.__file__
+assert pipeline.__file__ == {str(site / "itel_cabinet/pipeline/__init__.py")!r}, pipeline.__file__
 assert io.StringIO("the standard library's").read()
-assert all(path.is_file() for path in (KAFKA.pom, FLINK.pom, *FLINK.sources))
-print(KAFKA.name, submission_schema()["type"], *load_default_rules().topics)
+print(*load_default_rules().topics)
 """
-    found = _run(sys.executable, "-c", script, folder=site).split()
-    assert found == ["kafka", "object", "itel.cabinet.task.tracking"]
+    assert _run(sys.executable, "-c", script, folder=site).split() == ["itel.cabinet.task.tracking"]
 
 
 def test_the_wheel_holds_every_module_and_its_data(project: Path, tmp_path: Path) -> None:
@@ -97,18 +93,51 @@ def test_a_wheel_built_from_the_source_distribution_is_the_same(project: Path, t
 
 
 def test_an_editable_install_serves_the_rooms_where_they_are(project: Path, tmp_path: Path) -> None:
+    """The local tools are a distribution of their own; both serve one import package."""
     site = tmp_path / "site"
-    _pip("install", "--target", str(site), "--editable", ".", folder=project)
+    shutil.copytree(_PROJECT / "local", project / "local", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    for folder in (".", "./local"):
+        _pip("install", "--target", str(site), "--editable", folder, folder=project)
+    rooms = ("io", "local", "pipeline", "templates", "transforms")
     script = f"""
 import site
 site.addsitedir({str(site)!r})
-from itel_cabinet import io, local, pipeline, templates, transforms
-for room in (io, local, pipeline, templates, transforms):
+from itel_cabinet import {", ".join(rooms)}
+for room in ({", ".join(rooms)}):
     print(room.__file__)
 """
     # Without this environment's own packages, where another editable install may be.
     found = _run(sys.executable, "-I", "-S", "-c", script, folder=tmp_path).split()
-    assert found == [f"{project}/{room}/__init__.py" for room in ("io", "local", "pipeline", "templates", "transforms")]
+    assert found == [f"{project}/{room}/__init__.py" for room in rooms]
+
+
+def test_the_command_works_from_the_wheel_alone(project: Path, tmp_path: Path) -> None:
+    """In production there is neither a checkout nor anything of local, tests and simulators."""
+    site = tmp_path / "site"
+    _pip("install", "--target", str(site), ".", folder=project)
+    environment = tmp_path / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=120)
+    packages = Path(sysconfig.get_path("purelib", vars={"base": str(environment)}))
+    # What the package depends on comes from here, but not the editable installs of the project itself.
+    for installed in Path(sysconfig.get_path("purelib")).iterdir():
+        if not installed.name.startswith(("itel_cabinet", "__editable__")):
+            (packages / installed.name).symlink_to(installed)
+    (packages / "site.pth").write_text(f"{site}\n")
+
+    python = str(environment / "bin" / "python")
+
+    def run(*arguments: str) -> str:
+        return _run(python, "-m", "itel_cabinet.pipeline.commands", *arguments, folder=tmp_path)
+
+    commands = run("--help")
+    assert "run" in commands
+    assert "dead-letters" in commands
+    assert "claimx_deadline_seconds" in run("run", "--help")
+    assert "cabinet.flink" in run("templates", "list", "--json")
+    assert "claimx_itel_forms: created" in run("tables", "create", f"--tables_root={tmp_path / 'tables'}")
+    assert "latest-events" in run("query")
+    there = "import importlib.util as u; print([n for n in ('local', 'tests') if u.find_spec('itel_cabinet.' + n)])"
+    assert _run(python, "-c", there, folder=tmp_path) == "[]\n"
 
 
 # ------------------------------------------------------------------------------------------- workers without a checkout

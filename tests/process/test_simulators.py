@@ -561,9 +561,9 @@ class TestServer:
     @pytest.mark.parametrize(
         ("arguments", "greeting"),
         [
-            (["itel_cabinet.local.simulators.claimx", "--token", "secret"], "ClaimX simulator at http://127.0.0.1:"),
+            (["itel_cabinet.local.simulators", "claimx", "--token", "secret"], "ClaimX simulator at http://127.0.0.1:"),
             (
-                ["itel_cabinet.local.simulators.itel", "--path", "/api/v1/repairs", "--remember"],
+                ["itel_cabinet.local.simulators", "itel", "--path", "/api/v1/repairs", "--remember"],
                 "iTel simulator at http://127.0.0.1:",
             ),
         ],

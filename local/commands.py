@@ -1,0 +1,138 @@
+"""The commands of `itel-cabinet` that come with the local tools: sample events, and simulators of both APIs.
+
+The distribution `itel-cabinet-local` registers them as entry points; a production install is without them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.pipeline.commands import BROKER_SECONDS, PROGRAM, Refused, Servers, asking
+
+__all__ = ["produce", "simulate"]
+
+
+class Flavour(StrEnum):
+    """What kind of records to produce."""
+
+    TRACKING = "tracking"
+    CLAIMX = "claimx"
+
+
+_FLAVOUR_TOPICS = {Flavour.TRACKING: "itel.cabinet.task.tracking", Flavour.CLAIMX: "claimx.events.enriched"}
+
+
+def produce(
+    bootstrap_servers: Servers,
+    topic: Annotated[
+        str | None, typer.Option("--topic", help="Where to; default: itel.cabinet.task.tracking or the flavour's.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", min=1, help="How many records.")] = 300,
+    seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same records, but for their time.")] = 0,
+    flavour: Annotated[
+        Flavour, typer.Option("--flavour", help="Messages for the trackers, or ClaimX events for the trigger.")
+    ] = Flavour.TRACKING,
+    claimx_url: Annotated[
+        str | None, typer.Option("--claimx_url", metavar="URL", help="The simulator that gets the forms behind.")
+    ] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, help="Records a second; default: as fast as can be.")
+    ] = None,
+) -> None:
+    """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
+    import requests
+    from rich.progress import track
+
+    from itel_cabinet.io.kafka import Cluster
+    from itel_cabinet.local.samples import Generator
+    from itel_cabinet.local.samples import produce as produce_records
+
+    topic = topic or _FLAVOUR_TOPICS[flavour]
+    with asking(bootstrap_servers):
+        Cluster({"bootstrap.servers": bootstrap_servers}, timeout=BROKER_SECONDS).topic(topic)
+    generator = Generator(seed, start=datetime.now(UTC))
+    records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
+    progress = Console(stderr=True)
+    shown = track(records, f"to {topic}", total=count, console=progress, disable=not progress.is_terminal)
+    try:
+        receipts = produce_records(bootstrap_servers, topic, shown, claimx_url, rate=rate)
+    except requests.RequestException as error:
+        raise Refused(
+            f"--claimx_url: no ClaimX simulator takes the forms at {claimx_url} ({type(error).__name__}): "
+            f"start one with `{PROGRAM} simulate`"
+        ) from None
+    except RuntimeError as error:
+        raise Refused(f"--bootstrap_servers: {error}") from None
+    typer.echo(f"{len(receipts)} records written to {topic}:")
+    table = Table()
+    for column in ("kind", "expected", "records"):
+        table.add_column(column, justify="right" if column == "records" else "left")
+    for (kind, expected), number in sorted(Counter((r.produced.kind, r.produced.expect) for r in receipts).items()):
+        table.add_row(kind, expected, str(number))
+    Console().print(table)
+
+
+def simulate(
+    claimx_port: Annotated[int | None, typer.Option("--claimx_port", min=1, max=65535, help="Default: free.")] = None,
+    itel_port: Annotated[int | None, typer.Option("--itel_port", min=1, max=65535, help="Default: a free one.")] = None,
+    itel_journal: Annotated[
+        Path | None, typer.Option("--itel_journal", metavar="DIR", help="Write what iTel accepts there, for people.")
+    ] = None,
+    claimx_token: Annotated[
+        str | None,
+        typer.Option(
+            "--claimx_token", metavar="REF", help="The token, or user:password, to demand: env:NAME, file:PATH."
+        ),
+    ] = None,
+    itel_token: Annotated[
+        str | None, typer.Option("--itel_token", metavar="REF", help="The token to demand: env:NAME or file:PATH.")
+    ] = None,
+) -> None:
+    """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
+    try:
+        from itel_cabinet.local.simulators import ItelSimulator
+    except ModuleNotFoundError as error:
+        raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
+    from itel_cabinet.local.simulators import ClaimXSimulator, serve
+
+    claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
+    try:
+        itel = ItelSimulator(port=itel_port, token=_secret("--itel_token", itel_token), journal=itel_journal)
+    except OSError as error:
+        raise Refused(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
+    try:
+        for option, simulator in (("--claimx_port", claimx), ("--itel_port", itel)):
+            try:
+                simulator.start()
+            except OSError as error:
+                raise Refused(
+                    f"{option}: {simulator.port} cannot be used ({error.strerror}): give another one"
+                ) from None
+
+        def tell() -> None:
+            print(f"ClaimX simulator at {claimx.url}\niTel simulator at {itel.url}", flush=True)
+
+        serve([claimx, itel], tell)
+    finally:
+        claimx.stop()
+        itel.stop()
+
+
+def _secret(option: str, reference: str | None) -> str | None:
+    if reference is None:
+        return None
+    try:
+        return SecretRef.parse(reference).resolve()
+    except ValueError as error:
+        raise Refused(f"{option}: {error}", wrong_use=True) from None
+    except UnresolvedSecret as error:
+        raise Refused(f"{option}: {error}") from None
