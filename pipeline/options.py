@@ -530,7 +530,7 @@ class Settings(_Group):
 
 def _find_options() -> dict[str, tuple[str, FieldInfo]]:
     """By its name, each option's group (``""`` is Settings itself) and field."""
-    options = {}
+    options: dict[str, tuple[str, FieldInfo]] = {}
     for group, field in Settings.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, _Group):

@@ -10,13 +10,12 @@ from pathlib import Path
 from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.itel import OUTCOMES, Itel, get_itel
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
-from itel_cabinet.io.photos import get_photos
+from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.task_lookup import get_task_lookup
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
-from itel_cabinet.transforms.photos import PhotoLibrary
 from itel_cabinet.transforms.triggers import Rules, load_default_rules, load_rules
 
 __all__ = ["Wiring"]
@@ -88,7 +87,7 @@ class Wiring:
         )
 
     @cached_property
-    def get_photos(self) -> partial[PhotoLibrary]:
+    def get_photos(self) -> partial[Photos]:
         return partial(get_photos, self.settings.media_settings())
 
     @cached_property

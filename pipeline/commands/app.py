@@ -314,15 +314,23 @@ class Format(StrEnum):
     APPLICATION = "application"
 
 
+@templates_app.callback()
+def _prepare_for_templates() -> None:
+    """Launch templates: a job with its options in a file."""
+    from itel_cabinet.io.worker import prepare
+
+    prepare()  # Beam is imported by all of them
+
+
 @templates_app.command("list")
 def list_templates(as_json: AsJson = False) -> None:
     """Show the templates that come with the project, for `run JOB --template NAME`."""
-    from itel_cabinet.pipeline.launch import templates
+    from itel_cabinet.pipeline import launch
 
     rows = []
-    for name in templates.shipped():
-        template = templates.load(name)
-        given_at_launch = [*templates.check(template).open]
+    for name in launch.list_templates():
+        template = launch.load_template(name)
+        given_at_launch = [*launch.check_template(template).open]
         rows.append((name, template.job.value, template.runner, template.description, given_at_launch))
     if as_json:
         keys = ("name", "job", "runner", "description", "given_at_launch")
@@ -335,6 +343,14 @@ def list_templates(as_json: AsJson = False) -> None:
     Console().print(table)
 
 
+@templates_app.command("schema")
+def print_template_schema() -> None:
+    """Print the JSON Schema of templates, by which editors complete and check them."""
+    from itel_cabinet.pipeline.launch import make_template_schema
+
+    typer.echo(json.dumps(make_template_schema(), indent=2))
+
+
 @templates_app.command("check")
 def check_templates(
     files: Annotated[
@@ -342,22 +358,26 @@ def check_templates(
         typer.Argument(metavar="[FILE]...", help="Files, or names of shipped ones; default: all those."),
     ] = None,
 ) -> int:
-    """Check every value of templates. Secrets that do not resolve here are warnings: they must where workers run."""
-    from itel_cabinet.pipeline.launch import templates
+    """Report every mistake in templates, each with its line. Secrets that do not resolve here are warnings: they must
+    where the workers run.
+    """
+    from itel_cabinet.pipeline import launch
 
     failed = False
-    for file in files or templates.shipped():
+    for file in files or launch.list_templates():
         try:
-            found = templates.check(templates.load(file))
-        except templates.TemplateRefused as refused:
+            template = launch.load_template(file)
+        except launch.TemplateError as error:
             failed = True
-            print(f"{PROGRAM}: {refused}", file=sys.stderr)
+            for problem in error.problems:
+                print(f"{PROGRAM}: {problem}", file=sys.stderr)
             continue
+        found = launch.check_template(template)
         failed = failed or bool(found.problems)
-        for problem in found.problems:
-            print(f"{PROGRAM}: {file}: {problem}", file=sys.stderr)
+        for fault in found.problems:
+            print(f"{PROGRAM}: {template.locate(fault)}: {fault}", file=sys.stderr)
         for secret in found.unresolved:
-            print(f"{PROGRAM}: warning: {file}: {secret}", file=sys.stderr)
+            print(f"{PROGRAM}: warning: {template.locate(secret)}: {secret}", file=sys.stderr)
         if not found.problems:
             typer.echo(f"{file}: fine" + (f"; to be given at launch: {', '.join(found.open)}" if found.open else ""))
     return 1 if failed else 0
@@ -377,18 +397,18 @@ def render_template(
     """Print the command line that a template amounts to, or its Kubernetes manifests."""
     import yaml
 
-    from itel_cabinet.pipeline.launch import templates
+    from itel_cabinet.pipeline import launch
     from itel_cabinet.pipeline.options import OptionError
 
     try:
-        template = templates.load(file)
+        template = launch.load_template(file)
         if form is Format.COMMAND:
-            text, left_open = templates.command(template, context.args)
+            text, left_open = launch.render_command(template, context.args)
         else:
-            documents = templates.render_manifests(template, context.args, application=form is Format.APPLICATION)
+            documents = launch.render_manifests(template, context.args, application=form is Format.APPLICATION)
             text, left_open = yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip(), []
     except OptionError as error:
-        raise Refused(str(error), wrong_use=not isinstance(error, templates.TemplateRefused)) from None
+        raise Refused(str(error), wrong_use=not isinstance(error, launch.TemplateError)) from None
     typer.echo(text)
     if left_open:
         print(f"{PROGRAM}: left open, to be added: --{', --'.join(left_open)}", file=sys.stderr)

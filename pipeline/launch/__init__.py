@@ -9,31 +9,31 @@ import lazy_loader
 if TYPE_CHECKING:
     from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
     from itel_cabinet.pipeline.launch.job import launch, main
+    from itel_cabinet.pipeline.launch.template_schema import make_template_schema
     from itel_cabinet.pipeline.launch.templates import (
         Template,
-        TemplateRefused,
-        check,
-        command,
-        load,
+        TemplateError,
+        check_template,
+        list_templates,
+        load_template,
+        render_command,
         render_manifests,
-        required,
-        shipped,
         with_template,
     )
 
 __all__ = [
     "FlinkOptions",
     "Template",
-    "TemplateRefused",
-    "check",
-    "command",
+    "TemplateError",
+    "check_template",
     "launch",
-    "load",
+    "list_templates",
+    "load_template",
     "main",
+    "make_template_schema",
     "parse_arguments",
+    "render_command",
     "render_manifests",
-    "required",
-    "shipped",
     "with_template",
 ]
 
@@ -43,15 +43,15 @@ __getattr__, _, _ = lazy_loader.attach(
     submod_attrs={
         "arguments": ["FlinkOptions", "parse_arguments"],
         "job": ["launch", "main"],
+        "template_schema": ["make_template_schema"],
         "templates": [
             "Template",
-            "TemplateRefused",
-            "check",
-            "command",
-            "load",
+            "TemplateError",
+            "check_template",
+            "render_command",
+            "load_template",
             "render_manifests",
-            "required",
-            "shipped",
+            "list_templates",
             "with_template",
         ],
     },

@@ -26,7 +26,7 @@ from apache_beam.options.pipeline_options import (
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from itel_cabinet.io.kafka import KEY_GROUPS
-from itel_cabinet.io.worker import RefusedError
+from itel_cabinet.io.worker import ALLOCATORS, RefusedError
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions
 from itel_cabinet.pipeline.options import OptionError
 
@@ -82,7 +82,7 @@ def set_flink_options(options: PipelineOptions, job: str) -> None:
         raise OptionError(
             "--savepoint_path is empty: leave it out, or give the savepoint's URI", field="savepoint_path"
         )
-    _check_environment(options.view_as(PortableOptions))
+    _set_environment(options.view_as(PortableOptions))
     # A checkpoint that finds a bundle open would keep its output until the next bundle, which may never come.
     flink.finish_bundle_before_checkpointing = True
     # Flink derives an operator's name in a savepoint from what it is chained to, and that changes with the parallelism.
@@ -100,14 +100,15 @@ def set_flink_options(options: PipelineOptions, job: str) -> None:
     options.view_as(StandardOptions).runner = "PortableRunner"
 
 
-def _check_environment(options: PortableOptions) -> None:
+def _set_environment(options: PortableOptions) -> None:
     known = ("PROCESS", "EXTERNAL", "DOCKER")
     # Beam's LOOPBACK would put the workers into the launcher, which does not stay.
     if options.environment_type not in (None, *known):
         raise OptionError.about("environment_type", f"{options.environment_type}: give one of {', '.join(known)}")
     if options.environment_type == "PROCESS":
         try:
-            command = json.loads(options.environment_config or "")["command"]
+            config = json.loads(options.environment_config or "")
+            command = config["command"]
         except (ValueError, TypeError, KeyError):
             command = None
         if not command or not isinstance(command, str):
@@ -115,6 +116,8 @@ def _check_environment(options: PortableOptions) -> None:
                 "environment_config",
                 'must be a JSON object with a command for PROCESS, such as {"command": "/opt/apache/beam/boot"}',
             )
+        # deltalake reads them when it is imported, which in a worker is before anything of ours is called.
+        options.environment_config = json.dumps({**config, "env": ALLOCATORS | config.get("env", {})})
     if options.environment_type == "EXTERNAL" and not options.environment_config:
         raise OptionError.missing("environment_config", "EXTERNAL needs the host:port of the worker pools")
 

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -72,8 +72,10 @@ def check(settings: Settings) -> None:
     try:
         if settings.fetches_media:
             get_objects(settings.media_settings().store).check()
-        with _naming_options("source"):
+        try:
             client = resolved(wiring.source.client)
+        except UnresolvedSecret as error:
+            raise LaunchError(f"--kafka_config: {error}") from None
         _check_topics(wiring, Cluster(client, timeout=_CHECK_SECONDS).names())
         if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
             raise LaunchError(
@@ -112,7 +114,7 @@ def _check_folder(folder: Path) -> None:
         raise LaunchError(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
 
 
-def _check_topics(wiring: Wiring, known: set[str]) -> None:
+def _check_topics(wiring: Wiring, known: Set[str]) -> None:
     settings, outputs = wiring.settings, wiring.settings.outputs
     needed = {"input_topic": {settings.source.topic}, "dead_letter_topic": {outputs.dead_letter_topic}}
     if settings.job.calls_itel:

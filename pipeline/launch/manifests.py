@@ -22,7 +22,7 @@ from itel_cabinet.io.secrets import SecretRef
 __all__ = [
     "FIXED_OPTIONS",
     "Kubernetes",
-    "ManifestRefused",
+    "ManifestError",
     "Resources",
     "flink_application",
     "flink_deployment",
@@ -46,7 +46,7 @@ TaskManager's. ``flink_master`` is decided too, see :attr:`Kubernetes.rest`."""
 Name = Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=45)]
 
 
-class ManifestRefused(ValueError):
+class ManifestError(ValueError):
     """What these manifests cannot express; one line."""
 
 
@@ -137,7 +137,7 @@ def flink_application(kubernetes: Kubernetes, cluster: Mapping[str, Any], parall
     raises ManifestRefused.
     """
     if kubernetes.jar is None:
-        raise ManifestRefused("kubernetes.jar is missing: give the jar in flink_image, local:///PATH")
+        raise ManifestError("kubernetes.jar is missing: give the jar in flink_image, local:///PATH")
     job = {
         "jarURI": kubernetes.jar,
         "entryClass": "org.apache.beam.runners.flink.FlinkPipelineRunner",
@@ -211,9 +211,9 @@ def _secret_files(
     keys = {path: path.rpartition("/")[2] for path in paths}
     for path, key in keys.items():
         if not path.startswith("/"):
-            raise ManifestRefused(f"file:{path} is relative: in a container it must be absolute, file:/run/{path}")
+            raise ManifestError(f"file:{path} is relative: in a container it must be absolute, file:/run/{path}")
         if [*keys.values()].count(key) > 1:
-            raise ManifestRefused(f"file:{path}: another secret's file is called {key} too: rename one of them")
+            raise ManifestError(f"file:{path}: another secret's file is called {key} too: rename one of them")
     mounts = [
         {"name": _SECRET_VOLUME, "mountPath": path, "subPath": key, "readOnly": True} for path, key in keys.items()
     ]
@@ -226,7 +226,7 @@ def _state_volume(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[di
         return [], []
     scheme, _, path = kubernetes.state_dir.partition("://")
     if scheme != "file" or not path.startswith("/"):
-        raise ManifestRefused("kubernetes.state_claim: goes with a state_dir that begins with file:///: leave one out")
+        raise ManifestError("kubernetes.state_claim: goes with a state_dir that begins with file:///: leave one out")
     claim = {"claimName": kubernetes.state_claim}
     return (
         [{"name": _STATE_VOLUME, "mountPath": path}],

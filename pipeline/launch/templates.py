@@ -38,23 +38,30 @@ from itel_cabinet.pipeline.launch.flink import is_on_flink, set_flink_options
 from itel_cabinet.pipeline.launch.manifests import (
     FIXED_OPTIONS,
     Kubernetes,
-    ManifestRefused,
+    ManifestError,
     flink_application,
     flink_deployment,
     submitting_job,
 )
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings, option_fields
+from itel_cabinet.pipeline.options import (
+    ENVIRONMENT,
+    OLD_NAMES,
+    Job,
+    OptionError,
+    Settings,
+    option_fields,
+    required_options,
+)
 
 __all__ = [
     "Findings",
     "Template",
-    "TemplateRefused",
-    "check",
-    "command",
-    "load",
+    "TemplateError",
+    "check_template",
+    "list_templates",
+    "load_template",
+    "render_command",
     "render_manifests",
-    "required",
-    "shipped",
     "with_template",
 ]
 
@@ -70,8 +77,8 @@ _MENDS = {**_STAND_INS, "checkpointing_interval": "10000", "job_endpoint": "unkn
 _SHIPPED = resources.files("itel_cabinet.templates")
 
 
-class TemplateRefused(OptionError):
-    """A template that cannot be used: one line that names the file, the parameter and the mend."""
+class TemplateError(OptionError):
+    """A template that cannot be used: one line that names file, parameter and fix; see ``problems`` for each."""
 
 
 Section = Annotated[dict[str, Any], BeforeValidator(lambda content: {} if content is None else content)]
@@ -91,11 +98,17 @@ class Template(BaseModel):
     """Beam's options by name; a list repeats its option."""
     kubernetes: Kubernetes | None = None
     _file: str = PrivateAttr("")
+    _lines: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @property
     def file(self) -> str:
         """The file's name as it was given, for messages."""
         return self._file
+
+    def locate(self, problem: str) -> str:
+        """``FILE:LINE`` of the key that a problem names, or of the section where it is missing; else ``FILE``."""
+        path = problem.partition(":")[0].partition(" ")[0]
+        return ":".join(map(str, filter(None, (self.file, _find_line(self._lines, path)))))
 
     def named_arguments(self) -> list[tuple[str, str]]:
         """Each option's name and argument, in the file's order, without the blanks."""
@@ -145,62 +158,77 @@ def _named(arguments: Sequence[str]) -> list[tuple[str, str]]:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def shipped() -> list[str]:
+def list_templates() -> list[str]:
     """The names of the templates that come with the project."""
     return sorted(
         path.name.removesuffix(".yaml") for path in _SHIPPED.iterdir() if path.is_file() and path.name[-5:] == ".yaml"
     )
 
 
-def load(name: str) -> Template:
+def load_template(name: str) -> Template:
     """Read a template: a file's path, or the name of a shipped one. Raises TemplateRefused."""
     try:
         if Path(name).is_file():
             text = Path(name).read_text(encoding="utf-8")
-        elif (short := name.removesuffix(".yaml")) in shipped():
+        elif (short := name.removesuffix(".yaml")) in list_templates():
             text = _SHIPPED.joinpath(f"{short}.yaml").read_text(encoding="utf-8")
         else:
-            raise TemplateRefused(f"{name}: no such template: give a file, or one of {', '.join(shipped())}")
-        content = yaml.safe_load(text)
+            raise TemplateError(f"{name}: no such template: give a file, or one of {', '.join(list_templates())}")
+        content, lines = yaml.safe_load(text), _number_lines(text)
     except OSError as error:
-        raise TemplateRefused(f"{name}: cannot be read: {error.strerror}") from None
+        raise TemplateError(f"{name}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise TemplateRefused(f"{name}: is not text in UTF-8: save it as such") from None
+        raise TemplateError(f"{name}: is not text in UTF-8: save it as such") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f" in line {mark.line + 1}" if mark else ""
-        raise TemplateRefused(f"{name}: is not YAML{line}: {getattr(error, 'problem', None) or error}") from None
+        place = f"{name}:{mark.line + 1}" if mark else name
+        raise TemplateError(f"{place}: is not YAML: {getattr(error, 'problem', None) or error}") from None
     if not isinstance(content, dict):
-        raise TemplateRefused(f"{name}: is no template: it must hold job, runner and parameters")
+        raise TemplateError(f"{name}: is not a template: it must hold job, runner and parameters")
     try:
         template = Template.model_validate(content)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "[key]")
-        if first["type"] == "missing":
-            raise TemplateRefused(f"{name}: {where} is missing: add it") from None
-        if first["type"] == "extra_forbidden":
-            keys = Kubernetes.model_fields if len(first["loc"]) > 1 else Template.model_fields
-            raise TemplateRefused(f"{name}: {where}: no such key: use {', '.join(keys)}") from None
-        raise TemplateRefused(f"{name}: {where}: {first['msg'].removeprefix('Value error, ')}") from None
+        found = [_describe(one) for one in error.errors(include_url=False)]
+        problems = [TemplateError(f"{name}:{_find_line(lines, where) or 1}: {what}") for where, what in found]
+        raise TemplateError.join(problems) from None
+    template._lines = lines
     template._file = name
     return template
 
 
+def _number_lines(text: str) -> dict[str, int]:
+    """The line of each key, by its path: ``parameters.shards``."""
+    lines: dict[str, int] = {}
+
+    def visit(node: yaml.Node | None, path: str) -> None:
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                lines[f"{path}{key.value}"] = key.start_mark.line + 1
+                visit(value, f"{path}{key.value}.")
+
+    visit(yaml.compose(text, Loader=yaml.SafeLoader), "")
+    return lines
+
+
+def _find_line(lines: Mapping[str, int], path: str) -> int | None:
+    """The line of a key, or of the nearest section around it; None where there is neither."""
+    while path and path not in lines:
+        path = path.rpartition(".")[0]
+    return lines.get(path)
+
+
+def _describe(problem: Mapping[str, Any]) -> tuple[str, str]:
+    """The key that pydantic found at fault, and the line that says what to do."""
+    where = ".".join(str(part) for part in problem["loc"] if part != "[key]")
+    if problem["type"] == "missing":
+        return where, f"{where} is missing: add it"
+    if problem["type"] == "extra_forbidden":
+        keys = Kubernetes.model_fields if len(problem["loc"]) > 1 else Template.model_fields
+        return where, f"{where}: no such key: use {', '.join(keys)}"
+    return where, f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
 # ------------------------------------------------------------------------------------------------------------ checking
-
-
-def required(job: Job) -> list[str]:
-    """The options without which the job does not run and that have no default."""
-
-    def runs_without(name: str) -> bool:
-        try:
-            Settings.of({"job": job, **_STAND_INS, name: None})
-        except OptionError:
-            return False
-        return True
-
-    return [name for name in _STAND_INS if not runs_without(name)]
 
 
 @dataclass(frozen=True)
@@ -214,7 +242,7 @@ class Findings:
     unresolved: tuple[str, ...]
 
 
-def check(template: Template, given: Sequence[str] = ()) -> Findings:
+def check_template(template: Template, given: Sequence[str] = ()) -> Findings:
     """Check every value, but for those that ``given`` replaces. Reads the secrets that the template refers to, and
     nothing else.
     """
@@ -249,7 +277,7 @@ def check(template: Template, given: Sequence[str] = ()) -> Findings:
         try:
             secrets = [ref for _, ref in _secrets(settings)]
             flink_deployment(template.kubernetes, template.job, 1, settings.monitoring.metrics_port, secrets)
-        except ManifestRefused as refused:
+        except ManifestError as refused:
             problems.append(str(refused))
     unresolved = [*_unresolved(settings)] if settings is not None else []
     return Findings(tuple(problems), tuple(open_), tuple(unresolved))
@@ -266,7 +294,7 @@ def _open(template: Template, overridden: Iterable[str] = ()) -> list[str]:
     """What the job needs and the template leaves to the launch: a blank, or missing where a variable may be set."""
     return [
         name
-        for name in required(template.job)
+        for name in required_options(template.job)
         if name not in overridden
         and template.parameters.get(name) is None
         and (name in template.parameters or name in ENVIRONMENT)
@@ -275,7 +303,7 @@ def _open(template: Template, overridden: Iterable[str] = ()) -> list[str]:
 
 def _misplaced_or_mistyped(template: Template) -> Iterable[tuple[str, str]]:
     for name, value in template.parameters.items():
-        if name not in option_fields() or name == "job":
+        if OLD_NAMES.get(name, name) not in option_fields() or name == "job":
             yield name, f"parameters.{name}: no such parameter: {_mend(name)}"
         elif value is not None and not (kind := _kind(name)).takes(value):
             yield name, f"parameters.{name}: must be {kind.wanted}, not {_kind_of(value)}"
@@ -319,7 +347,7 @@ _KINDS: dict[object, _Kind] = {
 
 
 def _kind(name: str) -> _Kind:
-    return _KINDS.get(option_fields()[name].annotation, _TEXT)
+    return _KINDS.get(option_fields()[OLD_NAMES.get(name, name)].annotation, _TEXT)
 
 
 def _kind_of(value: object) -> str:
@@ -360,24 +388,25 @@ def with_template(arguments: Sequence[str]) -> list[str]:
     if not files:
         return list(arguments)
     if len(files) > 1 or not files[0]:
-        raise TemplateRefused("--template: give one template: --template=FILE")
-    template = load(files[0])
+        raise TemplateError("--template: give one template: --template=FILE")
+    template = load_template(files[0])
     if template.job != job:
-        raise TemplateRefused(
+        raise TemplateError(
             f"--template: {template.file} is for the job {template.job}: itel-cabinet run {template.job}"
         )
-    return [job, *_checked(template, [argument for name, argument in named if name != "template"])]
+    return [job, *_check_all(template, [argument for name, argument in named if name != "template"])]
 
 
-def _checked(template: Template, given: Sequence[str]) -> list[str]:
-    """All arguments of a launch; raises TemplateRefused with the first problem of the template."""
-    for problem in check(template, given).problems:
-        raise TemplateRefused(f"{template.file}: {problem}")
+def _check_all(template: Template, given: Sequence[str]) -> list[str]:
+    """All arguments of a launch. Raises TemplateError with every problem of the template."""
+    problems = [TemplateError(f"{template.locate(one)}: {one}") for one in check_template(template, given).problems]
+    if problems:
+        raise TemplateError.join(problems)
     return template.arguments(given)
 
 
-def _parsed(template: Template, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions, list[str]]:
-    """Settings with stand-ins for what is left open, and the names of that. Raises OptionRefused."""
+def _parse(template: Template, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions, list[str]]:
+    """Settings with stand-ins for what is left open, and the names of that. Raises OptionError."""
     open_ = _open(template, {name for name, _ in _named(arguments)})
     settings, beam = parse_arguments(template.job, [*arguments, *(f"--{name}={_STAND_INS[name]}" for name in open_)])
     if is_on_flink(beam):
@@ -385,13 +414,13 @@ def _parsed(template: Template, arguments: Sequence[str]) -> tuple[Settings, Pip
     return settings, beam, open_
 
 
-def command(template: Template, given: Sequence[str] = ()) -> tuple[str, list[str]]:
+def render_command(template: Template, given: Sequence[str] = ()) -> tuple[str, list[str]]:
     """The command line, quoted for a shell, that ``run --template`` amounts to, and the options it leaves open.
 
-    Raises OptionRefused, as a launch would, except for what is left open.
+    Raises OptionError, as a launch would, except for what is left open.
     """
-    arguments = _checked(template, given)
-    _, _, open_ = _parsed(template, arguments)
+    arguments = _check_all(template, given)
+    _, _, open_ = _parse(template, arguments)
     lines = [f"python -m itel_cabinet.pipeline.launch {template.job}", *map(shlex.quote, arguments)]
     return " \\\n    ".join(lines), open_
 
@@ -402,17 +431,17 @@ def render_manifests(
     """The FlinkDeployment (a session cluster) and the Job that submits to it; or, for an ``application``, the one
     FlinkDeployment that runs the jar which the job was compiled to.
 
-    Raises TemplateRefused for a template without Kubernetes in it, OptionRefused as a launch would, and also for an
+    Raises TemplateRefused for a template without Kubernetes in it, OptionError as a launch would, and also for an
     open option that no environment variable can give.
     """
     kubernetes = template.kubernetes
     if template.runner != "FlinkRunner" or kubernetes is None:
-        raise TemplateRefused(f"{template.file}: Kubernetes needs runner: FlinkRunner and a section kubernetes")
+        raise TemplateError(f"{template.file}: Kubernetes needs runner: FlinkRunner and a section kubernetes")
     fixed = {**FIXED_OPTIONS, "flink_master": kubernetes.rest}
     overriding = [f"--{name}={value}" for name, value in fixed.items()]
     ours = [argument for name, argument in _named(given) if name not in fixed]
-    arguments = _checked(template, [*ours, *overriding])
-    settings, beam, open_ = _parsed(template, arguments)
+    arguments = _check_all(template, [*ours, *overriding])
+    settings, beam, open_ = _parse(template, arguments)
     for name in open_:
         if name not in ENVIRONMENT:
             raise OptionError(f"--{name} is left open by {template.file}: give it")
@@ -425,5 +454,5 @@ def render_manifests(
             return [flink_application(kubernetes, cluster, parallelism)]
         variables: Mapping[str, str] = {name: ENVIRONMENT[name] for name in open_}
         return [cluster, submitting_job(kubernetes, template.job, arguments, secrets, variables)]
-    except ManifestRefused as refused:
-        raise TemplateRefused(f"{template.file}: {refused}") from None
+    except ManifestError as refused:
+        raise TemplateError(f"{template.file}: {refused}") from None

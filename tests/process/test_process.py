@@ -1,12 +1,74 @@
-"""What lives once in a process stays one, however often a runner ships what refers to it."""
+"""What is changed in a process, and by what; and what lives there once."""
 
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 
 from apache_beam.internal import pickler
 
 from itel_cabinet.io.worker import get_pool
+
+IMPORTING = """
+import importlib, logging, os, pkgutil, signal
+
+def look():
+    root = logging.getLogger()
+    handlers = [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+    return dict(os.environ), root.filters[:], root.handlers[:], root.level, handlers
+
+logging.getLogger().addHandler(logging.NullHandler())  # Beam itself logs at import, which would make a handler
+before, count = look(), 0
+for room in ("io", "pipeline", "transforms"):
+    package = importlib.import_module(f"itel_cabinet.{room}")
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            count += 1
+assert count > 60, count
+assert look() == before
+"""
+
+PREPARING = """
+import logging, os
+from itel_cabinet.io.worker import prepare
+prepare()
+prepare()
+assert os.environ["_RJEM_MALLOC_CONF"].startswith("narenas:")
+[kept] = logging.getLogger().filters
+logging.warning("apitools not found")
+logging.warning("something else")
+"""
+
+
+def run(program: str, **environment: str) -> str:
+    """What the program writes to stderr."""
+    unset = ("_RJEM_MALLOC_CONF", "MALLOC_ARENA_MAX")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def test_importing_any_module_changes_nothing_in_the_process() -> None:
+    run(IMPORTING)
+
+
+def test_a_prepared_process_has_limited_allocators_and_no_known_warnings() -> None:
+    assert run(PREPARING) == "WARNING:root:something else\n"
+
+
+def test_what_the_environment_says_of_allocators_stays() -> None:
+    run(f"{PREPARING}assert os.environ['_RJEM_MALLOC_CONF'] == 'narenas:9'", _RJEM_MALLOC_CONF="narenas:9")
 
 
 def test_a_shipped_reference_is_to_the_process_s_own() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
@@ -19,24 +20,29 @@ from jsonschema import Draft202012Validator
 from itel_cabinet.pipeline.commands import app as cli
 from itel_cabinet.pipeline.launch import (
     Template,
-    TemplateRefused,
-    check,
-    command,
-    load,
+    TemplateError,
+    check_template,
+    list_templates,
+    load_template,
     parse_arguments,
+    render_command,
     render_manifests,
-    required,
-    shipped,
     with_template,
 )
-from itel_cabinet.pipeline.metadata import metadata
-from itel_cabinet.pipeline.options import ENVIRONMENT, JOB_DEFAULTS, Job, OptionError, Settings
+from itel_cabinet.pipeline.options import (
+    ENVIRONMENT,
+    OLD_NAMES,
+    Job,
+    OptionError,
+    option_fields,
+    required_options,
+)
 from tests.support.cabinet_samples import tracking_message
 from tests.support.jobs import Stack
 
 _PROJECT = Path(__file__).parents[2]
 _CRD = Path(__file__).parents[1] / "support" / "kubernetes" / "flinkdeployments.flink.apache.org-v1.yaml"
-_FLINK = [name for name in shipped() if name.endswith(".flink")]
+_FLINK = [name for name in list_templates() if name.endswith(".flink")]
 _ROOT = "--tables_root=abfss://lake@account.dfs.core.windows.net/tables"
 SECRET = "hunter2-very-secret"
 
@@ -71,7 +77,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
     def writing(name: str, changes: dict[str, Any]) -> Template:
         Path("mine.yaml").write_text(yaml.safe_dump(_changed(name, changes), sort_keys=False))
-        return load("mine.yaml")
+        return load_template("mine.yaml")
 
     return writing
 
@@ -80,8 +86,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
 
 
 def test_there_is_one_template_a_job_for_each_runner() -> None:
-    assert shipped() == sorted(f"{job}.{where}" for job in Job for where in ("local", "flink"))
-    found = {name: load(name) for name in shipped()}
+    assert list_templates() == sorted(f"{job}.{where}" for job in Job for where in ("local", "flink"))
+    found = {name: load_template(name) for name in list_templates()}
     assert {name: (template.job.value, template.runner) for name, template in found.items()} == {
         f"{job}.{where}": (job.value, runner)
         for job in Job
@@ -89,17 +95,17 @@ def test_there_is_one_template_a_job_for_each_runner() -> None:
     }
 
 
-@pytest.mark.parametrize("name", shipped())
+@pytest.mark.parametrize("name", list_templates())
 def test_a_shipped_template_has_no_problem_and_says_what_is_left_open(name: str) -> None:
-    template = load(name)
-    findings = check(template)
+    template = load_template(name)
+    findings = check_template(template)
     assert findings.problems == ()
-    assert findings.open == (tuple(required(template.job)) if name in _FLINK else ())
-    assert load(str(_PROJECT / "templates" / f"{name}.yaml")).model_dump() == template.model_dump()
+    assert findings.open == (tuple(required_options(template.job)) if name in _FLINK else ())
+    assert load_template(str(_PROJECT / "templates" / f"{name}.yaml")).model_dump() == template.model_dump()
 
 
 def test_what_each_job_requires() -> None:
-    assert {job.value: required(job) for job in Job} == {
+    assert {job.value: required_options(job) for job in Job} == {
         "trigger": ["bootstrap_servers", "claimx_url"],
         "tracking": ["bootstrap_servers", "claimx_url", "tables_root"],
         "api": ["bootstrap_servers", "claimx_url", "itel_url"],
@@ -196,7 +202,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_that_names_the_parameter_and_the_mend(
     write: Write, changes: dict[str, Any], line: str
 ) -> None:
-    assert check(write("cabinet.flink", changes)).problems == (line,)
+    assert check_template(write("cabinet.flink", changes)).problems == (line,)
 
 
 def test_all_mistakes_are_told_at_once(write: Write) -> None:
@@ -213,7 +219,7 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
             "beam/job_endpoint": ...,
         },
     )
-    problems = check(template).problems
+    problems = check_template(template).problems
     assert [re.split(r": | is ", problem)[0] for problem in problems] == [
         "parameters.shards",
         "parameters.shard",
@@ -229,30 +235,30 @@ def test_all_mistakes_are_told_at_once(write: Write) -> None:
 
 
 UNREADABLE = {
-    "no mapping": ("- job", "mine.yaml: is no template: it must hold job, runner and parameters"),
-    "nothing": ("", "mine.yaml: is no template: it must hold job, runner and parameters"),
-    "no YAML": ("job: [", "mine.yaml: is not YAML in line 1: expected the node content, but found '<stream end>'"),
-    "code": ("job: !!python/name:os.system", "mine.yaml: is not YAML in line 1: "),
-    "no job": ("description: x\nrunner: DirectRunner", "mine.yaml: job is missing: add it"),
+    "no mapping": ("- job", "mine.yaml: is not a template: it must hold job, runner and parameters"),
+    "nothing": ("", "mine.yaml: is not a template: it must hold job, runner and parameters"),
+    "no YAML": ("job: [", "mine.yaml:1: is not YAML: expected the node content, but found '<stream end>'"),
+    "code": ("job: !!python/name:os.system", "mine.yaml:1: is not YAML: "),
+    "no job": ("description: x\nrunner: DirectRunner", "mine.yaml:1: job is missing: add it"),
     "no such job": (
         "description: x\nrunner: DirectRunner\njob: cabinets",
-        "mine.yaml: job: Input should be 'trigger', 'tracking', 'api' or 'cabinet'",
+        "mine.yaml:3: job: Input should be 'trigger', 'tracking', 'api' or 'cabinet'",
     ),
     "no such runner": (
         "description: x\njob: api\nrunner: SparkRunner",
-        "mine.yaml: runner: Input should be 'DirectRunner', 'PrismRunner' or 'FlinkRunner'",
+        "mine.yaml:3: runner: Input should be 'DirectRunner', 'PrismRunner' or 'FlinkRunner'",
     ),
     "no such key": (
         "description: x\njob: api\nrunner: DirectRunner\nparameter: {}",
-        "mine.yaml: parameter: no such key: use description, job, runner, parameters, beam, kubernetes",
+        "mine.yaml:4: parameter: no such key: use description, job, runner, parameters, beam, kubernetes",
     ),
     "a number as a name": (
         "description: x\njob: api\nrunner: DirectRunner\nparameters: {5: x}",
-        "mine.yaml: parameters.5: Input should be a valid string",
+        "mine.yaml:4: parameters.5: Input should be a valid string",
     ),
     "incomplete section": (
         "description: x\njob: api\nrunner: FlinkRunner\nkubernetes: {name: x}",
-        "mine.yaml: kubernetes.image is missing: add it",
+        "mine.yaml:4: kubernetes.image is missing: add it",
     ),
 }
 
@@ -263,15 +269,34 @@ def test_what_is_no_template_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.yaml").write_text(text)
-    with pytest.raises(TemplateRefused) as refused:
-        load("mine.yaml")
-    assert str(refused.value).startswith(line)
-    assert "\n" not in str(refused.value)
+    with pytest.raises(TemplateError) as refused:
+        load_template("mine.yaml")
+    lines = [str(problem) for problem in refused.value.problems]
+    assert lines[0].startswith(line)
+    assert not any("\n" in one for one in lines)
+
+
+def test_every_mistake_in_the_shape_is_reported_with_its_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("job: cabinets\nrunner: Spark\nparameters: {}\nkubernetes:\n  name: x\n  imag: y\n")
+    assert cli.main(["templates", "check", str(file)]) == 1
+    places = [
+        line.removeprefix(f"itel-cabinet: {file}:").split(": ")[:2] for line in capsys.readouterr().err.splitlines()
+    ]
+    assert places[:4] == [
+        ["1", "description is missing"],
+        ["1", "job"],
+        ["2", "runner"],
+        ["4", "kubernetes.image is missing"],
+    ]
+    assert places[-1] == ["6", "kubernetes.imag"]
 
 
 def test_a_template_that_is_not_there() -> None:
-    with pytest.raises(TemplateRefused, match=r"^no/such\.yaml: no such template: give a file, or one of api\.flink, "):
-        load("no/such.yaml")
+    with pytest.raises(TemplateError, match=r"^no/such\.yaml: no such template: give a file, or one of api\.flink, "):
+        load_template("no/such.yaml")
 
 
 # ------------------------------------------------------------------------------------- what may be left, what is warned
@@ -282,7 +307,7 @@ def test_options_with_a_variable_may_be_missing_and_the_environment_does_not_mat
 ) -> None:
     template = write("tracking.flink", {"parameters/bootstrap_servers": ..., "parameters/claimx_url": ...})
     monkeypatch.setenv("CLAIMX_API_BASE_URL", "not a URL")
-    findings = check(template)
+    findings = check_template(template)
     assert (findings.problems, findings.open) == ((), ("bootstrap_servers", "claimx_url", "tables_root"))
 
 
@@ -297,7 +322,7 @@ def test_unresolved_secrets_are_no_problem(write: Write, monkeypatch: pytest.Mon
             "parameters/kafka_config": {"sasl.username": "me", "sasl.password": "env:NO_PASSWORD"},
         },
     )
-    findings = check(template)
+    findings = check_template(template)
     assert findings.problems == ()
     assert findings.unresolved == (
         "parameters.claimx_auth: file:/no/such/file cannot be read: No such file or directory",
@@ -307,9 +332,9 @@ def test_unresolved_secrets_are_no_problem(write: Write, monkeypatch: pytest.Mon
 
 
 def test_secrets_of_what_the_job_does_not_call_are_not_asked_for(write: Write) -> None:
-    assert check(write("cabinet.local", {"parameters/itel_url": "file:out", "parameters/itel_auth": ...})) == check(
-        load("cabinet.local")
-    )
+    assert check_template(
+        write("cabinet.local", {"parameters/itel_url": "file:out", "parameters/itel_auth": ...})
+    ) == check_template(load_template("cabinet.local"))
 
 
 # ---------------------------------------------------------------------------------------------------------- launching
@@ -373,7 +398,7 @@ REFUSED_LAUNCHES = {
         ["cabinet", "--template=mine.yaml", "--template=mine.yaml"],
         "--template: give one template: --template=FILE",
     ),
-    "a mistake": (["cabinet", "--template=mine.yaml"], "mine.yaml: parameters.shards: Input should be greater than"),
+    "a mistake": (["cabinet", "--template=mine.yaml"], "mine.yaml:11: parameters.shards: Input should be greater than"),
 }
 
 
@@ -427,7 +452,7 @@ def test_a_job_runs_from_a_template(stack: Stack, tmp_path: Path) -> None:
 
 def test_the_rendered_command_is_quoted_and_says_the_same_as_the_template() -> None:
     given = ["--bootstrap_servers", "k:9092", "--tables_root=/a folder/it's", "--claimx_url=https://c.example"]
-    text, left_open = command(load("tracking.flink"), given)
+    text, left_open = render_command(load_template("tracking.flink"), given)
     assert left_open == []
     assert text.splitlines()[0] == "python -m itel_cabinet.pipeline.launch tracking \\"
     python, *rest = shlex.split(text.replace("\\\n", ""))  # as a shell does
@@ -442,7 +467,7 @@ def test_the_rendered_command_runs(write: Write) -> None:
         "cabinet.local",
         {"parameters/claimx_auth": "bearer:env:NO_SUCH_TOKEN", "parameters/kafka_config": {"client.id": "it's $HOME"}},
     )
-    text, _ = command(template)
+    text, _ = render_command(template)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     ended = subprocess.run(
         ["sh", "-c", text], capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": path}, check=False
@@ -452,8 +477,8 @@ def test_the_rendered_command_runs(write: Write) -> None:
 
 
 def test_rendering_says_what_is_left_open_and_refuses_what_a_launch_would() -> None:
-    template = load("cabinet.flink")
-    text, left_open = command(template, ["--claimx_url=https://c.example"])
+    template = load_template("cabinet.flink")
+    text, left_open = render_command(template, ["--claimx_url=https://c.example"])
     assert left_open == ["bootstrap_servers", "itel_url", "tables_root"]
     assert "unknown-yet" not in text
     for argument, line in (
@@ -462,7 +487,7 @@ def test_rendering_says_what_is_left_open_and_refuses_what_a_launch_would() -> N
         ("--checkpointing_interval=0", "--checkpointing_interval is missing: "),
     ):
         with pytest.raises(OptionError, match=f"^{re.escape(line)}"):
-            command(template, [argument])
+            render_command(template, [argument])
 
 
 # ---------------------------------------------------------------------------------------------------------- manifests
@@ -501,7 +526,7 @@ def _errors(schema: dict[str, Any], document: Any) -> Iterator[str]:
 
 
 def _rendered(name: str, *given: str, application: bool = False) -> list[dict[str, Any]]:
-    template = load(name)
+    template = load_template(name)
     root = [_ROOT] if template.job.writes_tables else []
     return render_manifests(template, [*root, *given], application=application)
 
@@ -714,7 +739,7 @@ UNRENDERABLE = {
     "a claim for a bucket": (
         "trigger.flink",
         {"kubernetes/state_dir": "s3://bucket/x"},
-        "mine.yaml: kubernetes.state_claim: goes with a state_dir that begins with file:///: leave one out",
+        "mine.yaml:25: kubernetes.state_claim: goes with a state_dir that begins with file:///: leave one out",
     ),
     "two secrets, one key": (
         "trigger.flink",
@@ -734,88 +759,56 @@ def test_what_cannot_be_rendered(write: Write, name: str, changes: dict[str, Any
     assert str(refused.value) == line
 
 
-# ----------------------------------------------------------------------------------------------------------- metadata
+# ------------------------------------------------------------------------------------------------------------- schema
 
 
-def test_the_metadata_are_those_of_the_options() -> None:
-    made = json.dumps(metadata(), indent=2) + "\n"
-    assert (_PROJECT / "templates" / "metadata.json").read_text() == made, (
-        "the options have changed: python -m itel_cabinet.pipeline.metadata > templates/metadata.json"
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    committed: dict[str, Any] = json.loads((_PROJECT / "templates" / "template.schema.json").read_text())
+    Draft202012Validator.check_schema(committed)
+    return committed
+
+
+def test_the_schema_is_made_of_the_options(schema: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["templates", "schema"]) == 0
+    assert json.loads(capsys.readouterr().out) == schema, (
+        "the options have changed: itel-cabinet templates schema > templates/template.schema.json"
     )
-
-
-def test_the_metadata_keep_to_googles_schema() -> None:
-    document = metadata()
-    assert set(document) == {
-        "name", "description", "streaming", "supportsAtLeastOnce", "supportsExactlyOnce", "parameters",
-    }  # fmt: skip
-    parameters = document["parameters"]
-    assert [parameter["name"] for parameter in parameters] == [*Settings.model_fields]
-    types = {"TEXT", "NUMBER", "BOOLEAN", "ENUM", "KAFKA_READ_TOPIC", "KAFKA_WRITE_TOPIC"}
-    optional = {"regexes", "enumOptions", "defaultValue"}
-    for parameter in parameters:
-        assert set(parameter) - optional == {"name", "label", "helpText", "isOptional", "paramType", "groupName"}
-        assert parameter["paramType"] in types
-        assert parameter["label"]
-        assert parameter["label"][0] != " "
-        assert ("enumOptions" in parameter) == (parameter["paramType"] == "ENUM")
-        default = parameter.get("defaultValue")
-        if default is not None:
-            assert parameter["isOptional"]
-            assert all(re.search(regex, default) for regex in parameter.get("regexes", []))
-            assert default in [option["value"] for option in parameter.get("enumOptions", [{"value": default}])]
-    for defaults in JOB_DEFAULTS.values():
-        by_name = {parameter["name"]: parameter for parameter in parameters}
-        for name, value in defaults.items():
-            assert all(re.search(regex, f"{value}") for regex in by_name[name].get("regexes", []))
-
-
-def test_a_few_parameters_in_full() -> None:
-    by_name = {parameter["name"]: parameter for parameter in metadata()["parameters"]}
-    assert by_name["shards"] == {
-        "name": "shards",
-        "label": "Shards",
-        "helpText": "Shards that read side by side; partitions are dealt out.",
-        "isOptional": True,
-        "paramType": "NUMBER",
-        "groupName": "Kafka",
-        "regexes": ["^[0-9]+$"],
-        "defaultValue": "1",
+    options = schema["properties"]["parameters"]["properties"]
+    assert {*options} == {*option_fields(), *OLD_NAMES} - {"job"}
+    assert all(option["description"] for option in options.values())
+    assert options["shards"] == {
+        "anyOf": [{"maximum": 1024, "minimum": 1, "type": "integer"}, {"type": "null"}],
+        "default": 1,
+        "description": "Shards that read side by side; partitions are dealt out.",
     }
-    assert by_name["itel_errors_topic"] == {
-        "name": "itel_errors_topic",
-        "label": "iTel errors topic",
-        "helpText": "Submissions that failed.",
-        "isOptional": True,
-        "paramType": "KAFKA_WRITE_TOPIC",
-        "groupName": "Kafka outputs",
-        "regexes": ["^[a-zA-Z0-9._-]{1,249}$"],
-        "defaultValue": "itel.cabinet.api.errors",
-    }
-    assert by_name["claimx_on_outage"]["enumOptions"] == [
-        {"value": "wait", "label": "wait"},
-        {"value": "divert", "label": "divert"},
-    ]
-    assert by_name["input_topic"]["paramType"] == "KAFKA_READ_TOPIC"
-    assert by_name["tables_root"]["helpText"] == (
-        "Folder or object-store URI that holds the tables. Needed by tracking and cabinet."
-    )
-    assert by_name["max_batch_records"]["helpText"].endswith("Default: 500 (trigger, api, cabinet); 10000 (tracking).")
-    assert [name for name, parameter in by_name.items() if not parameter["isOptional"]] == [
-        "job",
-        "bootstrap_servers",
-        "claimx_url",
-    ]
-    assert [*dict.fromkeys(parameter["groupName"] for parameter in by_name.values())] == [
-        "Job",
-        "Kafka",
-        "ClaimX",
-        "iTel",
-        "Tables",
-        "Media",
-        "Kafka outputs",
-        "Monitoring",
-    ]
+    assert options["claimx_on_outage"]["anyOf"][0] == {"enum": ["wait", "divert"], "type": "string"}
+    assert options["world_retry_seconds"]["deprecated"]
+
+
+@pytest.mark.parametrize("name", list_templates())
+def test_a_shipped_template_names_the_schema_and_keeps_to_it(schema: dict[str, Any], name: str) -> None:
+    text = (_PROJECT / "templates" / f"{name}.yaml").read_text()
+    assert text.splitlines()[0] == "# yaml-language-server: $schema=template.schema.json"
+    jsonschema.validate(yaml.safe_load(text), schema)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"job": "cabinets"}, "'cabinets' is not one of "),
+        ({"parameters": {"shard": 1}}, "Additional properties are not allowed ('shard' was unexpected)"),
+        ({"parameters": {"shards": "four"}}, "'four' is not valid under any of the given schemas"),
+        ({"parameters": {"shards": 0}}, "0 is not valid under any of the given schemas"),
+        ({"parameters": {"input_topic": "a topic"}}, "'a topic' is not valid under any of the given schemas"),
+        ({"parameters": {"partition_by": "year"}}, "'year' is not valid under any of the given schemas"),
+        ({"parameter": {}}, "Additional properties are not allowed ('parameter' was unexpected)"),
+    ],
+)
+def test_the_schema_finds_mistakes(schema: dict[str, Any], change: dict[str, Any], error: str) -> None:
+    template = {"description": "Mine.", "job": "api", "runner": "DirectRunner", **change}
+    (found,) = Draft202012Validator(schema).iter_errors(template)
+    assert found.message.startswith(error)
 
 
 # ----------------------------------------------------------------------------------------------------- on the command
@@ -824,7 +817,7 @@ def test_a_few_parameters_in_full() -> None:
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["templates", "list", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == shipped()
+    assert [row["name"] for row in rows] == list_templates()
     assert rows[-2] == {
         "name": "trigger.flink",
         "job": "trigger",
@@ -834,29 +827,32 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert cli.main(["templates", "list"]) == 0
     table = capsys.readouterr().out
-    assert all(name in table for name in (*shipped(), "bootstrap_servers", "tables_root"))
+    assert all(name in table for name in (*list_templates(), "bootstrap_servers", "tables_root"))
 
 
 def test_check_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["templates", "check"]) == 0
     printed = capsys.readouterr()
-    assert [line.partition(":")[0] for line in printed.out.splitlines()] == shipped()
+    assert [line.partition(":")[0] for line in printed.out.splitlines()] == list_templates()
     assert "trigger.flink: fine; to be given at launch: bootstrap_servers, claimx_url\n" in printed.out
     assert printed.err.splitlines()[0] == (
-        "itel-cabinet: warning: api.flink: parameters.claimx_auth: env:CLAIMX_API_TOKEN is not set: "
+        "itel-cabinet: warning: api.flink:9: parameters.claimx_auth: env:CLAIMX_API_TOKEN is not set: "
         "set this environment variable where the job's workers run"
     )
 
 
 def test_check_of_files_with_mistakes(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     write("trigger.local", {"parameters/shards": "four", "parameters/max_retrys": 2})
+    written = Path("mine.yaml").read_text().splitlines()
     assert cli.main(["templates", "check", "mine.yaml", "nowhere.yaml", "api.local"]) == 1
     printed = capsys.readouterr()
     assert printed.out == "api.local: fine\n"
     lines = printed.err.splitlines()
     assert lines[:2] == [
-        "itel-cabinet: mine.yaml: parameters.shards: must be a whole number, without quotes, not text",
-        "itel-cabinet: mine.yaml: parameters.max_retrys: no such parameter: did you mean max_retries?",
+        f"itel-cabinet: mine.yaml:{written.index('  shards: four') + 1}: parameters.shards: must be a whole number, "
+        "without quotes, not text",
+        f"itel-cabinet: mine.yaml:{written.index('  max_retrys: 2') + 1}: parameters.max_retrys: no such parameter: "
+        "did you mean max_retries?",
     ]
     assert lines[2].startswith("itel-cabinet: nowhere.yaml: no such template: ")
     assert len(lines) == 3
@@ -870,7 +866,9 @@ def test_render(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err == "itel-cabinet: left open, to be added: --bootstrap_servers, --claimx_url\n"
 
     assert cli.main(["templates", "render", "trigger.flink", "--format=kubernetes", "--shards", "9"]) == 0
-    assert [*yaml.safe_load_all(capsys.readouterr().out)] == render_manifests(load("trigger.flink"), ["--shards=9"])
+    assert [*yaml.safe_load_all(capsys.readouterr().out)] == render_manifests(
+        load_template("trigger.flink"), ["--shards=9"]
+    )
 
     assert cli.main(["templates", "render", "trigger.flink", "--format", "application"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["spec"]["job"]["upgradeMode"] == "savepoint"
@@ -912,7 +910,7 @@ def test_the_image_has_the_versions_and_the_rooms_of_the_project() -> None:
         assert f"COPY {room} {room}\n" in dockerfile
     (version,) = re.findall(r'^version = "(.*)"$', (_PROJECT / "pyproject.toml").read_text(), re.MULTILINE)
     for name in _FLINK:
-        kubernetes = load(name).kubernetes
+        kubernetes = load_template(name).kubernetes
         assert kubernetes is not None
         assert kubernetes.image == f"itel-cabinet:{version}"
         assert kubernetes.job_server_image.endswith(f":{beam}")
