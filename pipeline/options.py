@@ -162,6 +162,9 @@ def _check_auth(auth: str) -> str:
 
 
 def _check_kafka_config(config: dict[str, str]) -> dict[str, str]:
+    for key, option in _KAFKA_OPTIONS.items():
+        if key in config:
+            raise ValueError(f"{key} cannot be set: use --{option}")
     client_config("", config)
     return config
 
@@ -170,6 +173,11 @@ def _check_itel_url(url: str) -> str:
     return url if folder_of(url) else check_url(url)
 
 
+_KAFKA_OPTIONS = {
+    "bootstrap.servers": "bootstrap_servers",
+    "group.id": "consumer_group",
+    "auto.offset.reset": "start_offset",
+}
 # What object stores call their secrets; the names of files and ids that lead to one are harmless.
 _STORE_SECRET = re.compile(
     r"(secret|token|password|sas_|(account|access|master|customer|sas)_key)(?!.*_(file|id)$)", re.IGNORECASE
@@ -565,9 +573,12 @@ def required_options(job: Job) -> list[str]:
 def name_option(group: str, error: Exception) -> OptionError:
     """An error that io raises for the settings made of a group, with the option of the field at fault."""
     field = getattr(error, "field", None)
-    kind: Any = Settings.model_fields[group].annotation
-    option = kind.model_fields[field].alias if field in kind.model_fields else field
-    return _make_error(option, str(error))
+    # What is fetched from ClaimX has settings of both groups.
+    for kind in (Settings.model_fields[name].annotation for name in (group, "claimx")):
+        fields = getattr(kind, "model_fields", {})
+        if field in fields:
+            return _make_error(fields[field].alias or field, str(error))
+    return _make_error(field, str(error))
 
 
 def find_nearest(name: str) -> str:
@@ -606,7 +617,7 @@ def _find_missing(options: Mapping[str, Any]) -> list[OptionError]:
 def _describe(problem: Mapping[str, Any]) -> OptionError:
     """The line for a problem that pydantic has found."""
     where = problem["loc"]
-    name = str(where[1] if where[0] not in _OPTIONS else where[0])
+    name = str(where[1] if len(where) > 1 else where[0])
     if problem["type"] == "missing":
         return OptionError.missing(name, _HINTS.get(name, "give it"))
     return _make_error(name, problem["msg"].removeprefix("Value error, "))

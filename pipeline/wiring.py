@@ -43,7 +43,6 @@ class Wiring:
         self.get_media_pool = partial(get_pool, "media", settings.media.concurrency)
 
         self.wait_for_form = partial(_wait_after, settings.claimx.form_wait_seconds)
-        self.prepare_worker = partial(prepare, self.worker)
 
     @property
     def worker(self) -> WorkerSettings:
@@ -57,6 +56,10 @@ class Wiring:
             expected=self._expected_labels,
             **settings.monitoring.model_dump(),
         )
+
+    @property
+    def prepare_worker(self) -> partial[None]:
+        return partial(prepare, self.worker)
 
     @property
     def _expected_labels(self) -> ExpectedLabels:
@@ -99,8 +102,8 @@ class Wiring:
     @property
     def trigger_topics(self) -> frozenset[str]:
         """Where the trigger job publishes."""
-        topic = self.settings.outputs.output_topic
-        return frozenset({topic} if topic else self.trigger_rules.topics)
+        topic, rules = self.settings.outputs.output_topic, self.trigger_rules
+        return frozenset({topic} if topic else rules.topics)
 
     @cached_property
     def tables(self) -> dict[str, TableSpec]:

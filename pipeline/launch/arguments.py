@@ -1,4 +1,4 @@
-"""A job's command line: our options and Beam's own, told apart."""
+"""A job's command line: our options and Beam's own, separated."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class FlinkOptions(PipelineOptions):  # type: ignore[misc]
 
 
 def parse_arguments(job: str, arguments: Sequence[str]) -> tuple[Settings, PipelineOptions]:
-    """Our options (``--name=value`` or ``--name value``) and Beam's own, told apart.
+    """Our options (``--name=value`` or ``--name value``) and Beam's own, separated.
 
     Raises:
         OptionError: with every problem there is.

@@ -12,7 +12,7 @@ __all__ = ["get_direct_runner"]
 
 
 def get_direct_runner() -> fn_runner.FnApiRunner:
-    """An FnApiRunner that forgets a bundle when it is done; what is mended holds for the whole process."""
+    """An FnApiRunner that forgets a bundle when it is done; the change holds for the whole process."""
     fn_runner.consolidate_monitoring_infos = _consolidated
     return fn_runner.FnApiRunner()
 

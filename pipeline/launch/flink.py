@@ -45,7 +45,7 @@ _BUNDLE_MILLISECONDS = 10
 _CONNECT_SECONDS = 10.0
 _RUNNING_SECONDS = 180.0
 _POLL_SECONDS = 0.2
-# Flink starts a job again whatever it failed of. This often in a row, and before it has ever run, is no accident.
+# Flink starts a job again after any failure. This often in a row, and before it has ever run, is no accident.
 _MOST_FAILURES = 3
 _CAUSE = re.compile(r"^Caused by: (.*)$", re.MULTILINE)
 _CLASSES = re.compile(r"^(?:[\w.$]+(?:Exception|Error): )*")
@@ -185,15 +185,15 @@ def describe_submission_error(error: grpc.RpcError, options: PipelineOptions) ->
     """The line for a job server that does not take a job."""
     code, details = error.code().name, " ".join((error.details() or "no reason given").split())
     detector = options.view_as(FlinkOptions).pipeline_resources_detector_factory_class
-    mend = f"; --pipeline_resources_detector_factory_class={detector} must be on its class path" if detector else ""
+    hint = f"; --pipeline_resources_detector_factory_class={detector} must be on its class path" if detector else ""
     endpoint = options.view_as(PortableOptions).job_endpoint
     return (
-        f"--job_endpoint: Beam's job server at {endpoint} does not take the job ({code}: {details}): see its log{mend}"
+        f"--job_endpoint: Beam's job server at {endpoint} does not take the job ({code}: {details}): see its log{hint}"
     )
 
 
 def _failed(name: str, state: str, reason: str, options: PipelineOptions) -> str:
-    """The line for a job that did not come up, with the option to mend where the reason gives it away."""
+    """The line for a job that did not come up, with the option to fix where the reason gives it away."""
     line = f"job {name} {state}: {reason.rstrip('.')}"
     if state == "ended as FAILED" and options.view_as(FlinkOptions).savepoint_path:
         return f"--savepoint_path: {line}; give the URI of a savepoint of this job that the JobManager can read"
@@ -224,7 +224,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _found(master: str, name: str) -> dict[str, Any] | None:
-    """The job as the JobManager tells of it; None while it does not."""
+    """The job as the JobManager reports it; None while it does not."""
     jobs: list[dict[str, Any]] = _asked(f"{master}/jobs/overview").get("jobs", [])
     return next((job for job in jobs if job["name"] == name), None)
 
@@ -238,10 +238,10 @@ def _failures(master: str, job_id: str) -> list[str]:
 def _root_cause(stacktrace: str) -> str:
     """The innermost cause's message, or an outer one's that has it and tells more, such as which program."""
     causes = [stacktrace.partition("\n")[0], *_CAUSE.findall(stacktrace)]
-    *outer, told = (_CLASSES.sub("", cause) for cause in causes)
+    *outer, innermost = (_CLASSES.sub("", cause) for cause in causes)
     for message in reversed(outer):
-        told = message if told in message else told
-    return " ".join(told.split())[:500]
+        innermost = message if innermost in message else innermost
+    return " ".join(innermost.split())[:500]
 
 
 def _asked(url: str) -> dict[str, Any]:

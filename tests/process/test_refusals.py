@@ -138,4 +138,4 @@ def test_a_template_with_a_mistake(lines: str, line: str, tmp_path: Path) -> Non
         f"description: Mine.\njob: trigger\nrunner: FlinkRunner\nparameters:\n  bootstrap_servers: 127.0.0.1:9\n"
         f"  claimx_url: http://127.0.0.1:9\n{lines}beam: {{{interval}job_endpoint: 127.0.0.1:9}}\n"
     )
-    assert refusal(["trigger", f"--template={template}"], 2).startswith(f"{template}: {line}")
+    assert refusal(["trigger", f"--template={template}"], 2).startswith(f"{template}:7: {line}")

@@ -304,7 +304,7 @@ def test_a_job_asks_only_for_what_it_uses(job: str, unneeded: list[str]) -> None
         (["--claimx_deadline_seconds=0"], "--claimx_deadline_seconds: Input should be greater than 0"),
         (["--itel_read_timeout_seconds=0"], "--itel_read_timeout_seconds: Input should be greater than 0"),
         (["--itel_calls_per_second=-1"], "--itel_calls_per_second: Input should be greater than or equal to 0"),
-        (["--itel_client_key=/k"], "--itel_client_key: has no use without --itel_client_cert"),
+        (["--itel_client_key=/k"], "--itel_client_key: has no use without client_cert"),
         (["--breaker_failure_share=2"], "--breaker_failure_share: Input should be less than or equal to 1"),
         (
             ["--claimx_auth=oauth2:id.example/token:env:A:env:B"],
