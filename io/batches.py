@@ -18,8 +18,8 @@ class UnweighedCoder(coders.Coder):  # type: ignore[misc]
     """Pickles a value as a whole, and tells Beam a nominal size instead of encoding it to find out.
 
     Beam samples the encoded size of elements for its metrics: of the first ones always, and all batches are first ones.
-    With the default coder that pickles each record once for each step (m: half the time of a job). Between the steps of
-    a fused stage nothing is ever encoded for real.
+    With the default coder that pickles each record once for each step (measured: half the time of a job). Between the
+    steps of a fused stage nothing is ever encoded for real.
     """
 
     def encode(self, value: Any) -> bytes:

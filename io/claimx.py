@@ -1,8 +1,8 @@
 """Looking up a task in ClaimX, with a small cache that never serves an answer from before the event.
 
 A lookup has three ends: an :class:`Answer`; a :class:`LookupRefused`, which is the record's own fault and a value; a
-:class:`ClaimXOutage`, which is the world's (an expired token would refuse every record alike) and is raised, for the
-caller to retry.
+:class:`ClaimXOutageError`, which is no record's fault (an expired token would refuse every record alike) and is raised,
+for the caller to retry.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import Any, Generic, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, Reply, get_connection, is_transient
-from itel_cabinet.io.worker import describe_error, metrics, once_per_process
+from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Reply, get_connection, is_transient
+from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process
 
-__all__ = ["Answer", "ClaimX", "ClaimXOutage", "ClaimXSettings", "LookupRefused", "get_claimx"]
+__all__ = ["Answer", "ClaimX", "ClaimXOutageError", "ClaimXSettings", "LookupRefused", "get_claimx"]
 
 # By the size of the answers' text: one with a form has tens of KB, and several times that once it is parsed, so that
 # a bound on their number alone could fill the worker.
@@ -29,10 +29,10 @@ CACHE_BYTES = 4 * 1024 * 1024
 T = TypeVar("T")
 
 
-class ClaimXOutage(Exception):
+class ClaimXOutageError(Exception):
     """ClaimX cannot be asked: no connection, time is up, 5xx, 408, 425, 429, 401, 403, or a redirect.
 
-    One line, which names the address and the mend; ``attempts`` counts the tries.
+    One line, which names the address and what to do; ``attempts`` counts the tries.
     """
 
     def __init__(self, message: str, attempts: int) -> None:
@@ -66,8 +66,7 @@ class Answer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ClaimXSettings:
-    """``path`` holds ``{assignment_id}``; ``cache_seconds`` may be 0. Checked when made (ValueError names the
-    option)."""
+    """``path`` holds ``{assignment_id}``; ``cache_seconds`` may be 0. Raises SettingError when made."""
 
     connection: ConnectionSettings
     path: str = "/customTasks/assignment/{assignment_id}?full=true"
@@ -76,9 +75,8 @@ class ClaimXSettings:
     def __post_init__(self) -> None:
         rest = self.path.replace("{assignment_id}", "")
         if rest == self.path or "{" in rest or "}" in rest or not rest.startswith("/"):
-            raise ValueError(f"--claimx_task_path: must begin with / and hold {{assignment_id}}, got {self.path!r}")
-        if not 0 <= self.cache_seconds < float("inf"):
-            raise ValueError(f"--claimx_cache_seconds: must be 0 or more, got {self.cache_seconds}")
+            message = f"must begin with / and hold {{assignment_id}}, got {self.path!r}"
+            raise SettingError(message, field="task_path")
 
 
 @dataclass
@@ -86,8 +84,8 @@ class ClaimX(Generic[T]):
     """The client. Thread-safe; made once for its settings and ``parse`` by :func:`claimx`.
 
     ``parse`` turns the JSON text of an assignment's answer into what the caller works with. It raises ValueError
-    (pydantic's ValidationError is one) for a wrong shape; of a ValidationError only places and reasons are told, never
-    values, and the text of any other ValueError must be free of personal data. ``clock`` is in epoch seconds.
+    (pydantic's ValidationError is one) for a wrong shape; of a ValidationError only places and reasons are reported,
+    never values, and the text of any other ValueError must be free of personal data. ``clock`` is in epoch seconds.
     """
 
     settings: ClaimXSettings
@@ -107,7 +105,7 @@ class ClaimX(Generic[T]):
         would show the task as it was. ``fresh`` goes past the cache. Only parsed answers are cached.
 
         A 2xx that is not JSON is tried again like a fault on the way, which it mostly is (a cut body, a proxy's page),
-        and becomes a LookupRefused if it stays so. Raises ClaimXOutage, after the tries of the connection.
+        and becomes a LookupRefused if it stays so. Raises ClaimXOutageError, after the tries of the connection.
         """
         if not fresh:
             with self._lock:
@@ -130,10 +128,10 @@ class ClaimX(Generic[T]):
         path = self.settings.path.replace("{assignment_id}", str(int(assignment_id)))
         try:
             reply = self.connection.call("GET", path, unusable=is_not_json)
-        except CallFailed as error:
+        except CallError as error:
             if error.kind == "too_large":
                 return LookupRefused("wrong_shape", None, error.attempts, f"ClaimX: {error}")
-            raise ClaimXOutage(str(error), error.attempts) from None
+            raise ClaimXOutageError(str(error), error.attempts) from None
         if not reply.ok:
             return _refused(reply, self.settings.connection)
         if isinstance(parsed, Exception):
@@ -163,14 +161,14 @@ def _is_json(body: bytes) -> bool:
 
 
 def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
-    """What a status other than 2xx means. Raises ClaimXOutage for what is not this record's fault."""
+    """What a status other than 2xx means. Raises ClaimXOutageError for what is not this record's fault."""
     answered = f"{settings.base_url}: status {reply.status}"
     if reply.status in (401, 403):
-        raise ClaimXOutage(f"{answered}: check --{settings.name}_auth", reply.attempts)
+        raise ClaimXOutageError(f"{answered}: check the credentials", reply.attempts)
     if 300 <= reply.status < 400:
-        raise ClaimXOutage(f"{answered}, a redirect: check --{settings.name}_url", reply.attempts)
+        raise ClaimXOutageError(f"{answered}, a redirect: check the URL", reply.attempts)
     if is_transient(reply.status):
-        raise ClaimXOutage(f"{answered} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
+        raise ClaimXOutageError(f"{answered} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
     if reply.status == 404:
         return LookupRefused("unknown_assignment", 404, reply.attempts, "ClaimX knows no such assignment (status 404)")
     return LookupRefused(
@@ -192,5 +190,7 @@ def _reason(error: Exception) -> str:
 
 @once_per_process
 def get_claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> ClaimX[Any]:
-    """This process's one client with these settings. ``parse`` must be a module's function. Raises UnresolvedSecret."""
+    """This process's one client with these settings. ``parse`` must be a module's function. Raises
+    UnresolvedSecretError.
+    """
     return ClaimX(settings, get_connection(settings.connection), parse)

@@ -1,7 +1,7 @@
 """Handing completed forms to iTel, or to a folder while there is no endpoint yet.
 
-A submission's end is a value, :class:`Accepted` or :class:`Rejected`, whatever the API does: one bad task, or an hour's
-outage, must not hold up the tables. Those who would rather wait for iTel take a :class:`PatientItel`.
+A submission's end is a value, :class:`Accepted` or :class:`Rejected`, no matter what the API does: one bad task, or an
+hour's outage, must not hold up the tables. Those who would rather wait for iTel take a :class:`WaitingItel`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,15 @@ from typing import Literal, Protocol, get_args
 from urllib.parse import quote
 
 from itel_cabinet.io.http import (
-    CallFailed,
+    CallError,
     Connection,
     ConnectionSettings,
     FailureKind,
     Reply,
-    check_header_name,
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import maybe_crash, metrics, retry_outage
+from itel_cabinet.io.worker import SettingError, maybe_crash, metrics, retry_outage
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -42,8 +41,8 @@ __all__ = [
     "HttpItel",
     "Itel",
     "ItelSettings",
-    "PatientItel",
     "Rejected",
+    "WaitingItel",
     "batch_key",
     "folder_of",
     "get_itel",
@@ -120,7 +119,7 @@ class Itel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ItelSettings:
-    """Where and how to submit. Checked when made (ValueError names the option)."""
+    """Where and how to submit."""
 
     connection: ConnectionSettings
     path: str = "/api/v1/tasks"
@@ -128,20 +127,6 @@ class ItelSettings:
     idempotency_header: str = "Idempotency-Key"
     batch_size: int = 1
     batch_path: str = "/api/v1/tasks/batch"
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"--itel_batch_size: must be 1 or more, got {self.batch_size}")
-        if not self.batch_path.startswith("/"):
-            raise ValueError(f"--itel_batch_path: must begin with /, got {self.batch_path!r}")
-        if not self.path.startswith("/"):
-            raise ValueError(f"--itel_path: must begin with /, got {self.path!r}")
-        if self.method not in ("POST", "PUT", "PATCH"):
-            raise ValueError(f"--itel_method: must be POST, PUT or PATCH, got {self.method!r}")
-        try:
-            check_header_name(self.idempotency_header)
-        except ValueError as error:
-            raise ValueError(f"--itel_idempotency_header: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -175,7 +160,7 @@ class HttpItel:
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`.
 
-        Accepted by a 2xx but 207, which says that some were not. A 4xx is a refusal, whatever its body says: what
+        Accepted by a 2xx but 207, which says that some were not. A 4xx is a refusal, no matter what its body says: what
         already exists may be one of many.
         """
         body = b'{"tasks":[%b],"batch_size":%d}' % (b",".join(one.payload for one in batch), len(batch))
@@ -191,7 +176,7 @@ class HttpItel:
         headers = {"Content-Type": "application/json", self.settings.idempotency_header: key}
         try:
             return self.connection.call(method, path, body=body, headers=headers)
-        except CallFailed as error:
+        except CallError as error:
             status, excerpt = (error.last.status, error.last.excerpt) if error.last else (None, "")
             return Rejected(error.kind, status, error.attempts, f"iTel: {error}", excerpt)
 
@@ -218,8 +203,8 @@ def idempotency_key(event_id: str) -> str:
 
 
 def batch_key(event_ids: Sequence[str]) -> str:
-    """The idempotency key of a batch: the same for the same events in the same order, whatever ClaimX says of them by
-    now.
+    """The idempotency key of a batch: the same for the same events in the same order, even if ClaimX has changed its
+    answer by now.
 
     A task's own key has no place in a batch, since the payload's schema allows no further field. So iTel recognises a
     batch that comes again as it was, but not its tasks in another batch, as a crash may form it.
@@ -227,15 +212,15 @@ def batch_key(event_ids: Sequence[str]) -> str:
     return f"batch-{hashlib.sha256(json.dumps(list(event_ids)).encode()).hexdigest()}"
 
 
-# ------------------------------------------------------------------------------------------------------------ patience
+# ------------------------------------------------------------------------------------------------------------ waiting
 
 
-class _Away(Exception):
+class _AwayError(Exception):
     """iTel's outage, to be waited for."""
 
 
 @dataclass(frozen=True)
-class PatientItel:
+class WaitingItel:
     """Waits for as long as iTel is away, so that only what it refuses is rejected.
 
     401 and 403 count as away: an expired token must not send the whole stream to the error topic. So does a submission
@@ -270,14 +255,14 @@ class PatientItel:
         def attempt() -> Accepted | Rejected:
             answer = call()
             if isinstance(answer, Rejected) and is_away(answer):
-                raise _Away(answer.error.removeprefix("iTel").removeprefix(":").strip())
+                raise _AwayError(answer.error.removeprefix("iTel").removeprefix(":").strip())
             return answer
 
         return retry_outage(
             attempt,
             what="iTel",
             seconds=math.inf,
-            is_outage=lambda error: isinstance(error, _Away),
+            is_outage=lambda error: isinstance(error, _AwayError),
             clock=self.clock,
             sleep=self.sleep,
         )
@@ -309,7 +294,7 @@ class FolderItel:
         path = self.folder / f"{assignment_id}-{_file_name(event_id)}.json"
         known = retry_outage(
             lambda: _write(path, payload),
-            what=f"--itel_url: folder {self.folder} cannot be written",
+            what=f"folder {self.folder} for submissions cannot be written",
             seconds=self.outage_seconds,
             is_outage=lambda error: isinstance(error, OSError),
             describe=lambda error: getattr(error, "strerror", None) or type(error).__name__,
@@ -345,16 +330,16 @@ def _file_name(event_id: str) -> str:
 
 
 def folder_of(url: str) -> Path | None:
-    """The folder that ``--itel_url file:DIR`` (or ``file:///DIR``) names; None for another kind of URL."""
+    """The folder that ``file:DIR`` (or ``file:///DIR``) names; None for another kind of URL. Raises SettingError."""
     if not url.startswith("file:"):
         return None
     folder = url.removeprefix("file:")
     if folder.startswith("//"):
         folder = folder.removeprefix("//")
         if not folder.startswith("/"):
-            raise ValueError(f"--itel_url: write file:DIR or file:///DIR, got {url!r}")
+            raise SettingError(f"write file:DIR or file:///DIR, got {url!r}", field="base_url")
     if not folder or "\0" in folder:
-        raise ValueError(f"--itel_url: file: must be followed by a folder, got {url!r}")
+        raise SettingError(f"file: must be followed by a folder, got {url!r}", field="base_url")
     return Path(folder)
 
 
@@ -379,7 +364,7 @@ def submit(
     def hand_in(submission: Submission) -> Submitted | Failure:
         first_at = clock()
         answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
-        return told([submission], answer, first_at)[0]
+        return describe([submission], answer, first_at)[0]
 
     def hand_in_batch(batch: Sequence[Submission]) -> list[Submitted | Failure]:
         if len(batch) == 1:
@@ -388,9 +373,11 @@ def submit(
         answer = api.submit_batch(batch)
         if isinstance(answer, Rejected) and answer.divisible:
             return [hand_in(one) for one in batch]
-        return told(batch, answer, first_at)
+        return describe(batch, answer, first_at)
 
-    def told(batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float) -> list[Submitted | Failure]:
+    def describe(
+        batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float
+    ) -> list[Submitted | Failure]:
         excerpt = scrub(answer.excerpt, batch)
         metrics.SUBMISSIONS.labels(_outcome(answer)).inc(len(batch))
         if isinstance(answer, Accepted):
@@ -452,12 +439,12 @@ def _turns(submissions: Sequence[Submission]) -> list[list[int]]:
 def get_itel(
     settings: ItelSettings | Path, *, on_outage: Literal["divert", "wait"] = "divert", outage_seconds: float = 0.0
 ) -> Itel:
-    """This process's one client with these settings (raises UnresolvedSecret); or, for a Path, that folder.
+    """This process's one client with these settings (raises UnresolvedSecretError); or, for a Path, that folder.
 
-    ``on_outage`` says whether the API's outages are told as values or waited for; ``outage_seconds`` is how long an
+    ``on_outage`` says whether the API's outages are returned as values or waited for; ``outage_seconds`` is how long an
     unwritable folder is waited for.
     """
     if isinstance(settings, Path):
         return FolderItel(settings, outage_seconds)
     api = HttpItel(settings, get_connection(settings.connection))
-    return PatientItel(api) if on_outage == "wait" else api
+    return WaitingItel(api) if on_outage == "wait" else api

@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore, from_url
 
-from itel_cabinet.io.worker import describe_error, once_per_process
+from itel_cabinet.io.worker import SettingError, describe_error, once_per_process
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -49,7 +49,7 @@ class ObjectStoreError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ObjectStoreSettings:
-    """``root`` is a folder, a ``file://`` URI or an object store's URI. Checked when made (ValueError).
+    """``root`` is a folder, a ``file://`` URI or an object store's URI. Raises SettingError when made.
 
     ``options`` are obstore's and may be a mapping; secrets belong in the environment. Hashable.
     """
@@ -61,11 +61,15 @@ class ObjectStoreSettings:
         object.__setattr__(self, "options", tuple(sorted(dict(self.options).items())))
         scheme, separator, rest = self.root.partition("://")
         if separator and scheme not in ("file", *_SCHEMES):
-            raise ValueError(f"must be a folder or a URI of {', '.join(_SCHEMES)}, got a URI of {scheme!r}")
+            raise SettingError(
+                f"must be a folder or a URI of {', '.join(_SCHEMES)}, got a URI of {scheme!r}", field="root"
+            )
         if not (rest if separator else self.root).strip("/") and self.root != "/":
-            raise ValueError("must name a folder, or a container or bucket")
+            raise SettingError("must name a folder, or a container or bucket", field="root")
         if self.folder is None and {"?", "#"} & {*self.root}:
-            raise ValueError("must have no query and no fragment; options and secrets are given otherwise")
+            raise SettingError(
+                "must have no query and no fragment; options and secrets are given otherwise", field="root"
+            )
 
     @property
     def folder(self) -> Path | None:

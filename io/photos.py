@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from itel_cabinet.io.http import (
-    CallFailed,
+    CallError,
     Connection,
     ConnectionSettings,
-    DownloadFailed,
+    DownloadError,
     Downloads,
     DownloadSettings,
     get_connection,
     get_downloads,
 )
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings, get_objects
-from itel_cabinet.io.worker import crash_points
+from itel_cabinet.io.worker import SettingError, crash_points
 from itel_cabinet.transforms.photos import (
     Album,
     Link,
-    PhotoFailed,
+    PhotoError,
     album_folder,
     media_id_of,
     object_name,
@@ -35,7 +35,7 @@ _IDS_A_CALL = 50  # a URL is at most some 2,000 characters on its way
 
 @dataclass(frozen=True, slots=True)
 class MediaSettings:
-    """``path`` holds ``{project_id}`` and ``{media_ids}``. Checked when made (ValueError names the option)."""
+    """``path`` holds ``{project_id}`` and ``{media_ids}``. Raises SettingError when made."""
 
     connection: ConnectionSettings
     store: ObjectStoreSettings
@@ -46,9 +46,8 @@ class MediaSettings:
         rest = self.path.replace("{project_id}", "").replace("{media_ids}", "")
         holds_both = "{project_id}" in self.path and "{media_ids}" in self.path
         if not holds_both or "{" in rest or "}" in rest or not self.path.startswith("/"):
-            raise ValueError(
-                f"--claimx_media_path: must begin with / and hold {{project_id}} and {{media_ids}}, got {self.path!r}"
-            )
+            message = f"must begin with / and hold {{project_id}} and {{media_ids}}, got {self.path!r}"
+            raise SettingError(message, field="media_path")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Photos:
         try:
             names = sorted(self.store.names(folder))
         except ObjectStoreError as error:
-            raise PhotoFailed("store", str(error)) from None
+            raise PhotoError("store", str(error)) from None
         ids = {media_id_of(name): name for name in reversed(names)}
         return {i: self.store.uri(f"{folder}/{ids[i]}") for i in album.media_ids if i in ids}
 
@@ -79,27 +78,27 @@ class Photos:
             path = self.path.replace("{project_id}", quote(album.project_id, safe=""))
             try:
                 reply = self.claimx.call("GET", path.replace("{media_ids}", ",".join(map(str, some))))
-            except CallFailed as error:
-                raise PhotoFailed("metadata", f"ClaimX: {error.kind}") from None
+            except CallError as error:
+                raise PhotoError("metadata", f"ClaimX: {error.kind}") from None
             if not reply.ok:
-                raise PhotoFailed("metadata", f"ClaimX answers with status {reply.status}")
+                raise PhotoError("metadata", f"ClaimX answers with status {reply.status}")
             found |= parse_links(reply.body, some)
         return found
 
     def fetch(self, album: Album, link: Link) -> str:
         try:
             return self._fetch(album, link)
-        except DownloadFailed as error:
+        except DownloadError as error:
             if error.reason != "expired":
-                raise PhotoFailed(error.reason, str(error)) from None
+                raise PhotoError(error.reason, str(error)) from None
         # A link lives for minutes, and in a long queue it may grow old.
         fresh = self.links(album, [link.media_id]).get(link.media_id)
         if fresh is None:
-            raise PhotoFailed("not_listed", "ClaimX tells no link for it any more")
+            raise PhotoError("not_listed", "ClaimX tells no link for it any more")
         try:
             return self._fetch(album, fresh)
-        except DownloadFailed as error:
-            raise PhotoFailed(error.reason, str(error)) from None
+        except DownloadError as error:
+            raise PhotoError(error.reason, str(error)) from None
 
     def _fetch(self, album: Album, link: Link) -> str:
         key = f"{album_folder(album)}/{object_name(link)}"
@@ -108,13 +107,13 @@ class Photos:
             try:
                 self.store.put(key, content)
             except ObjectStoreError as error:
-                raise PhotoFailed("store", str(error)) from None
+                raise PhotoError("store", str(error)) from None
         crash_points.maybe_crash("after-photo")
         return self.store.uri(key)
 
 
 def get_photos(settings: MediaSettings) -> Photos:
-    """The process's photos with these settings. Raises UnresolvedSecret."""
+    """The process's photos with these settings. Raises UnresolvedSecretError."""
     return Photos(
         settings.path,
         get_connection(settings.connection),

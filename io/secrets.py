@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["SecretRef", "UnresolvedSecret"]
+from itel_cabinet.io.worker import RefusedError
+
+__all__ = ["SecretRef", "UnresolvedSecretError"]
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _MAX_FILE_BYTES = 65_536  # no header takes more; keeps a mistaken path (a log, a device) from being read whole
 
 
-class UnresolvedSecret(Exception):
-    """A reference that leads to no usable secret. The text names the reference and the mend, never the value."""
+class UnresolvedSecretError(RefusedError):
+    """A reference that leads to no usable secret. The text names the reference and what to do, never the value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,18 +49,18 @@ class SecretRef:
         return f"{self.kind}:{self.name}"
 
     def resolve(self) -> str:
-        """Read the secret now, without the white space around it. Raises UnresolvedSecret."""
+        """Read the secret now, without the white space around it. Raises UnresolvedSecretError."""
         value = (self._from_environment() if self.kind == "env" else self._from_file()).strip()
         if not value:
-            raise UnresolvedSecret(f"{self} is empty: put the secret there, where the job's workers run")
+            raise UnresolvedSecretError(f"{self} is empty: put the secret there, where the job's workers run")
         if _UNPRINTABLE.search(value):
-            raise UnresolvedSecret(f"{self} holds a line break or a character that no HTTP header can carry")
+            raise UnresolvedSecretError(f"{self} holds a line break or a character that no HTTP header can carry")
         return value
 
     def _from_environment(self) -> str:
         value = os.environ.get(self.name)
         if value is None:
-            raise UnresolvedSecret(f"{self} is not set: set this environment variable where the job's workers run")
+            raise UnresolvedSecretError(f"{self} is not set: set this environment variable where the job's workers run")
         return value
 
     def _from_file(self) -> str:
@@ -66,7 +68,7 @@ class SecretRef:
             with Path(self.name).open("rb") as file:
                 content = file.read(_MAX_FILE_BYTES + 1)
         except OSError as error:
-            raise UnresolvedSecret(f"{self} cannot be read: {error.strerror}") from None
+            raise UnresolvedSecretError(f"{self} cannot be read: {error.strerror}") from None
         if len(content) > _MAX_FILE_BYTES:
-            raise UnresolvedSecret(f"{self} is larger than {_MAX_FILE_BYTES} bytes: this is not a secret's file")
+            raise UnresolvedSecretError(f"{self} is larger than {_MAX_FILE_BYTES} bytes: this is not a secret's file")
         return content.decode("utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""ClaimX as the steps see it: outages waited out, refusals told as the record's failure."""
+"""ClaimX as the steps see it: outages waited out, refusals as the record's failure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, get_claimx
+from itel_cabinet.io.claimx import ClaimX, ClaimXOutageError, ClaimXSettings, LookupRefused, get_claimx
 from itel_cabinet.io.worker import metrics, retry_outage
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 
-__all__ = ["PatientLookup", "get_task_lookup"]
+__all__ = ["WaitingLookup", "get_task_lookup"]
 
 
 @dataclass(frozen=True)
-class PatientLookup:
+class WaitingLookup:
     """A TaskLookup over the ClaimX client. Thread-safe.
 
     ``on_outage`` says what an outage is: ``wait`` tries again for ``outage_seconds`` and then raises OutageError (an
@@ -41,11 +41,11 @@ class PatientLookup:
                 lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),
                 what="ClaimX",
                 seconds=self.outage_seconds if self.on_outage == "wait" else 0.0,
-                is_outage=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutage),
+                is_outage=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutageError),
                 clock=self.clock,
                 sleep=self.sleep,
             )
-        except ClaimXOutage as error:
+        except ClaimXOutageError as error:
             raise TaskLookupError("outage", str(error), error.attempts) from None
         if isinstance(answer, LookupRefused):
             raise TaskLookupError(answer.error_class, answer.message, answer.attempts)
@@ -54,6 +54,6 @@ class PatientLookup:
 
 def get_task_lookup(
     settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], outage_seconds: float
-) -> PatientLookup:
+) -> WaitingLookup:
     """The process's lookup with these settings."""
-    return PatientLookup(get_claimx(settings, parse_details), on_outage, outage_seconds)
+    return WaitingLookup(get_claimx(settings, parse_details), on_outage, outage_seconds)

@@ -15,8 +15,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
-from itel_cabinet.pipeline.commands import BROKER_SECONDS, PROGRAM, Refused, Servers, asking
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
+from itel_cabinet.pipeline.commands import BROKER_SECONDS, PROGRAM, CommandError, Servers, asking
 
 __all__ = ["produce", "simulate"]
 
@@ -66,12 +66,12 @@ def produce(
     try:
         receipts = produce_records(bootstrap_servers, topic, shown, claimx_url, rate=rate)
     except requests.RequestException as error:
-        raise Refused(
+        raise CommandError(
             f"--claimx_url: no ClaimX simulator takes the forms at {claimx_url} ({type(error).__name__}): "
             f"start one with `{PROGRAM} simulate`"
         ) from None
     except RuntimeError as error:
-        raise Refused(f"--bootstrap_servers: {error}") from None
+        raise CommandError(f"--bootstrap_servers: {error}") from None
     typer.echo(f"{len(receipts)} records written to {topic}:")
     table = Table()
     for column in ("kind", "expected", "records"):
@@ -101,20 +101,20 @@ def simulate(
     try:
         from itel_cabinet.local.simulators import ItelSimulator
     except ModuleNotFoundError as error:
-        raise Refused(f"simulate needs the package {error.name}: pip install {error.name}") from None
+        raise CommandError(f"simulate needs the package {error.name}: pip install {error.name}") from None
     from itel_cabinet.local.simulators import ClaimXSimulator, serve
 
     claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
     try:
         itel = ItelSimulator(port=itel_port, token=_secret("--itel_token", itel_token), journal=itel_journal)
     except OSError as error:
-        raise Refused(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
+        raise CommandError(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
     try:
         for option, simulator in (("--claimx_port", claimx), ("--itel_port", itel)):
             try:
                 simulator.start()
             except OSError as error:
-                raise Refused(
+                raise CommandError(
                     f"{option}: {simulator.port} cannot be used ({error.strerror}): give another one"
                 ) from None
 
@@ -133,6 +133,6 @@ def _secret(option: str, reference: str | None) -> str | None:
     try:
         return SecretRef.parse(reference).resolve()
     except ValueError as error:
-        raise Refused(f"{option}: {error}", wrong_use=True) from None
-    except UnresolvedSecret as error:
-        raise Refused(f"{option}: {error}") from None
+        raise CommandError(f"{option}: {error}", wrong_use=True) from None
+    except UnresolvedSecretError as error:
+        raise CommandError(f"{option}: {error}") from None

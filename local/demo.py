@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.io.kafka import Cluster
-from itel_cabinet.local.demo_jobs import Clock, DemoFailed, Jobs, OnDirectRunner, OnFlink
+from itel_cabinet.local.demo_jobs import Clock, DemoFailedError, Jobs, OnDirectRunner, OnFlink
 from itel_cabinet.local.ledger import End, Entry, Ledger
 from itel_cabinet.local.samples import Expect, Generator, Produced, produce
 from itel_cabinet.local.services import HOST, ArtifactError, Broker, BrokerError, FlinkCluster, FlinkError
@@ -39,7 +39,7 @@ from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 
-__all__ = ["Demo", "DemoFailed", "main"]
+__all__ = ["Demo", "main"]
 
 _CLAIMX_EVENTS = "claimx.events.enriched"
 _TASKS = "itel.cabinet.task.tracking"
@@ -72,7 +72,7 @@ class Demo:
 
     def run(self, records: int, seed: int) -> Iterator[tuple[str, Ledger]]:
         """The two acts, each with its books: ``records`` ClaimX events through the trigger job, then what that has
-        published, and as many task messages beside it, through the cabinet job. Raises DemoFailed.
+        published, and as many task messages beside it, through the cabinet job. Raises DemoFailedError.
         """
         for topic in TOPICS:
             self.broker.create_topic(topic.name, topic.partitions, topic.config)
@@ -126,7 +126,7 @@ class Demo:
         self._find_dead_letters("cabinet", books)
         assignments = {submission.assignment_id for submission in submissions}
         books.compare("skipped for iTel alone, rows alone", only_tracked, books.totals().get(End.ROW, 0))
-        books.compare("calls iTel accepted, results told", self.calls_accepted, len(self.broker.read(_SUCCESSES)))
+        books.compare("calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(_SUCCESSES)))
         books.compare("assignments iTel knows, forms kept", len(assignments), len(self.rows(FORMS)))
         return books
 
@@ -170,18 +170,20 @@ class Demo:
 
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Iterator[None]:
-    """Take ``folder`` for this run alone, without what an earlier one has left. Raises DemoFailed for a folder that no
-    demo has made, or that another one is using now.
+    """Take ``folder`` for this run alone, without what an earlier one has left. Raises DemoFailedError for a folder
+    that no demo has made, or that another one is using now.
     """
     marker = folder / _MARKER
     if folder.exists() and not marker.is_file() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DemoFailed(f"{folder} is not a demo's: give another folder with --folder, or move it away")
+        raise DemoFailedError(f"{folder} is not a demo's: give another folder with --folder, or move it away")
     folder.mkdir(parents=True, exist_ok=True)
     with marker.open("a") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DemoFailed(f"another demo is running in {folder}: wait for it, or give another --folder") from None
+            raise DemoFailedError(
+                f"another demo is running in {folder}: wait for it, or give another --folder"
+            ) from None
         for old in folder.iterdir():
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
@@ -301,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("the demo was stopped", file=sys.stderr)
         return 130
-    except (ArtifactError, BrokerError, DemoFailed, FlinkError) as error:
+    except (ArtifactError, BrokerError, DemoFailedError, FlinkError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     for problem in problems:

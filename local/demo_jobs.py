@@ -16,7 +16,7 @@ from typing import Protocol
 from itel_cabinet.local.services import Broker, FlinkCluster, Guarded, Job
 from itel_cabinet.pipeline import options
 
-__all__ = ["Clock", "DemoFailed", "Jobs", "OnDirectRunner", "OnFlink"]
+__all__ = ["Clock", "DemoFailedError", "Jobs", "OnDirectRunner", "OnFlink"]
 
 _JOB_SECONDS = 300.0
 _POLL_SECONDS = 0.1
@@ -24,7 +24,7 @@ _COUNTED_SKIP = re.compile(r" INFO skipped:(\S+): (\d+)$", re.MULTILINE)
 _SKIPPED = "skipped:"
 
 
-class DemoFailed(RuntimeError):
+class DemoFailedError(RuntimeError):
     """The demo cannot go on; the message says what happened and where to look."""
 
 
@@ -34,21 +34,21 @@ class Jobs(Protocol):
     def run(self, job: str, *given: str, first: Callable[[], bool]) -> dict[str, int]:
         """Run ``job`` with the options ``given``; returns how many records it skipped, by reason.
 
-        ``first`` tells whether a first result of the job is durable. Raises DemoFailed.
+        ``first`` tells whether a first result of the job is durable. Raises DemoFailedError.
         """
         ...
 
 
 @dataclass(frozen=True)
 class _Launcher:
-    """Starts launches, each with its log in ``folder/logs``; ``say`` is told the command line."""
+    """Starts launches, each with its log in ``folder/logs``; ``say`` is given the command line."""
 
     folder: Path
     environment: Mapping[str, str]
     say: Callable[[str], None]
 
     def launch(self, job: str, *given: str) -> str:
-        """Launch a job and wait until the launcher ends; what it printed. Raises DemoFailed."""
+        """Launch a job and wait until the launcher ends; what it printed. Raises DemoFailedError."""
         self.say(shlex.join(["itel-cabinet", "run", job, *given]))
         command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given, "--log_format=text"]
         log = self.log(job)
@@ -57,13 +57,13 @@ class _Launcher:
         try:
             status = launch.wait(_JOB_SECONDS)
         except subprocess.TimeoutExpired:
-            raise DemoFailed(f"the launch of {job} did not end within {_JOB_SECONDS:.0f} s: see {log}") from None
+            raise DemoFailedError(f"the launch of {job} did not end within {_JOB_SECONDS:.0f} s: see {log}") from None
         finally:
             launch.stop()
         text = log.read_text(encoding="utf-8", errors="replace")
         if status != 0:
             last = "\n".join(text.splitlines()[-5:])
-            raise DemoFailed(f"the launch of {job} ended with status {status}: see {log}, which ends with\n{last}")
+            raise DemoFailedError(f"the launch of {job} ended with status {status}: see {log}, which ends with\n{last}")
         return text
 
     def log(self, job: str) -> Path:
@@ -131,7 +131,7 @@ class OnFlink(_Launcher):
         logs = self.cluster.folder / "taskmanager-*"
         while not reached():
             if not self.cluster.job(submitted.id).active:
-                raise DemoFailed(f"the {job} job ended before it {what}: see the logs in {logs}")
+                raise DemoFailedError(f"the {job} job ended before it {what}: see the logs in {logs}")
             if time.monotonic() > deadline:
-                raise DemoFailed(f"not within {_JOB_SECONDS:.0f} s: the {job} job {what}: see the logs in {logs}")
+                raise DemoFailedError(f"not within {_JOB_SECONDS:.0f} s: the {job} job {what}: see the logs in {logs}")
             time.sleep(_POLL_SECONDS)

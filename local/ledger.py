@@ -52,7 +52,7 @@ class Ledger:
     def rows(self) -> list[tuple[str, str, int]]:
         """Of what kind, to which ends, how many; ordered by the ends, then by kind."""
         counts = Counter((self._ends(coordinates), entry.kind) for coordinates, entry in self.entries.items())
-        return [(kind, told, count) for (told, kind), count in sorted(counts.items(), key=_by_end)]
+        return [(kind, ends, count) for (ends, kind), count in sorted(counts.items(), key=_by_end)]
 
     def totals(self) -> dict[str, int]:
         """How many records came to which ends; counted from what was found, not from what went in."""
@@ -86,10 +86,10 @@ def _told(end: End, reason: str) -> str:
     return f"{end} ({reason})" if reason else str(end)
 
 
-def _rank(told: str) -> tuple[int, str]:
-    return (next(position for position, end in enumerate(End) if end in told), told)
+def _rank(ends: str) -> tuple[int, str]:
+    return (next(position for position, end in enumerate(End) if end in ends), ends)
 
 
 def _by_end(item: tuple[tuple[str, str], int]) -> tuple[tuple[int, str], str]:
-    (told, kind), _ = item
-    return (_rank(told), kind)
+    (ends, kind), _ = item
+    return (_rank(ends), kind)

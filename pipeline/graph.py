@@ -23,12 +23,12 @@ from itel_cabinet.io.delta import WriteToDelta
 from itel_cabinet.io.itel import submit
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.pipeline.steps import Step, count_photos
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
 from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
-from itel_cabinet.transforms.fetching import fetch_photos
+from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
 from itel_cabinet.transforms.triggers import apply_rules
@@ -84,6 +84,7 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
                 pool=wiring.get_media_pool,
                 deadline_seconds=wiring.settings.media.deadline_seconds,
                 clock=time.monotonic,
+                count=count_photos,
             )
         ).with_output_types(Batch)
     photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=time.time)).with_output_types(Batch)

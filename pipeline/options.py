@@ -6,6 +6,7 @@ Options are flat on the command line (``--claimx_deadline_seconds``) and stand i
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import os
@@ -188,7 +189,10 @@ StoreOptions = Annotated[JsonObject, AfterValidator(_refuse_secrets)]
 Reference = Annotated[str, AfterValidator(_check_auth)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
 CallsPerSecond = Annotated[float, Field(ge=0, le=100_000, allow_inf_nan=False)]
+Concurrency = Annotated[int, Field(ge=1, le=256)]
+UrlPath = Annotated[str, Field(pattern="^/")]
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 OptionalTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]
 
@@ -197,59 +201,54 @@ OptionalTopic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{0,249}$")]
 
 
 class _Group(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    """The text under a field is the description of its option."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True)
 
 
 class SourceOptions(_Group):
-    """Where records come from. Some defaults depend on the job."""
+    """Where records come from."""
 
-    bootstrap_servers: str = Field(
-        min_length=1, description="Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."
-    )
-    kafka_config: Annotated[JsonObject, AfterValidator(_check_kafka_config)] = Field(
-        default={}, description="More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."
-    )
-    topic: Topic = Field(alias="input_topic", description="The topic to read.")
-    group: str = Field(
-        alias="consumer_group",
-        min_length=1,
-        max_length=249,
-        description="The group whose offsets say what is done.",
-    )
-    start_offset: Literal["earliest", "latest"] = Field(
-        default="earliest", description="Where a partition starts that the group has no offset of."
-    )
-    shards: int = Field(
-        default=1, ge=1, le=1024, description="Shards that read side by side; partitions are dealt out."
-    )
-    until_caught_up: bool = Field(default=False, description="Finish once the topic's present end is reached.")
-    topic_epoch: int = Field(
-        default=0, ge=0, description="For brokers without topic ids: raise it after recreating the input topic."
-    )
-    max_batch_records: int = Field(ge=1, le=1_000_000, description="A batch ends at this many records ...")
-    max_batch_seconds: Seconds = Field(description="... or this long after its first record.")
+    bootstrap_servers: str = Field(min_length=1)
+    """Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."""
+    kafka_config: Annotated[JsonObject, AfterValidator(_check_kafka_config)] = {}
+    """More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."""
+    topic: Topic = Field(alias="input_topic")
+    """The topic to read."""
+    group: str = Field(alias="consumer_group", min_length=1, max_length=249)
+    """The group whose offsets say what is done."""
+    start_offset: Literal["earliest", "latest"] = "earliest"
+    """Where a partition starts that the group has no offset of."""
+    shards: int = Field(default=1, ge=1, le=1024)
+    """Shards that read side by side; partitions are dealt out."""
+    until_caught_up: bool = False
+    """Finish once the topic's present end is reached."""
+    topic_epoch: int = Field(default=0, ge=0)
+    """For brokers without topic ids: raise it after recreating the input topic."""
+    max_batch_records: int = Field(ge=1, le=1_000_000)
+    """A batch ends at this many records ..."""
+    max_batch_seconds: Seconds
+    """... or this long after its first record."""
 
 
 class ApiOptions(_Group):
-    """One HTTP API, as each of its connections needs it."""
+    """One HTTP API, as its connection needs it."""
 
     base_url: str | None
     auth: Reference
-    ca: str = Field(default="", description="PEM file of certificates to trust beside the usual authorities.")
-    client_cert: str = Field(
-        default="", description="PEM file of the certificate to show the server (mTLS), with its chain."
-    )
-    client_key: str = Field(
-        default="", description="PEM file of that certificate's key, if it is not in the same file."
-    )
-    deadline_seconds: Seconds = Field(default=30.0, gt=0)
-    connect_timeout_seconds: Seconds = Field(
-        default=5.0, gt=0, description="Bounds finding the host and connecting, at each try."
-    )
-    read_timeout_seconds: Seconds = Field(default=10.0, gt=0, description="Bounds the answer of each try.")
-    calls_per_second: CallsPerSecond = Field(
-        default=0.0, description="How often each worker process may call, tries after the first included; 0: no limit."
-    )
+    ca: str = ""
+    """PEM file of certificates to trust beside the usual authorities."""
+    client_cert: str = ""
+    """PEM file of the certificate to show the server (mTLS), with its chain."""
+    client_key: str = ""
+    """PEM file of that certificate's key, if it is not in the same file."""
+    deadline_seconds: PositiveSeconds = 30.0
+    connect_timeout_seconds: PositiveSeconds = 5.0
+    """Bounds finding the host and connecting, at each try."""
+    read_timeout_seconds: PositiveSeconds = 10.0
+    """Bounds the answer of each try."""
+    calls_per_second: CallsPerSecond = 0.0
+    """How often each worker process may call, tries after the first included; 0: no limit."""
 
 
 class ClaimXOptions(ApiOptions):
@@ -257,30 +256,25 @@ class ClaimXOptions(ApiOptions):
 
     model_config = ConfigDict(alias_generator=lambda field: f"claimx_{field.removeprefix('base_')}")
 
-    base_url: Annotated[str, AfterValidator(check_url)] = Field(
-        description="ClaimX's base URL; else CLAIMX_API_BASE_URL."
-    )
+    base_url: Annotated[str, AfterValidator(check_url)]
+    """ClaimX's base URL; else CLAIMX_API_BASE_URL."""
     auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
         description="none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] "
         "(the client's id and secret); REF is env:NAME or file:PATH.",
     )
-    task_path: str = Field(
-        default="/customTasks/assignment/{assignment_id}?full=true", description="Where a task is looked up."
-    )
-    media_path: str = Field(
-        default="/export/project/{project_id}/media?mediaIds={media_ids}", description="Where links to photos are."
-    )
-    cache_seconds: Seconds = Field(default=60.0, description="How long an answer may be used again; 0 never.")
-    on_outage: Literal["wait", "divert"] = Field(
-        default="wait", description="ClaimX is away: wait and then fail, or divert the records to the dead letters."
-    )
-    deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one lookup with all its tries.")
-    form_wait_seconds: Seconds = Field(
-        default=1.0,
-        alias="form_wait_seconds",
-        description="A completed task without a form is looked up once more, this long after its event.",
-    )
+    task_path: str = "/customTasks/assignment/{assignment_id}?full=true"
+    """Where a task is looked up."""
+    media_path: str = "/export/project/{project_id}/media?mediaIds={media_ids}"
+    """Where links to photos are."""
+    cache_seconds: Seconds = 60.0
+    """How long an answer may be used again; 0 never."""
+    on_outage: Literal["wait", "divert"] = "wait"
+    """ClaimX is away: wait and then fail, or divert the records to the dead letters."""
+    deadline_seconds: PositiveSeconds = 30.0
+    """Bounds one lookup with all its tries."""
+    form_wait_seconds: Seconds = Field(default=1.0, alias="form_wait_seconds")
+    """A completed task without a form is looked up once more, this long after its event."""
 
 
 class ItelOptions(ApiOptions):
@@ -288,26 +282,26 @@ class ItelOptions(ApiOptions):
 
     model_config = ConfigDict(alias_generator=lambda field: f"itel_{field.removeprefix('base_')}")
 
-    base_url: Annotated[str, AfterValidator(_check_itel_url)] | None = Field(
-        default=None,
-        description="iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL.",
-    )
-    path: str = Field(default="/api/v1/tasks", pattern="^/", description="Where submissions are sent.")
-    method: Literal["POST", "PUT"] = Field(default="POST", description="How submissions are sent.")
-    auth: Reference = Field(default="bearer:env:ITEL_CABINET_API_TOKEN", description="As --claimx_auth.")
-    idempotency_header: str = Field(
-        default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$", description="The header that carries the event id."
-    )
-    statuses: CommaList = Field(
-        default=("COMPLETED",), min_length=1, description="Task statuses that are submitted, separated by commas."
-    )
-    deadline_seconds: Seconds = Field(default=30.0, gt=0, description="Bounds one submission with all its tries.")
-    on_outage: Literal["divert", "wait"] = Field(
-        default="divert",
-        description="iTel is away: divert submissions to the error topic, or wait until it is back.",
-    )
-    batch_size: int = Field(default=1, ge=1, le=1_000, description="Submissions sent in one call.")
-    batch_path: str = Field(default="/api/v1/tasks/batch", pattern="^/", description="Where batches are sent.")
+    base_url: Annotated[str, AfterValidator(_check_itel_url)] | None = None
+    """iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL."""
+    path: UrlPath = "/api/v1/tasks"
+    """Where submissions are sent."""
+    method: Literal["POST", "PUT"] = "POST"
+    """How submissions are sent."""
+    auth: Reference = "bearer:env:ITEL_CABINET_API_TOKEN"
+    """As --claimx_auth."""
+    idempotency_header: str = Field(default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$")
+    """The header that carries the event id."""
+    statuses: CommaList = Field(default=("COMPLETED",), min_length=1)
+    """Task statuses that are submitted, separated by commas."""
+    deadline_seconds: PositiveSeconds = 30.0
+    """Bounds one submission with all its tries."""
+    on_outage: Literal["divert", "wait"] = "divert"
+    """iTel is away: divert submissions to the error topic, or wait until it is back."""
+    batch_size: int = Field(default=1, ge=1, le=1_000)
+    """Submissions sent in one call."""
+    batch_path: UrlPath = "/api/v1/tasks/batch"
+    """Where batches are sent."""
 
     @property
     def folder(self) -> Path | None:
@@ -318,32 +312,27 @@ class ItelOptions(ApiOptions):
 class HttpOptions(_Group):
     """What holds for both APIs."""
 
-    max_retries: int = Field(default=9, ge=0, le=100, description="Tries after the first, for ClaimX and iTel.")
-    concurrency: int = Field(
-        default=32, ge=1, le=256, alias="http_concurrency", description="Calls at a time, for each API and process."
-    )
-    breaker_failure_share: float = Field(
-        default=0.8,
-        gt=0,
-        le=1,
-        description="An API is not called for a while when this share of the last tries (20 at least) failed ...",
-    )
-    breaker_window_seconds: Seconds = Field(default=20.0, gt=0, description="... which are those of so many seconds.")
-    breaker_open_seconds: Seconds = Field(
-        default=15.0, description="How long it is left in peace before one call looks whether it is back; 0: never."
-    )
+    max_retries: int = Field(default=9, ge=0, le=100)
+    """Tries after the first, for ClaimX and iTel."""
+    concurrency: Concurrency = Field(default=32, alias="http_concurrency")
+    """Calls at a time, for each API and process."""
+    breaker_failure_share: float = Field(default=0.8, gt=0, le=1)
+    """An API is not called for a while when this share of the last tries (20 at least) failed ..."""
+    breaker_window_seconds: PositiveSeconds = 20.0
+    """... which are those of so many seconds."""
+    breaker_open_seconds: Seconds = 15.0
+    """How long it is left in peace before one call looks whether it is back; 0: never."""
 
 
 class TablesOptions(_Group):
     """The Delta tables."""
 
-    root: str = Field(default="", alias="tables_root", description="Folder or object-store URI that holds the tables.")
-    storage_options: StoreOptions = Field(
-        default={}, description="Object-store options of delta-rs as a JSON object; secrets belong in the environment."
-    )
-    partition_by: CommaList = Field(
-        default=("year", "month", "day"), description="Partition columns of the tracking table, when it is created."
-    )
+    root: str = Field(default="", alias="tables_root")
+    """Folder or object-store URI that holds the tables."""
+    storage_options: StoreOptions = {}
+    """Object-store options of delta-rs as a JSON object; secrets belong in the environment."""
+    partition_by: CommaList = ("year", "month", "day")
+    """Partition columns of the tracking table, when it is created."""
 
 
 class MediaOptions(_Group):
@@ -351,66 +340,53 @@ class MediaOptions(_Group):
 
     model_config = ConfigDict(alias_generator=lambda field: f"media_{field}")
 
-    fetch: Literal["on", "off"] = Field(
-        default="off",
-        alias="media",
-        description="Fetch the files of photos; on by itself where --media_root is given.",
-    )
-    root: str = Field(default="", description="Folder or object-store URI where photo files go.")
-    storage_options: StoreOptions = Field(
-        default={}, description="Options of obstore for --media_root as a JSON object; secrets in the environment."
-    )
+    fetch: Literal["on", "off"] = Field(default="off", alias="media")
+    """Fetch the files of photos; on by itself where --media_root is given."""
+    root: str = ""
+    """Folder or object-store URI where photo files go."""
+    storage_options: StoreOptions = {}
+    """Options of obstore for --media_root as a JSON object; secrets in the environment."""
     allowed_hosts: CommaList = Field(
         default=("*.amazonaws.com",),
-        description=(
-            "Where links to photos and their redirects may lead, beside ClaimX's own host: names, *.domain, and "
-            "addresses or networks, without which private ones are refused; separated by commas."
-        ),
+        description="Where links to photos and their redirects may lead, beside ClaimX's own host: names, *.domain, "
+        "and addresses or networks, without which private ones are refused; separated by commas.",
     )
-    deadline_seconds: Seconds = Field(
-        default=10.0, gt=0, description="A batch waits no longer for its photos; the rest is for `media backfill`."
-    )
-    max_bytes: int = Field(
-        default=25 * 1024 * 1024, ge=1, le=5 * 1024**3, description="Photos larger than this are not stored."
-    )
-    concurrency: int = Field(default=8, ge=1, le=256, description="Photos fetched at a time, in each process.")
+    deadline_seconds: PositiveSeconds = 10.0
+    """A batch waits no longer for its photos; the rest is for `media backfill`."""
+    max_bytes: int = Field(default=25 * 1024 * 1024, ge=1, le=5 * 1024**3)
+    """Photos larger than this are not stored."""
+    concurrency: Concurrency = 8
+    """Photos fetched at a time, in each process."""
 
 
 class OutputsOptions(_Group):
-    """The topics that are written to. Some defaults depend on the job."""
+    """The topics that are written to."""
 
-    dead_letter_topic: Topic = Field(description="Where records go that cannot be processed.")
-    dead_letter_max_bytes: int = Field(
-        default=900_000, ge=1_000, description="A larger dead letter is sent without the record's value."
-    )
-    itel_errors_topic: Topic = Field(default=topics.ITEL_ERRORS, description="Submissions that failed.")
-    itel_success_topic: Topic = Field(default=topics.ITEL_SUCCESSES, description="Submissions that iTel accepted.")
-    tracking_success_topic: OptionalTopic = Field(
-        default="", description="Events written to the table; empty: not sent."
-    )
-    output_topic: OptionalTopic = Field(
-        default="", description="trigger: publish there, instead of the topics that the rules name."
-    )
-    triggers: str = Field(
-        default="", description="trigger: YAML file of rules; default: the rule for cabinet repair forms."
-    )
+    dead_letter_topic: Topic
+    """Where records go that cannot be processed."""
+    dead_letter_max_bytes: int = Field(default=900_000, ge=1_000)
+    """A larger dead letter is sent without the record's value."""
+    itel_errors_topic: Topic = topics.ITEL_ERRORS
+    """Submissions that failed."""
+    itel_success_topic: Topic = topics.ITEL_SUCCESSES
+    """Submissions that iTel accepted."""
+    tracking_success_topic: OptionalTopic = ""
+    """Events written to the table; empty: not sent."""
+    output_topic: OptionalTopic = ""
+    """trigger: publish there, instead of the topics that the rules name."""
+    triggers: str = ""
+    """trigger: YAML file of rules; default: the rule for cabinet repair forms."""
 
 
 class MonitoringOptions(_Group):
     """What the job reports about itself."""
 
-    metrics_port: int = Field(
-        default=0,
-        ge=0,
-        le=65_535,
-        description="Answer /metrics (Prometheus) and /healthz at this port, or the next free one after it; 0: do not.",
-    )
-    stuck_after_seconds: Seconds = Field(
-        default=120.0, gt=0, description="/healthz says stuck when the process has done nothing for so long."
-    )
-    log_format: LogFormat = Field(
-        default="auto", description="Log lines as text or JSON objects; auto: text on a terminal, else JSON."
-    )
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Answer /metrics (Prometheus) and /healthz at this port, or the next free one after it; 0: do not."""
+    stuck_after_seconds: PositiveSeconds = 120.0
+    """/healthz says stuck when the process has done nothing for so long."""
+    log_format: LogFormat = "auto"
+    """Log lines as text or JSON objects; auto: text on a terminal, else JSON."""
 
 
 # ------------------------------------------------------------------------------------------------------------ settings
@@ -419,11 +395,11 @@ class MonitoringOptions(_Group):
 class Settings(_Group):
     """All that a job is configured with, made by :meth:`of`. Holds references to secrets, never secrets."""
 
-    job: Job = Field(description="Which of the four jobs to run.")
+    job: Job
+    """Which of the four jobs to run."""
     source: SourceOptions
-    outage_patience_seconds: Seconds = Field(
-        default=120.0, description="How long to wait for a broker, table store or API that is away before failing."
-    )
+    outage_patience_seconds: Seconds = 120.0
+    """How long to wait for a broker, table store or API that is away before failing."""
     claimx: ClaimXOptions
     itel: ItelOptions
     http: HttpOptions
@@ -457,7 +433,8 @@ class Settings(_Group):
             # Without a job, what it decides is missing too.
             problems += [one for one in found if has_job or one.field == "job"]
         if has_job:
-            problems += _find_missing(options)
+            reported = {problem.field for problem in problems}
+            problems += [one for one in _find_missing(options) if one.field not in reported]
         if not problems:
             problems = settings._find_contradictions()
         if problems:
@@ -518,18 +495,13 @@ class Settings(_Group):
 
     def _connect(self, name: str, api: ApiOptions) -> ConnectionSettings:
         http = self.http
+        same = {field.name for field in dataclasses.fields(ConnectionSettings)}
         return ConnectionSettings(
             name=name,
-            base_url=api.base_url or "",
-            auth=api.auth,
-            deadline_seconds=api.deadline_seconds,
-            connect_timeout_seconds=api.connect_timeout_seconds,
-            read_timeout_seconds=api.read_timeout_seconds,
-            calls_per_second=api.calls_per_second,
             tls=TlsFiles(api.ca, api.client_cert, api.client_key),
-            max_retries=http.max_retries,
-            concurrency=http.concurrency,
             breaker=BreakerSettings(http.breaker_failure_share, http.breaker_window_seconds, http.breaker_open_seconds),
+            **api.model_dump(include=same),
+            **http.model_dump(include=same),
         )
 
 
@@ -577,8 +549,8 @@ def name_option(group: str, error: Exception) -> OptionError:
     for kind in (Settings.model_fields[name].annotation for name in (group, "claimx")):
         fields = getattr(kind, "model_fields", {})
         if field in fields:
-            return _make_error(fields[field].alias or field, str(error))
-    return _make_error(field, str(error))
+            return OptionError.about(fields[field].alias or field, str(error))
+    return OptionError(str(error))
 
 
 def find_nearest(name: str) -> str:
@@ -605,13 +577,8 @@ _HINTS = {
 
 def _find_missing(options: Mapping[str, Any]) -> list[OptionError]:
     """What this job needs and others do not."""
-    job = Job(options["job"])
-    missing = [
-        *(["itel_url"] if job.calls_itel and "itel_url" not in options else []),
-        *(["tables_root"] if job.writes_tables and not options.get("tables_root") else []),
-        *(["media_root"] if options.get("media") == "on" and not options.get("media_root") else []),
-    ]
-    return [OptionError.missing(name, _HINTS[name]) for name in missing]
+    needed = [*required_options(Job(options["job"])), *(["media_root"] if options.get("media") == "on" else [])]
+    return [OptionError.missing(name, _HINTS[name]) for name in needed if not options.get(name)]
 
 
 def _describe(problem: Mapping[str, Any]) -> OptionError:
@@ -620,8 +587,4 @@ def _describe(problem: Mapping[str, Any]) -> OptionError:
     name = str(where[1] if len(where) > 1 else where[0])
     if problem["type"] == "missing":
         return OptionError.missing(name, _HINTS.get(name, "give it"))
-    return _make_error(name, problem["msg"].removeprefix("Value error, "))
-
-
-def _make_error(option: str | None, text: str) -> OptionError:
-    return OptionError.about(option, text.removeprefix(f"--{option}: ")) if option else OptionError(text)
+    return OptionError.about(name, problem["msg"].removeprefix("Value error, "))

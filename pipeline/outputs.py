@@ -1,4 +1,4 @@
-"""What a job tells the world over Kafka: dead letters, and the results of submissions and writes."""
+"""What a job reports over Kafka: dead letters, and the results of submissions and writes."""
 
 from __future__ import annotations
 

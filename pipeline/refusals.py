@@ -1,5 +1,5 @@
-"""What an operator is told when Kafka or the table store is not as a command needs it: one line with the option and
-the mend.
+"""What an operator reads when Kafka or the table store is not as a command needs it: one line with the option and
+what to do.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ import re
 
 from confluent_kafka import KafkaError, KafkaException
 
-from itel_cabinet.io.delta import TableRefused
+from itel_cabinet.io.delta import TableError
+from itel_cabinet.io.kafka import UnknownTopicError
 from itel_cabinet.io.worker import OutageError, describe_error
 
-__all__ = ["describe_kafka_error", "describe_table_error"]
+__all__ = ["describe_kafka_error", "describe_missing_topic", "describe_table_error"]
 
 _AWAY = frozenset(
     {
@@ -31,7 +32,7 @@ def describe_kafka_error(error: KafkaException, bootstrap_servers: str) -> str:
         return f"--kafka_config: librdkafka refuses it: {reason}"
     if code in (KafkaError._AUTHENTICATION, KafkaError._SSL):
         return (
-            f"--kafka_config: no entry at {bootstrap_servers} ({_without_address(reason)}): "
+            f"--kafka_config: no entry at {bootstrap_servers} ({_strip_address(reason)}): "
             "check user name and password, and the file of ssl.ca.location"
         )
     if code in _AWAY:
@@ -44,12 +45,17 @@ def describe_kafka_error(error: KafkaException, bootstrap_servers: str) -> str:
     return f"--bootstrap_servers: the broker at {bootstrap_servers} refuses: {reason}"
 
 
-def _without_address(reason: str) -> str:
+def _strip_address(reason: str) -> str:
     """librdkafka's words without the ``sasl_ssl://host:port/bootstrap: `` before and the ``(after 5ms ...)`` behind."""
     return re.sub(r"^\S+://\S+: | \(after [^)]*\)$", "", reason).strip()
 
 
-def describe_table_error(error: TableRefused | OutageError) -> str:
+def describe_table_error(error: TableError | OutageError) -> str:
     """The line for a table that cannot be made, opened or written."""
-    mend = "" if isinstance(error, TableRefused) else ": give a folder or object-store URI that can be written"
-    return f"--tables_root: {describe_error(error)}{mend}"
+    hint = "" if isinstance(error, TableError) else ": give a folder or object-store URI that can be written"
+    return f"--tables_root: {describe_error(error)}{hint}"
+
+
+def describe_missing_topic(error: UnknownTopicError) -> str:
+    """The line for a topic that is not there."""
+    return f"{error}: create it with `itel-cabinet topics create`"

@@ -18,7 +18,7 @@ from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.records import Failure, Skip
 
-__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step"]
+__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_photos"]
 
 RESULTS = "results"
 FAILURES = "failures"
@@ -72,3 +72,9 @@ class Step(beam.PTransform):  # type: ignore[misc]
         return items | "Each batch" >> beam.ParDo(_StepFn(self.work)).with_output_types(Batch).with_outputs(
             FAILURES, main=RESULTS
         )
+
+
+def count_photos(outcome: str, number: int) -> None:
+    """Count what became of photos; to be called in a bundle's own thread."""
+    metrics.PHOTOS.labels(outcome).inc(number)
+    Metrics.counter(NAMESPACE, f"media:{outcome}").inc(number)

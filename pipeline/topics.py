@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException
 
-from itel_cabinet.io.kafka import Cluster, UnknownTopic
+from itel_cabinet.io.kafka import Cluster, UnknownTopicError
 
 __all__ = [
     "CLAIMX_EVENTS",
@@ -109,7 +109,7 @@ def describe_topics(cluster: Cluster, *, topics: Sequence[TopicSpec] = TOPICS) -
     for spec in topics:
         try:
             topic = cluster.topic(spec.name)
-        except UnknownTopic:
+        except UnknownTopicError:
             yield spec
             continue
         bounds = cluster.bounds(spec.name, topic.partitions).values()

@@ -1,38 +1,48 @@
-"""The photos of a form: what they are called, where ClaimX and the store have them. Pure functions.
+"""The photos of a form: what they are called, where ClaimX and the store have them, and the step that fetches them.
 
-One album is one form's photos.
+One album is one form's photos. A photo that cannot be had costs a warning on its row, never its form.
 """
 
 from __future__ import annotations
 
+import logging
+import queue
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pydantic_core import from_json
 
+from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import INT64_MAX
 
 __all__ = [
     "MEDIA_FOLDER",
     "Album",
     "Link",
-    "PhotoFailed",
+    "PhotoError",
     "PhotoLibrary",
     "album_folder",
+    "fetch_album_photos",
+    "fetch_photos",
     "media_id_of",
     "object_name",
     "parse_links",
 ]
 
+_LOGGER = logging.getLogger(__name__)
+
 MEDIA_FOLDER = "itel_cabinet_form_attachments"
 _NAME_BYTES = 120  # with the media id well below the 255 of a file system
 _WARNING_CHARACTERS = 200
+_MOST_LOGGED = 10  # of a batch: one who can write links must not be able to flood the log
 
 
-class PhotoFailed(Exception):
+class PhotoError(Exception):
     """A photo, or a list of them, cannot be had. ``reason`` is a stable name; the text is one line, without a URL's
     query and without a file's name, either of which may tell what it should not.
     """
@@ -69,7 +79,7 @@ class Link:
 
 
 class PhotoLibrary(Protocol):
-    """The photos as the step sees them. Implementations are thread-safe, bound their own time and raise PhotoFailed."""
+    """The photos as the step sees them. Implementations are thread-safe, bound their own time and raise PhotoError."""
 
     def stored(self, album: Album) -> Mapping[int, str]:
         """The path of each photo of the album that is stored already, by media id."""
@@ -125,18 +135,18 @@ def _segment(text: str) -> str:
 def parse_links(body: bytes, wanted: Sequence[int]) -> dict[int, Link]:
     """ClaimX's answer about photos: a list of objects, one such object, or a list under ``data`` or ``media``.
 
-    Read leniently: what is no photo that was ``wanted``, or has no link, is left out; of two for one id the first
-    counts. Raises PhotoFailed for what is no JSON of such a shape.
+    Read leniently: anything but a photo that was ``wanted``, or has no link, is left out; of two for one id the first
+    counts. Raises PhotoError for other than JSON of that shape.
     """
     try:
         content = from_json(body, allow_inf_nan=False)
     except ValueError:
-        raise PhotoFailed("metadata", "ClaimX's answer is not JSON") from None
+        raise PhotoError("metadata", "ClaimX's answer is not JSON") from None
     if isinstance(content, dict):
         inner = next((content[key] for key in ("data", "media") if isinstance(content.get(key), list | dict)), content)
         content = inner if isinstance(inner, list) else [inner]
     if not isinstance(content, list):
-        raise PhotoFailed("metadata", "ClaimX's answer is no list of photos")
+        raise PhotoError("metadata", "ClaimX's answer is no list of photos")
     asked = set(wanted)
     links: dict[int, Link] = {}
     for item in content:
@@ -153,3 +163,122 @@ def _media_id(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"\d{1,19}", value, re.ASCII):
         value = int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= INT64_MAX else None
+
+
+# ------------------------------------------------------------------------------------------------------------ fetching
+
+
+def fetch_photos(
+    tasks: Sequence[CabinetTask],
+    *,
+    library: Callable[[], PhotoLibrary],
+    pool: Callable[[], Executor],
+    deadline_seconds: float,
+    clock: Callable[[], float],
+    count: Callable[[str, int], None],
+) -> list[CabinetTask]:
+    """The tasks, in order, each with what became of its form's photos; returns within ``deadline_seconds``.
+
+    Never fails a task: a photo that is not there in time has a warning, and may go on in the background, where the
+    backfill finds it.
+
+    Args:
+        tasks: a batch.
+        library: gives the process's library; called on the worker, as ``pool`` is.
+        pool: gives the threads to fetch in.
+        deadline_seconds: for the whole batch.
+        clock: monotonic seconds.
+        count: is called with an outcome (``stored``, ``known``, or the reason why not) and a number of photos.
+    """
+    wanted: dict[tuple[str, int, int], dict[int, None]] = {}
+    for task in tasks:
+        if task.form:
+            key = (task.event.project_id, task.event.task_id, task.event.assignment_id)
+            wanted.setdefault(key, {}).update(dict.fromkeys(photo.claim_media_id for photo in task.form.photos))
+    albums = {key: Album(*key, tuple(ids)) for key, ids in wanted.items() if ids}
+    if not albums:
+        return [*tasks]
+    found = fetch_album_photos(
+        albums.values(), library=library(), pool=pool(), deadline_seconds=deadline_seconds, clock=clock
+    )
+    for outcome, number in Counter(photo.outcome for photos in found.values() for photo in photos.values()).items():
+        count(outcome, number)
+    refused = [(a, i, p) for a, photos in found.items() for i, p in photos.items() if p.outcome == "refused"]
+    for album, media_id, photo in refused[:_MOST_LOGGED]:
+        _LOGGER.warning("assignment %d: photo %d: %s", album.assignment_id, media_id, photo.warning)
+    by_assignment = {key: found[album] for key, album in albums.items()}
+    return [
+        replace(task, photographs=by_assignment[key])
+        if (key := (task.event.project_id, task.event.task_id, task.event.assignment_id)) in by_assignment
+        else task
+        for task in tasks
+    ]
+
+
+def fetch_album_photos(
+    albums: Iterable[Album],
+    *,
+    library: PhotoLibrary,
+    pool: Executor,
+    deadline_seconds: float,
+    clock: Callable[[], float],
+) -> dict[Album, dict[int, Photograph]]:
+    """What became of each photo of each album, as :func:`fetch_photos` has it."""
+    until = clock() + deadline_seconds
+    ended: queue.SimpleQueue[Future[Any]] = queue.SimpleQueue()
+    running: dict[Future[Any], tuple[Album, Link | None]] = {}
+    late = Photograph(None, "deadline: not stored in time; `itel-cabinet media backfill` fetches it")
+    photos = {album: dict.fromkeys(album.media_ids, late) for album in albums}
+
+    def begin(album: Album, link: Link | None, work: Callable[[], Any]) -> None:
+        future = pool.submit(work)
+        running[future] = (album, link)
+        future.add_done_callback(ended.put)
+
+    for album in photos:
+        begin(album, None, lambda album=album: _look(library, album))  # type: ignore[misc]
+    while running:
+        try:
+            future = ended.get(timeout=max(0.0, until - clock()))
+        except queue.Empty:
+            break
+        album, link = running.pop(future)
+        try:
+            outcome = future.result()
+        except Exception as error:
+            of = (link.media_id,) if link else album.media_ids
+            photos[album].update(dict.fromkeys(of, _failed(error, album)))
+            continue
+        if link:
+            photos[album][link.media_id] = Photograph(outcome, None, new=True)
+            continue
+        known, links = outcome
+        photos[album].update(known)
+        for link in links:
+            begin(album, link, lambda album=album, link=link: library.fetch(album, link))  # type: ignore[misc]
+    for future in running:
+        future.cancel()
+    return photos
+
+
+def _failed(error: Exception, album: Album) -> Photograph:
+    if isinstance(error, PhotoError):
+        return Photograph(None, error.warning)
+    # What nobody has thought of must not stop the stream for a photo's sake.
+    _LOGGER.error("assignment %d: an error of the program, at a photo", album.assignment_id, exc_info=error)
+    return Photograph(None, f"error: {type(error).__name__}")
+
+
+def _look(library: PhotoLibrary, album: Album) -> tuple[dict[int, Photograph], list[Link]]:
+    """What is stored or cannot be had, and the links to all else."""
+    stored = library.stored(album)
+    known = {media_id: Photograph(stored[media_id], None) for media_id in album.media_ids if media_id in stored}
+    missing = [media_id for media_id in album.media_ids if media_id not in stored]
+    if not missing:
+        return known, []
+    try:
+        links = library.links(album, missing)
+    except PhotoError as error:
+        return known | dict.fromkeys(missing, Photograph(None, error.warning)), []
+    unlisted = Photograph(None, "not_listed: ClaimX tells no link for it")
+    return known | {i: unlisted for i in missing if i not in links}, [links[i] for i in missing if i in links]

@@ -7,7 +7,6 @@ in UTC. All functions are pure and thread-safe; ``now`` (aware) is when the row 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
@@ -245,7 +244,12 @@ def make_photo_rows(
             **shared,
             "blob_path": file.path,
             "media_warning": file.warning,
-            **asdict(photo),
+            "control_id": photo.control_id,
+            "question_key": photo.question_key,
+            "question_text": photo.question_text,
+            "topic_category": photo.topic_category,
+            "claim_media_id": photo.claim_media_id,
+            "display_order": photo.display_order,
             "is_active": True,
             "media_type": _MEDIA_TYPE,
         }

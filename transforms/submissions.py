@@ -99,7 +99,7 @@ def _tail(text: str, spelling: str) -> int:
 
 def _personal(payload: CabinetRepairSubmission) -> tuple[str, ...]:
     customer = payload.customer
-    told = (
+    people = (
         customer.email,
         customer.phone,
         customer.first_name,
@@ -108,4 +108,4 @@ def _personal(payload: CabinetRepairSubmission) -> tuple[str, ...]:
         payload.damage_description,
         payload.additional_notes,
     )
-    return tuple(sorted({text.strip() for text in told if text and len(text.strip()) > 1}, key=len, reverse=True))
+    return tuple(sorted({text.strip() for text in people if text and len(text.strip()) > 1}, key=len, reverse=True))

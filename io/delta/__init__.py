@@ -20,7 +20,7 @@ from itel_cabinet.io.delta.inspect import (
     table_exists,
 )
 from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, vacuum
-from itel_cabinet.io.delta.spec import Append, Row, RowRefused, TableRefused, TableSpec, TableState, Upsert, WriteResult
+from itel_cabinet.io.delta.spec import Append, Row, RowError, TableError, TableSpec, TableState, Upsert, WriteResult
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta.table import FencedTable, WriteToDelta, get_table
@@ -31,8 +31,8 @@ __all__ = [
     "FencedTable",
     "Move",
     "Row",
-    "RowRefused",
-    "TableRefused",
+    "RowError",
+    "TableError",
     "TableSpec",
     "TableState",
     "Upsert",

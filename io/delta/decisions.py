@@ -10,7 +10,7 @@ import pyarrow as pa
 from deltalake import Field, Schema
 from deltalake.schema import PrimitiveType
 
-from itel_cabinet.io.delta.spec import Row, RowRefused, TableRefused, TableSpec, Upsert
+from itel_cabinet.io.delta.spec import Row, RowError, TableError, TableSpec, Upsert
 
 __all__ = ["Decision", "decide", "missing_columns", "split_by_fence", "to_arrow"]
 
@@ -41,7 +41,7 @@ def split_by_fence(
                 continue
             new[at] = max(new.get(at, 0), offset + 1)
         except (KeyError, TypeError):
-            raise RowRefused(f"a row lacks its source: {', '.join(source)} must be a text and two integers") from None
+            raise RowError(f"a row lacks its source: {', '.join(source)} must be a text and two integers") from None
         fresh.append(row)
     return fresh, replayed, new
 
@@ -117,7 +117,7 @@ def _values(row: Row, columns: Iterable[str]) -> Values:
 def _key(spec: TableSpec, row: Row, columns: Sequence[str]) -> Values:
     key = _values(row, columns)
     if None in key:
-        raise RowRefused(f"{spec}: the key column {columns[key.index(None)]!r} is null in a row")
+        raise RowError(f"{spec}: the key column {columns[key.index(None)]!r} is null in a row")
     return key
 
 
@@ -131,9 +131,9 @@ def _blank(spec: TableSpec, column: str) -> Any:
 
 
 def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str]) -> list[Field]:
-    """The columns of the specification that a table lacks, as nullable. Raises TableRefused if the two do not match."""
+    """The columns of the specification that a table lacks, as nullable. Raises TableError if the two do not match."""
     if tuple(partition_by) != spec.partition_by:
-        raise TableRefused(
+        raise TableError(
             f"{spec} is partitioned by ({', '.join(partition_by)}), the job by ({', '.join(spec.partition_by)}): "
             "set the job's partitioning to the table's, or write to another table"
         )
@@ -144,13 +144,13 @@ def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str])
         if found is None:
             missing.append(Field(wanted.name, wanted.type, nullable=True))
         elif (found.name, found.type) != (wanted.name, wanted.type):
-            raise TableRefused(
+            raise TableError(
                 f"{spec}: column {found.name!r} is {_type_name(found)} in the table, and {wanted.name!r} is "
                 f"{_type_name(wanted)} in the job: rewrite the column, or write to another table"
             )
     for left in there.values():
         if not left.nullable:
-            raise TableRefused(
+            raise TableError(
                 f"{spec}: column {left.name!r} ({_type_name(left)}) is NOT NULL in the table, and the job does not "
                 f"write it: ALTER TABLE ... ALTER COLUMN {left.name} DROP NOT NULL, or write to another table"
             )
@@ -162,19 +162,19 @@ def _type_name(column: Field) -> str:
 
 
 def to_arrow(spec: TableSpec, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of ``schema``; a key that a row lacks is null. Raises RowRefused."""
+    """Rows as a table of ``schema``; a key that a row lacks is null. Raises RowError."""
     unknown = set[str]().union(*rows) - set(spec.schema.names)
     if unknown:
-        raise RowRefused(f"{spec}: a row has the column {min(unknown)!r}, which the schema lacks")
+        raise RowError(f"{spec}: a row has the column {min(unknown)!r}, which the schema lacks")
     return pa.table([_column(spec, [row.get(f.name) for row in rows], f) for f in schema], schema=schema)
 
 
 def _column(spec: TableSpec, values: list[Any], column: pa.Field) -> pa.Array:
-    def refused(what: str) -> RowRefused:
-        return RowRefused(f"{spec}: column {column.name!r} is {column.type}, which {what} does not fit")
+    def refused(what: str) -> RowError:
+        return RowError(f"{spec}: column {column.name!r} is {column.type}, which {what} does not fit")
 
     if not column.nullable and None in values:
-        raise RowRefused(f"{spec}: column {column.name!r} is NOT NULL, and a row has no value for it")
+        raise RowError(f"{spec}: column {column.name!r} is NOT NULL, and a row has no value for it")
     try:
         return pa.array(values, type=column.type)
     except (pa.ArrowException, OverflowError, TypeError, ValueError):

@@ -23,7 +23,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
 from itel_cabinet.io.delta.inspect import all_fences, at_once, literal, open_table, storage
-from itel_cabinet.io.delta.spec import TableRefused, TableSpec
+from itel_cabinet.io.delta.spec import TableError, TableSpec
 
 __all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore", "rows_from"]
 
@@ -54,7 +54,7 @@ class Change:
 def fences_at(spec: TableSpec, version: int | None = None) -> tuple[int, Fences]:
     """A version, by default the newest, and the fences by topic id and partition, as they were then.
 
-    Raises TableRefused if the log does not have it (any more), OutageError if the table cannot be read.
+    Raises TableError if the log does not have it (any more), OutageError if the table cannot be read.
     """
 
     def look() -> tuple[int, Fences]:
@@ -65,7 +65,7 @@ def fences_at(spec: TableSpec, version: int | None = None) -> tuple[int, Fences]
 
 
 def plan_fences(spec: TableSpec, to: Callable[[Fences], Fences]) -> Change:
-    """The change that moves fences to where ``to`` says, which is told where they are."""
+    """The change that moves fences to where ``to`` says, which is given where they are."""
     version, now = fences_at(spec)
     wanted = to(now)
     return Change(version, tuple(Move(*at, now.get(at, 0), wanted[at]) for at in sorted(wanted)))
@@ -74,18 +74,18 @@ def plan_fences(spec: TableSpec, to: Callable[[Fences], Fences]) -> Change:
 def plan_restore(spec: TableSpec, version: int) -> Change:
     """The change that brings back rows and fences of ``version``; fences unknown then are lowered to 0.
 
-    Raises TableRefused if there is nothing to go back to, or files of that version were deleted by a vacuum.
+    Raises TableError if there is nothing to go back to, or files of that version were deleted by a vacuum.
     """
 
     def look() -> Change:
         table = open_table(spec)
         if version >= table.version():
-            raise TableRefused(f"{spec} is at version {table.version()}: give an older one than that, not {version}")
+            raise TableError(f"{spec} is at version {table.version()}: give an older one than that, not {version}")
         then = _at(spec, version)
         paths = sorted(unquote(path) for path in _paths(then) - _paths(table))
         missing = [f.path for f in storage(spec).get_file_info(paths) if f.type == FileType.NotFound]
         if missing:
-            raise TableRefused(
+            raise TableError(
                 f"{spec}: {len(missing)} files of version {version} are gone, deleted by a vacuum: give a later one"
             )
         now, back = (_parsed(spec, all_fences(spec, one)) for one in (table, then))
@@ -115,7 +115,7 @@ def carry_out(
 ) -> int:
     """Make a change, in one commit; the table's new version.
 
-    Raises TableRefused with nothing changed if the table has left the version that the change was decided at, by now,
+    Raises TableError with nothing changed if the table has left the version that the change was decided at, by now,
     within ``watch_seconds`` or at the moment of the commit; OutageError if the store fails, when it may have been made.
     """
 
@@ -125,7 +125,7 @@ def carry_out(
         newest = open_table(spec).version()
         if newest != change.version:
             raise _written(spec, f"went from version {change.version} to {newest} within {watch_seconds:g} s")
-        # All of them, moved or not: whatever a writer has decided on any, it must decide again.
+        # All of them, moved or not: a writer that has decided on any of them must decide again.
         fences = {spec.fence_id(m.topic_id, m.partition): m.after for m in change.moves}
         upserts = f"{spec.fence_prefix}/upsert"
         if change.restore is not None and table.transaction_version(upserts) is not None:
@@ -144,8 +144,8 @@ def carry_out(
     return at_once(spec, work)
 
 
-def _written(spec: TableSpec, how: str) -> TableRefused:
-    return TableRefused(f"{spec} {how}, so a job or command writes to it: stop it first; nothing was changed")
+def _written(spec: TableSpec, how: str) -> TableError:
+    return TableError(f"{spec} {how}, so a job or command writes to it: stop it first; nothing was changed")
 
 
 def _at(spec: TableSpec, version: int | None) -> DeltaTable:
@@ -155,7 +155,7 @@ def _at(spec: TableSpec, version: int | None) -> DeltaTable:
     try:
         return open_table(spec, version)
     except DeltaError:
-        raise TableRefused(f"{spec} has no version {version}: its log goes from {_oldest(spec)} to {newest}") from None
+        raise TableError(f"{spec} has no version {version}: its log goes from {_oldest(spec)} to {newest}") from None
 
 
 def _oldest(spec: TableSpec) -> int:

@@ -26,8 +26,8 @@ from itel_cabinet.io.delta.spec import (
     RETENTION,
     Append,
     Pairs,
+    TableError,
     TableGlance,
-    TableRefused,
     TableSpec,
     TableState,
     Upsert,
@@ -103,10 +103,10 @@ def open_or_create(spec: TableSpec) -> tuple[DeltaTable, bool]:
 
 
 def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
-    """The columns still to be added. Raises TableRefused if the table cannot be written exactly once, or not at all."""
+    """The columns still to be added. Raises TableError if the table cannot be written exactly once, or not at all."""
     metadata = table.metadata()
     if RETENTION in metadata.configuration:
-        raise TableRefused(
+        raise TableError(
             f"{spec}: its property {RETENTION} lets the fences of idle partitions expire, and replays would be "
             f"written twice: ALTER TABLE ... UNSET TBLPROPERTIES ('{RETENTION}')"
         )
@@ -114,16 +114,16 @@ def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
 
 
 def _check_store(spec: TableSpec) -> None:
-    """Refuse S3 unless it is told how to make a commit atomic: two writers could otherwise both make one version."""
+    """Refuse S3 unless the options say how to make a commit atomic: two writers could otherwise both make one version."""
     if not spec.uri.startswith(("s3://", "s3a://")):
         return
     options = {k.lower().removeprefix("aws_"): v for k, v in {**os.environ, **dict(spec.storage_options)}.items()}
     if options.get("s3_allow_unsafe_rename", "").lower() in ("true", "1"):
-        raise TableRefused(
+        raise TableError(
             f"{spec}: AWS_S3_ALLOW_UNSAFE_RENAME lets two writers overwrite each other's commits; unset it"
         )
     if not options.get("s3_locking_provider") and not options.get("conditional_put"):
-        raise TableRefused(
+        raise TableError(
             f"{spec}: S3 needs an atomic commit: set the storage option conditional_put=etag "
             "(AWS, MinIO, R2), or AWS_S3_LOCKING_PROVIDER=dynamodb"
         )
@@ -132,7 +132,7 @@ def _check_store(spec: TableSpec) -> None:
 def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
     """Make the table where it is missing, check it where it exists, and describe it. May be repeated; adds no columns.
 
-    With ``dry_run`` nothing is made. Raises TableRefused, and OutageError at once if the store does not answer.
+    With ``dry_run`` nothing is made. Raises TableError, and OutageError at once if the store does not answer.
     """
 
     def look() -> TableState:
@@ -171,7 +171,7 @@ def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:
 def glance_at_table(
     uri: str, storage_options: Pairs = (), *, newest: Sequence[str] = (), fences: Iterable[str] = ()
 ) -> TableGlance | None:
-    """What is cheaply told of a table by its log; ``newest`` names columns of instants. None if there is no table.
+    """What a table's log says at little cost; ``newest`` names columns of instants. None if there is no table.
 
     Raises OutageError within some seconds if it is unreadable.
     """
@@ -239,7 +239,7 @@ def literal(value: str | int) -> str:
 
 
 def at_once(spec: TableSpec, look: Callable[[], T]) -> T:
-    """What ``look`` returns; an error of the world is raised as OutageError, without a second try."""
+    """What ``look`` returns; an outage is raised as OutageError, without a second try."""
     return retry_outage(
         look, what=str(spec), seconds=0, is_outage=is_outage, describe=functools.partial(error_text, spec)
     )
@@ -297,12 +297,12 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, DeltaError | OSError)
 
 
-def refusal(spec: TableSpec, error: Exception) -> TableRefused | None:
-    """What an error of delta-rs means if waiting cannot mend it."""
+def refusal(spec: TableSpec, error: Exception) -> TableError | None:
+    """What an error of delta-rs means if waiting cannot help."""
     if isinstance(error, SchemaMismatchError | DeltaProtocolError):
-        return TableRefused(f"{spec}: {error_text(spec, error)}")
+        return TableError(f"{spec}: {error_text(spec, error)}")
     if isinstance(error, DeltaError) and "Invalid data found" in str(error):  # goes on to show the rows: not repeated
-        return TableRefused(f"{spec}: a row breaks one of the table's CHECK constraints: drop it, or mend the rows")
+        return TableError(f"{spec}: a row breaks one of the table's CHECK constraints: drop it, or fix the rows")
     return None
 
 

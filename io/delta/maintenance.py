@@ -20,7 +20,7 @@ from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSelector
 
 from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_table, storage
-from itel_cabinet.io.delta.spec import TableRefused, TableSpec
+from itel_cabinet.io.delta.spec import TableError, TableSpec
 from itel_cabinet.io.worker import full_jitter
 
 __all__ = ["SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
@@ -65,8 +65,8 @@ def optimize(
 ) -> Optimized:
     """Put small files together up to ``target_bytes`` (default: the table's property, else 100 MB).
 
-    With ``z_order`` all files are rewritten, rows alike in those columns side by side. Safe while jobs write: whoever
-    commits second does its work again. Raises TableRefused for columns that cannot be sorted by, or if other
+    With ``z_order`` all files are rewritten, rows alike in those columns side by side. Safe while jobs write: the
+    writer that commits second does its work again. Raises TableError for columns that cannot be sorted by, or if other
     writers have won ten times; OutageError if the store fails.
     """
 
@@ -103,7 +103,7 @@ def _against_others(
         except CommitFailedError as error:
             lost = error_text(spec, error)
             sleep(next(waits))
-    raise TableRefused(
+    raise TableError(
         f"{spec}: other writers were faster {_TRIES} times ({lost}); no row is touched: try again when less is written"
     )
 
@@ -112,9 +112,9 @@ def _check_columns(spec: TableSpec, table: DeltaTable, columns: Sequence[str]) -
     there, partitions = {f.name for f in table.schema().fields}, set(table.metadata().partition_columns)
     for column in columns:
         if column not in there:
-            raise TableRefused(f"{spec} has no column {column!r}")
+            raise TableError(f"{spec} has no column {column!r}")
         if column in partitions:
-            raise TableRefused(f"{spec} is partitioned by {column!r}, so its files are sorted by it already")
+            raise TableError(f"{spec} is partitioned by {column!r}, so its files are sorted by it already")
 
 
 def _small_files(table: DeltaTable, target_bytes: int | None) -> int:
@@ -149,14 +149,14 @@ def vacuum(
     From SAFE_RETENTION_HOURS on also those that no version mentions: left by writers that were killed before their
     commit, or forgotten by the log (delta-rs drops removed files from its checkpoints after
     ``delta.deletedFileRetentionDuration``). Below it those may be a running writer's, so that only files go that the
-    log says were removed. Raises TableRefused if the log does not reach back so far, or if other writers have won ten
-    times against the two commits that tell of a vacuum; OutageError if the store fails.
+    log says were removed. Raises TableError if the log does not reach back so far, or if other writers have won ten
+    times against the two commits that record a vacuum; OutageError if the store fails.
     """
 
     def work() -> Vacuumed:
         remembered = _remembered_hours(open_table(spec))
         if retention_hours > remembered:
-            raise TableRefused(
+            raise TableError(
                 f"{spec} remembers for {remembered:g} h which files were removed, and cannot keep them longer: set its "
                 f"property delta.deletedFileRetentionDuration to 'interval {retention_hours} hours' first"
             )

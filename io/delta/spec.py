@@ -14,9 +14,9 @@ __all__ = [
     "Append",
     "Pairs",
     "Row",
-    "RowRefused",
+    "RowError",
+    "TableError",
     "TableGlance",
-    "TableRefused",
     "TableSpec",
     "TableState",
     "Upsert",
@@ -29,11 +29,11 @@ Pairs = Mapping[str, str] | tuple[tuple[str, str], ...]
 RETENTION = "delta.setTransactionRetentionDuration"
 
 
-class TableRefused(ValueError):
-    """This table cannot be written as the specification says. One line with the mend; nothing was written."""
+class TableError(ValueError):
+    """This table cannot be written as the specification says. One line with what to do; nothing was written."""
 
 
-class RowRefused(ValueError):
+class RowError(ValueError):
     """A row does not fit its table's specification: an error of the program. Names column and types, never values."""
 
 
@@ -44,7 +44,7 @@ class Append:
 
 @dataclass(frozen=True)
 class Upsert:
-    """One row a key; the newest wins, whatever the order of arrival.
+    """One row a key; the newest wins, in any order of arrival.
 
     ``keys`` identify a row: texts or integers, never null. ``order`` columns, compared one after the other with null as
     the oldest, say which of two rows is newer; equal is not newer. They should end in the source's coordinates, to make

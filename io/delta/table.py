@@ -45,8 +45,8 @@ unless :mod:`itel_cabinet.io.delta.fences` lowers them.
 
 Upserts (:class:`Upsert`) are decided likewise: the rows of the table that they meet are read at the handle's version, a
 pure function (:func:`~itel_cabinet.io.delta.decisions.decide`) says what changes, and one merge makes it so. All
-upserts of a table share one more id, ``{prefix}/upsert``, so that of two at once one always decides again, whatever
-delta-rs can tell of the files they touch.
+upserts of a table share one more id, ``{prefix}/upsert``, so that of two at once one always decides again, no matter
+what delta-rs knows of the files they touch.
 """
 
 from __future__ import annotations
@@ -76,47 +76,26 @@ from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
     check_writable,
-    create_table,
-    describe_table,
     error_text,
-    glance_at_table,
     is_outage,
     literal,
     open_or_create,
     open_table,
-    records_written,
     refusal,
 )
 from itel_cabinet.io.delta.spec import (
     Append,
     Row,
-    RowRefused,
-    TableGlance,
-    TableRefused,
     TableSpec,
-    TableState,
     Upsert,
     WriteResult,
 )
 from itel_cabinet.io.worker import OutageError, beat, crash_points, full_jitter, metrics, once_per_process, retry_outage
 
 __all__ = [
-    "Append",
     "FencedTable",
-    "Row",
-    "RowRefused",
-    "TableGlance",
-    "TableRefused",
-    "TableSpec",
-    "TableState",
-    "Upsert",
-    "WriteResult",
     "WriteToDelta",
-    "create_table",
-    "describe_table",
     "get_table",
-    "glance_at_table",
-    "records_written",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -164,8 +143,8 @@ class FencedTable:
     def write(self, rows: Sequence[Row]) -> WriteResult:
         """Commit those of ``rows`` that are not committed yet, all in one version, and say which were which.
 
-        Idempotent: after an exception or a crash, whatever became of the commit, write the same rows again.
-        Raises RowRefused and TableRefused with nothing written, and OutageError after ``outage_seconds``.
+        Idempotent: after an exception or a crash, even if the commit was made, write the same rows again.
+        Raises RowError and TableError with nothing written, and OutageError after ``outage_seconds``.
         """
         if not rows:
             return WriteResult(self.spec.name, None, [], [])
@@ -191,7 +170,7 @@ class FencedTable:
         return self._patiently(lambda _: self._fill(rows, column)) if rows else 0
 
     def _patiently(self, attempt: Callable[[int], T]) -> T:
-        """The outcome of an attempt that neither an outage nor another writer has ruined; it is told its conflicts."""
+        """The outcome of an attempt that neither an outage nor another writer has ruined; it counts its conflicts."""
         with self._lock:
             return retry_outage(
                 lambda: self._until_decided(attempt),
@@ -219,7 +198,7 @@ class FencedTable:
                     ) from error
                 self._sleep(wait)
             except Exception as error:
-                # Opened anew by the next attempt, with fresh credentials and whatever is there then.
+                # Opened again by the next attempt, with fresh credentials and the newest version.
                 self._handle = None
                 metrics.COMMIT_FAILURES.labels(self.spec.name).inc()
                 refused = refusal(self.spec, error)
@@ -308,7 +287,7 @@ class FencedTable:
         if not decision.put and not decision.touch:
             return None
         met = {row[key] for row in existing} & {row[key] for row in (*decision.put, *decision.touch)}
-        if not met:  # nothing to update: an append costs the same whatever the table's size
+        if not met:  # nothing to update: an append costs the same at any size of the table
             return functools.partial(_append, table, to_arrow(self.spec, decision.put, schema))
         source = _merge_source(self.spec, decision, schema)
         return functools.partial(_merge, self.spec, table, source, _among(key, met, "t."))

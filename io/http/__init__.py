@@ -5,10 +5,10 @@ from __future__ import annotations
 from itel_cabinet.io.http.auth import Auth, check_header_name
 from itel_cabinet.io.http.breaker import BreakerSettings
 from itel_cabinet.io.http.connection import Connection, ConnectionSettings, get_connection
-from itel_cabinet.io.http.downloads import AllowedHosts, DownloadFailed, Downloads, DownloadSettings, get_downloads
+from itel_cabinet.io.http.downloads import AllowedHosts, DownloadError, Downloads, DownloadSettings, get_downloads
 from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.http.transport import (
-    CallFailed,
+    CallError,
     FailureKind,
     Reply,
     TlsFiles,
@@ -21,10 +21,10 @@ __all__ = [
     "AllowedHosts",
     "Auth",
     "BreakerSettings",
-    "CallFailed",
+    "CallError",
     "Connection",
     "ConnectionSettings",
-    "DownloadFailed",
+    "DownloadError",
     "DownloadSettings",
     "Downloads",
     "FailureKind",

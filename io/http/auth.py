@@ -1,4 +1,4 @@
-"""How an API is told who is calling: written by reference, resolved where the job's workers run."""
+"""How a caller authenticates: written by reference, resolved where the job's workers run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import quote_plus
 
 from itel_cabinet.io.http.transport import check_url
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 
 __all__ = ["Auth", "Credentials", "check_header_name"]
 
@@ -54,7 +54,7 @@ class Auth:
             rest, named, scope = rest.partition(":scope=")
             if named and not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*", scope):
                 raise ValueError("the scope of oauth2 must be words of ASCII with one space between")
-        # A reference holds a colon itself, so the parts are told apart by what each begins with.
+        # A reference holds a colon itself, so the parts are split at what each begins with.
         parts = re.split(r":(?=(?:env|file):)", rest) if rest else []
         if scheme == "none" and not parts:
             return cls("none")
@@ -73,7 +73,7 @@ class Auth:
         )
 
     def resolve(self) -> Credentials:
-        """Read the secrets now; for ``oauth2`` those that ask for a token. Raises UnresolvedSecret."""
+        """Read the secrets now; for ``oauth2`` those that ask for a token. Raises UnresolvedSecretError."""
         values = tuple(ref.resolve() for ref in self.refs)
         if self.scheme == "none":
             return Credentials({}, ())
@@ -86,7 +86,7 @@ class Auth:
             # The one way that every token endpoint must know (RFC 6749, 2.3.1), which has both percent-encoded first.
             values = tuple(quote_plus(value) for value in values)
         elif ":" in values[0]:
-            raise UnresolvedSecret(f"{self.refs[0]} holds a colon: no user name of basic authentication can")
+            raise UnresolvedSecretError(f"{self.refs[0]} holds a colon: no user name of basic authentication can")
         token = base64.b64encode(":".join(values).encode()).decode()
         return Credentials({self.header: f"Basic {token}"}, (token, secret, values[1]))
 

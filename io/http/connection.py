@@ -20,36 +20,26 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
-from itel_cabinet.io.http.auth import Auth, Credentials, check_header_name
+from itel_cabinet.io.http.auth import Auth, Credentials
 from itel_cabinet.io.http.breaker import Admission, Breaker, BreakerSettings
 from itel_cabinet.io.http.oauth2 import Tokens, get_tokens
 from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.http.retries import is_transient, pause_before_retry
 from itel_cabinet.io.http.transport import (
-    CallFailed,
-    FailureKind,
+    CallError,
     Reply,
     TlsFiles,
     Transport,
     TransportSettings,
     check_url,
 )
-from itel_cabinet.io.secrets import UnresolvedSecret
-from itel_cabinet.io.worker import beat, metrics, once_per_process
+from itel_cabinet.io.secrets import UnresolvedSecretError
+from itel_cabinet.io.worker import SettingError, beat, metrics, once_per_process
 
 __all__ = [
-    "Auth",
-    "BreakerSettings",
-    "CallFailed",
     "Connection",
     "ConnectionSettings",
-    "Credentials",
-    "FailureKind",
-    "Reply",
-    "TlsFiles",
-    "check_header_name",
     "get_connection",
-    "is_transient",
 ]
 
 _log = logging.getLogger(__name__)
@@ -57,10 +47,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ConnectionSettings:
-    """All that is said about one API. Hashable, free of secrets; checked when made (ValueError names the option).
+    """All that is said about one API. Hashable, free of secrets; raises SettingError when made.
 
-    ``name`` is ``claimx`` or ``itel``: the options in the error texts are ``--{name}_url``, ``--{name}_auth`` and so
-    on.
+    ``name`` stands in log lines and metrics.
 
     ``deadline_seconds`` bounds one call with all its tries and pauses; ``connect_timeout_seconds`` bounds looking the
     host up and connecting; ``read_timeout_seconds`` bounds one try's whole answer, from the request's last byte to the
@@ -83,52 +72,32 @@ class ConnectionSettings:
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
     def __post_init__(self) -> None:
-        try:
-            check_url(self.base_url)
-        except ValueError as error:
-            mend = f"; give them by --{self.name}_auth" if "@" in self.base_url else ""
-            raise ValueError(f"--{self.name}_url: {error}{mend}") from None
-        try:
-            Auth.parse(self.auth)
-        except ValueError as error:
-            raise ValueError(f"--{self.name}_auth: {error}") from None
-        for option, value in (
-            ("deadline_seconds", self.deadline_seconds),
-            ("connect_timeout_seconds", self.connect_timeout_seconds),
-            ("read_timeout_seconds", self.read_timeout_seconds),
-        ):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"--{self.name}_{option}: must be more than 0 seconds, got {value}")
-        if self.max_retries < 0:
-            raise ValueError(f"--max_retries: must be 0 or more, got {self.max_retries}")
-        if self.concurrency < 1:
-            raise ValueError(f"--http_concurrency: must be 1 or more, got {self.concurrency}")
-        if not 0 <= self.calls_per_second < float("inf"):
-            raise ValueError(f"--{self.name}_calls_per_second: must be 0 or more, got {self.calls_per_second}")
+        for name, check in (("base_url", check_url), ("auth", Auth.parse)):
+            try:
+                check(getattr(self, name))
+            except ValueError as error:
+                raise SettingError(str(error), field=name) from None
         self._check_tls()
 
     def _check_tls(self) -> None:
         if self.tls.client_key and not self.tls.client_cert:
-            raise ValueError(f"--{self.name}_client_key: has no use without --{self.name}_client_cert")
-        for option, file in (("ca", self.tls.ca), ("client_cert", self.tls.client_cert)):
+            raise SettingError("has no use without client_cert", field="client_key")
+        for name, file in (("ca", self.tls.ca), ("client_cert", self.tls.client_cert)):
             if file and not self.base_url.startswith("https:"):
-                raise ValueError(f"--{self.name}_{option}: has no use for {self.base_url}, which is not https")
+                raise SettingError(f"has no use for {self.base_url}, which is not https", field=name)
 
     def credentials(self) -> Credentials:
-        """Resolve the secrets now. Raises UnresolvedSecret, naming option and reference."""
+        """Resolve the secrets now. Raises UnresolvedSecretError (field ``auth``)."""
         try:
             return Auth.parse(self.auth).resolve()
-        except UnresolvedSecret as error:
-            raise UnresolvedSecret(f"--{self.name}_auth: {error}") from None
+        except UnresolvedSecretError as error:
+            raise UnresolvedSecretError(str(error), field="auth") from None
 
     def check(self) -> None:
         """Read what the settings refer to, secrets and TLS files; ``run`` calls this to refuse early. Raises
-        UnresolvedSecret, naming the option."""
+        UnresolvedSecretError with the field."""
         self.credentials()
-        try:
-            self.tls.check()
-        except UnresolvedSecret as error:
-            raise UnresolvedSecret(f"--{self.name}_{error}") from None
+        self.tls.check()
 
     def transport(self, base_url: str) -> TransportSettings:
         """The bounds of a single try, at this API or at the token endpoint that belongs to it."""
@@ -146,9 +115,10 @@ class ConnectionSettings:
 class Connection:
     """Calls to one API. Thread-safe; made once for its settings by :func:`connection`.
 
-    Secrets are resolved when it is made (UnresolvedSecret) and again after a 401. ``clock`` is monotonic, in seconds;
-    it, ``sleep`` and ``random`` (0 to 1) steer pauses, rate limit and breaker only: sockets keep real time. ``now`` (in
-    epoch seconds) is what the date in a Retry-After is compared with. ``tokens`` are the process's, unless given.
+    Secrets are resolved when it is made (UnresolvedSecretError) and again after a 401. ``clock`` is monotonic, in
+    seconds; it, ``sleep`` and ``random`` (0 to 1) steer pauses, rate limit and breaker only: sockets keep real time.
+    ``now`` (in epoch seconds) is what the date in a Retry-After is compared with. ``tokens`` are the process's, unless
+    given.
     """
 
     settings: ConnectionSettings
@@ -205,7 +175,7 @@ class Connection:
         if _origin(link) != _origin(self.settings.base_url):
             return {}
         credentials = self._authorize(self.settings.deadline_seconds)
-        return {} if isinstance(credentials, CallFailed) else credentials.headers
+        return {} if isinstance(credentials, CallError) else credentials.headers
 
     def call(
         self,
@@ -224,7 +194,7 @@ class Connection:
         once more with a new token, or if the secret has changed meanwhile. So a request may arrive more than once: a
         write needs an idempotency key among its ``headers``.
 
-        Returns the last try's reply, whatever its status, for the caller to judge; raises CallFailed if the last try
+        Returns the last try's reply, of any status, for the caller to judge; raises CallError if the last try
         had none, and with the kind ``breaker_open`` as soon as the breaker is open: at once, or instead of a further
         try. A write that was answered by a 2xx has been done, even if the answer's body is lost.
 
@@ -291,10 +261,10 @@ class Connection:
                 break
         if isinstance(outcome, Reply):
             return outcome
-        mend = f": check --{self.settings.name}_auth" if outcome.kind == "unauthorized" else ""
+        hint = ": check the credentials" if outcome.kind == "unauthorized" else ""
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'} in {self.clock() - started:.1f} s"
-        detail = f"{self.settings.base_url}: {outcome}{mend} ({tries})"
-        raise CallFailed(outcome.kind, detail, attempts=attempts, last=last)
+        detail = f"{self.settings.base_url}: {outcome}{hint} ({tries})"
+        raise CallError(outcome.kind, detail, attempts=attempts, last=last)
 
     def _try(
         self,
@@ -305,14 +275,14 @@ class Connection:
         body: bytes | None,
         headers: Mapping[str, str],
         deadline: float,
-    ) -> tuple[Credentials, Reply | CallFailed]:
-        """One try, told to the breaker however it ends; and the credentials it was made with."""
+    ) -> tuple[Credentials, Reply | CallError]:
+        """One try, recorded by the breaker whether it fails or not; and the credentials it was made with."""
         alive: bool | None = None
         why = ""
         try:
             credentials = self._authorize(deadline - self.clock())
-            if isinstance(credentials, CallFailed):
-                outcome: Reply | CallFailed = credentials
+            if isinstance(credentials, CallError):
+                outcome: Reply | CallError = credentials
                 credentials = self._credentials
             else:
                 outcome = self._transport.send(
@@ -332,7 +302,7 @@ class Connection:
         metrics.HTTP_TRIES.labels(self.settings.name, kind).inc()
         return credentials, outcome
 
-    def _authorize(self, seconds: float) -> Credentials | CallFailed:
+    def _authorize(self, seconds: float) -> Credentials | CallError:
         return self._credentials if self.tokens is None else self.tokens.credentials(seconds)
 
     def _renew(self, used: Credentials) -> bool:
@@ -342,7 +312,7 @@ class Connection:
             return True
         try:
             self._credentials = self.settings.credentials()
-        except UnresolvedSecret as error:
+        except UnresolvedSecretError as error:
             _log.warning("%s: after a 401: %s", self.settings.name, error)
             return False
         return self._credentials != used
@@ -356,22 +326,22 @@ class Connection:
             self.sleep(wait)
         return wait is not None
 
-    def _breaker_open(self, attempts: int, last: Reply | None) -> CallFailed:
+    def _breaker_open(self, attempts: int, last: Reply | None) -> CallError:
         detail = (
             f"{self.settings.base_url}: not called, as most of the last tries failed ({self._breaker.why}); "
             f"the next try is in {self._breaker.wait():.0f} s"
         )
-        return CallFailed("breaker_open", detail, attempts=attempts, last=last)
+        return CallError("breaker_open", detail, attempts=attempts, last=last)
 
 
-def _is_alive(outcome: Reply | CallFailed) -> bool | None:
-    """Whether a try speaks for the API being up. Who asks for patience is up; of a token refused nothing is known."""
+def _is_alive(outcome: Reply | CallError) -> bool | None:
+    """Whether a try speaks for the API being up. One that says it is busy is up; a refused token says nothing."""
     if isinstance(outcome, Reply):
         return not is_transient(outcome.status) or outcome.status in (425, 429)
     return {"too_large": True, "unauthorized": None}.get(outcome.kind, False)
 
 
-def _in_short(outcome: Reply | CallFailed) -> str:
+def _in_short(outcome: Reply | CallError) -> str:
     return f"status {outcome.status}" if isinstance(outcome, Reply) else str(outcome)
 
 
@@ -382,5 +352,5 @@ def _origin(link: str) -> tuple[str, str | None, int | None]:
 
 @once_per_process
 def get_connection(settings: ConnectionSettings) -> Connection:
-    """This process's one connection with these settings. Thread-safe. Raises UnresolvedSecret."""
+    """This process's one connection with these settings. Thread-safe. Raises UnresolvedSecretError."""
     return Connection(settings)

@@ -1,7 +1,7 @@
 """Downloads from addresses that somebody else has written down: guarded against where they may lead.
 
-A link comes with an answer of an API, and so from people who fill in forms there. Whoever controls one must not be able
-to have this process fetch from networks that only it can reach. So every link and every redirect is held against
+A link comes with an answer of an API, and so from people who fill in forms there. One who controls a link must not be
+able to have this process fetch from networks that only it can reach. So every link and every redirect is held against
 :class:`AllowedHosts`: its scheme and host's name before anything is done, and the address that the name leads to when
 the connection is made: what was checked is what is connected to, however often the name changes its address.
 
@@ -30,9 +30,9 @@ from urllib3.util import Timeout, Url, parse_url
 
 from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.http.transport import TimedResponse
-from itel_cabinet.io.worker import full_jitter, once_per_process
+from itel_cabinet.io.worker import SettingError, full_jitter, once_per_process
 
-__all__ = ["AllowedHosts", "DownloadFailed", "DownloadSettings", "Downloads", "FailureReason", "get_downloads"]
+__all__ = ["AllowedHosts", "DownloadError", "DownloadSettings", "Downloads", "FailureReason", "get_downloads"]
 
 FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "download"]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -44,12 +44,12 @@ _WAITS = (0.2, 2.0)  # seconds: the first and the longest, before jitter
 _MEMORY_BYTES = 1024 * 1024  # more of a download lies in a temporary file
 _CHUNK = 65_536
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# What stores give where nobody has told them a type; the content then has to show it.
+# What stores give where no type was set; the content then has to show it.
 _UNTYPED = ("", "application/octet-stream", "binary/octet-stream")
 _IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|BM|II\*\x00|MM\x00\*|RIFF....WEBP|....ftyp", re.DOTALL)
 
 
-class DownloadFailed(Exception):
+class DownloadError(Exception):
     """A file cannot be had. ``reason`` is ``refused`` (the link leads where it may not), ``expired`` (401, 403, 404 or
     410: a fresh link may help), ``wrong_type`` (no image), ``too_large`` or ``download``. The text is one line, which
     names a host at most.
@@ -60,7 +60,7 @@ class DownloadFailed(Exception):
         self.reason: FailureReason = reason
 
 
-class _Broken(Exception):
+class _BrokenError(Exception):
     """One try failed in a way that another may not."""
 
 
@@ -70,7 +70,7 @@ class _Broken(Exception):
 @dataclass(frozen=True)
 class AllowedHosts:
     """Where links may lead. Each entry is a host's name, ``*.domain`` for every name below a domain, an IP address or a
-    network (``10.1.0.0/16``). Checked when made (ValueError); hashable.
+    network (``10.1.0.0/16``). Raises SettingError when made; hashable.
 
     - A link leads to a host that an entry names.
     - What the name leads to must be a public address, by https; or, by https or http, an address that an entry lists as
@@ -82,25 +82,25 @@ class AllowedHosts:
     def __post_init__(self) -> None:
         for entry in self.entries:
             if _network(entry) is None and not re.fullmatch(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*", entry.lower()):
-                raise ValueError(f"{entry!r} is no host name, *.domain, IP address or network")
+                raise SettingError(f"{entry!r} is no host name, *.domain, IP address or network", field="allowed_hosts")
 
     def check(self, link: str) -> Url:
-        """The parts of a link that may be followed. Raises DownloadFailed (``refused``), without its path and query."""
+        """The parts of a link that may be followed. Raises DownloadError (``refused``), without its path and query."""
         try:
             if re.search(r"[\\\x00-\x1f\x7f]", link):  # read one way by one parser, another by the next
                 raise ValueError
             url = parse_url(link)
         except (LocationParseError, UnicodeError, ValueError):
-            raise DownloadFailed("refused", "the link is no URL") from None
+            raise DownloadError("refused", "the link is no URL") from None
         host = _bare(url.host)
         if url.scheme not in ("https", "http") or not host:
-            raise DownloadFailed("refused", "the link is not http(s)://HOST/...")
+            raise DownloadError("refused", "the link is not http(s)://HOST/...")
         if url.auth is not None:
-            raise DownloadFailed("refused", "the link holds a user name")
+            raise DownloadError("refused", "the link holds a user name")
         if re.search(r"[^a-z0-9._:%-]", host) or len(host) > 253:
-            raise DownloadFailed("refused", "the link's host is no host name")
+            raise DownloadError("refused", "the link's host is no host name")
         if not self._names(host):
-            raise DownloadFailed("refused", f"{host} is not among --media_allowed_hosts")
+            raise DownloadError("refused", f"{host} is not an allowed host")
         return url
 
     def permits(self, address: IPAddress, scheme: str = "https") -> bool:
@@ -124,13 +124,13 @@ class AllowedHosts:
         return any(network is not None and address in network for network in networks)
 
     def connect(self, scheme: str, host: str, port: int, timeout: float | None) -> socket.socket:
-        """A socket to the first permitted address of ``host`` that answers. Raises DownloadFailed and OSError."""
+        """A socket to the first permitted address of ``host`` that answers. Raises DownloadError and OSError."""
         failure: Exception | None = None
         for family, kind, protocol, _, where in socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM):
             address = ipaddress.ip_address(str(where[0]).partition("%")[0])
             if not self.permits(address, scheme):
                 why = "which is public, by http" if self.permits(address) else "which is not public"
-                failure = failure or DownloadFailed("refused", f"{_bare(host)} leads to {address}, {why}")
+                failure = failure or DownloadError("refused", f"{_bare(host)} leads to {address}, {why}")
                 continue
             sock = socket.socket(family, kind, protocol)
             try:
@@ -241,7 +241,7 @@ class Downloads:
 
     @contextlib.contextmanager
     def image(self, link: str, headers_for: Callable[[str], Mapping[str, str]] = _no_headers) -> Iterator[IO[bytes]]:
-        """The whole image behind a link, to be read while the context lasts. Raises DownloadFailed.
+        """The whole image behind a link, to be read while the context lasts. Raises DownloadError.
 
         ``headers_for`` is asked for more headers at each hop, with that hop's URL. Tried again: no connection, a broken
         one, 408, 425, 429 and 5xx.
@@ -252,9 +252,9 @@ class Downloads:
                 try:
                     self._follow(link, headers_for, deadline, content)
                     break
-                except _Broken as broken:
+                except _BrokenError as broken:
                     if tries == _MOST_TRIES or self._clock() + pause >= deadline:
-                        raise DownloadFailed("download", f"{broken} ({tries} tries)") from None
+                        raise DownloadError("download", f"{broken} ({tries} tries)") from None
                     self._sleep(pause)
                     content.seek(0)
                     content.truncate()
@@ -269,7 +269,7 @@ class Downloads:
             url = self.settings.allowed.check(link)
             left = deadline - self._clock()
             if left <= 0:
-                raise _Broken("no complete answer in time")
+                raise _BrokenError("no complete answer in time")
             try:
                 response = self._open(url, headers_for(url.url), left)
                 try:
@@ -280,10 +280,10 @@ class Downloads:
                 finally:
                     response.close()
             except (HTTPError, OSError) as error:
-                raise _Broken(_describe(error)) from None
+                raise _BrokenError(_describe(error)) from None
             except ValueError:
-                raise DownloadFailed("refused", "a redirect leads to what is no URL") from None
-        raise DownloadFailed("refused", f"more than {_MOST_REDIRECTS} redirects")
+                raise DownloadError("refused", "a redirect leads to something other than a URL") from None
+        raise DownloadError("refused", f"more than {_MOST_REDIRECTS} redirects")
 
     def _open(self, url: Url, headers: Mapping[str, str], left: float) -> urllib3.BaseHTTPResponse:
         pool = self._manager.connection_from_host(url.host, url.port, url.scheme)
@@ -301,30 +301,30 @@ class Downloads:
 
     def _read(self, response: urllib3.BaseHTTPResponse, content: IO[bytes]) -> None:
         if response.status in (401, 403, 404, 410):
-            raise DownloadFailed("expired", f"status {response.status}")
+            raise DownloadError("expired", f"status {response.status}")
         if is_transient(response.status):
-            raise _Broken(f"status {response.status}")
+            raise _BrokenError(f"status {response.status}")
         if response.status != 200:
-            raise DownloadFailed("download", f"status {response.status}")
+            raise DownloadError("download", f"status {response.status}")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise DownloadFailed("wrong_type", "the answer is compressed, although that was not asked for")
+            raise DownloadError("wrong_type", "the answer is compressed, although that was not asked for")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         is_image = kind.startswith("image/") and "svg" not in kind  # a drawing in SVG is a program
         if not is_image and kind not in _UNTYPED:
-            raise DownloadFailed("wrong_type", "the answer is no image")
+            raise DownloadError("wrong_type", "the answer is no image")
         most, size = self.settings.max_bytes, 0
-        too_large = DownloadFailed("too_large", f"more than {most} bytes")
+        too_large = DownloadError("too_large", f"more than {most} bytes")
         if int(_digits(response.headers.get("Content-Length"))) > most:
             raise too_large
         for chunk in response.stream(_CHUNK, decode_content=False):
             if size == 0 and not is_image and not _IMAGE.match(chunk):
-                raise DownloadFailed("wrong_type", "the answer has no type, and its content is no image")
+                raise DownloadError("wrong_type", "the answer has no type, and its content is no image")
             size += len(chunk)
             if size > most:
                 raise too_large
             content.write(chunk)
         if size == 0:
-            raise DownloadFailed("wrong_type", "the answer is empty")
+            raise DownloadError("wrong_type", "the answer is empty")
 
 
 def _digits(text: str | None) -> str:

@@ -19,8 +19,8 @@ from urllib.parse import urlencode, urlsplit
 
 from itel_cabinet.io.http.auth import Auth, Credentials
 from itel_cabinet.io.http.retries import is_transient
-from itel_cabinet.io.http.transport import CallFailed, Reply, Transport, TransportSettings
-from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.http.transport import CallError, Reply, Transport, TransportSettings
+from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import once_per_process
 
 __all__ = ["Token", "Tokens", "get_tokens", "read_token"]
@@ -55,14 +55,14 @@ class Tokens:
     transport: Transport
     clock: Callable[[], float] = time.monotonic
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
-    _asking: Future[Token | CallFailed] | None = field(init=False, repr=False, default=None)
+    _asking: Future[Token | CallError] | None = field(init=False, repr=False, default=None)
     _token: Token | None = field(init=False, repr=False, default=None)
     _asked_at: float = field(init=False, repr=False, default=0.0)
-    _refusal: CallFailed | None = field(init=False, repr=False, default=None)
+    _refusal: CallError | None = field(init=False, repr=False, default=None)
     _resting_until: float = field(init=False, repr=False, default=float("-inf"))
 
-    def credentials(self, seconds: float) -> Credentials | CallFailed:
-        """The token as a header, within ``seconds``. A failure is a value: see CallFailed."""
+    def credentials(self, seconds: float) -> Credentials | CallError:
+        """The token as a header, within ``seconds``. A failure is a value: see CallError."""
         with self._lock:
             now = self.clock()
             held = self._token
@@ -84,7 +84,7 @@ class Tokens:
         try:
             found = asking.result(seconds)
         except TimeoutError:
-            return CallFailed("timeout", f"{self._endpoint}: no token in time")
+            return CallError("timeout", f"{self._endpoint}: no token in time")
         if isinstance(found, Token):
             return found.credentials
         if held is not None:
@@ -102,10 +102,10 @@ class Tokens:
     def _endpoint(self) -> str:
         return f"token endpoint {self.transport.settings.base_url}"
 
-    def _ask(self, asking: Future[Token | CallFailed], seconds: float) -> None:
-        """Ask for a token, and tell all who wait whatever becomes of it."""
+    def _ask(self, asking: Future[Token | CallError], seconds: float) -> None:
+        """Ask for a token, and hand the outcome to all who wait."""
         asked_at = self.clock()
-        found: Token | CallFailed = CallFailed("outage", f"{self._endpoint}: the request was broken off")
+        found: Token | CallError = CallError("outage", f"{self._endpoint}: the request was broken off")
         try:
             found = self._request(seconds)
         finally:
@@ -119,11 +119,11 @@ class Tokens:
                     self._resting_until = self.clock() + _REST_SECONDS
             asking.set_result(found)
 
-    def _request(self, seconds: float) -> Token | CallFailed:
+    def _request(self, seconds: float) -> Token | CallError:
         try:
             client = self.auth.resolve()
-        except UnresolvedSecret as error:
-            return CallFailed("unauthorized", str(error))
+        except UnresolvedSecretError as error:
+            return CallError("unauthorized", str(error))
         form = {"grant_type": "client_credentials"} | ({"scope": self.auth.scope} if self.auth.scope else {})
         url = urlsplit(self.auth.token_url)
         reply = self.transport.send(
@@ -135,20 +135,20 @@ class Tokens:
             seconds=seconds,
         )
         found = read_token(reply) if isinstance(reply, Reply) else reply
-        if isinstance(found, CallFailed):
-            return CallFailed(found.kind, f"{self._endpoint}: {found}", retry_after=found.retry_after)
+        if isinstance(found, CallError):
+            return CallError(found.kind, f"{self._endpoint}: {found}", retry_after=found.retry_after)
         return found
 
 
-def read_token(reply: Reply) -> Token | CallFailed:
+def read_token(reply: Reply) -> Token | CallError:
     """What a token endpoint's answer means. Nothing of its text is quoted but a registered kind of error code."""
     if is_transient(reply.status):
-        return CallFailed("outage", f"status {reply.status}", retry_after=reply.headers.get("Retry-After"))
+        return CallError("outage", f"status {reply.status}", retry_after=reply.headers.get("Retry-After"))
     answer = _json_object(reply.body)
     if not reply.ok:
         code = answer.get("error")
         code = f", {code}" if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code) else ""
-        return CallFailed("unauthorized", f"gives no token (status {reply.status}{code})")
+        return CallError("unauthorized", f"gives no token (status {reply.status}{code})")
     token, kind = answer.get("access_token"), answer.get("token_type", "bearer")
     if (
         not isinstance(token, str)
@@ -156,7 +156,7 @@ def read_token(reply: Reply) -> Token | CallFailed:
         or len(token) > _MOST_CHARACTERS
         or str(kind).lower() != "bearer"
     ):
-        return CallFailed("outage", f"status {reply.status}, but no bearer token")
+        return CallError("outage", f"status {reply.status}, but no bearer token")
     return Token(Credentials({"Authorization": f"Bearer {token}"}, (token,)), _life(answer.get("expires_in")))
 
 
@@ -180,5 +180,5 @@ def _life(expires_in: object) -> float:
 @once_per_process
 def get_tokens(auth: Auth, settings: TransportSettings) -> Tokens:
     """This process's tokens of one client. ``settings`` name the endpoint's ``scheme://host``. Raises
-    UnresolvedSecret."""
+    UnresolvedSecretError."""
     return Tokens(auth, Transport(settings))

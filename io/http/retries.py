@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 
-from itel_cabinet.io.http.transport import CallFailed, Reply
+from itel_cabinet.io.http.transport import CallError, Reply
 
 __all__ = ["BACKOFF_CAP_SECONDS", "SPREAD_SECONDS", "is_transient", "pause_before_retry"]
 
@@ -20,7 +20,7 @@ def is_transient(status: int) -> bool:
 
 
 def pause_before_retry(
-    outcome: Reply | CallFailed,
+    outcome: Reply | CallError,
     *,
     usable: bool = True,
     attempts: int,

@@ -31,12 +31,12 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 from urllib3.util import Timeout
 from urllib3.util.connection import allowed_gai_family
 
-from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.secrets import UnresolvedSecretError
 
 __all__ = [
     "EXCERPT_CHARACTERS",
     "MAX_BODY_BYTES",
-    "CallFailed",
+    "CallError",
     "FailureKind",
     "Reply",
     "TimedResponse",
@@ -55,10 +55,10 @@ FailureKind = Literal["timeout", "unreachable", "reset", "too_large", "outage", 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer, whatever its status.
+    """An answer of any status.
 
     ``headers`` ignore case. ``excerpt`` is the body's beginning as one line of at most 500 characters, secrets taken
-    out. ``attempts`` and ``elapsed`` (seconds) tell of the whole call.
+    out. ``attempts`` and ``elapsed`` (seconds) are those of the whole call.
     """
 
     status: int
@@ -74,7 +74,7 @@ class Reply:
         return 200 <= self.status < 300
 
 
-class CallFailed(Exception):
+class CallError(Exception):
     """The last try brought no usable answer.
 
     ``kind`` is a stable name:
@@ -127,7 +127,7 @@ class TlsFiles:
     """PEM files, read where the job's workers run; an empty name is none.
 
     ``ca`` holds certificates to trust beside the usual authorities. ``client_cert`` is what we show the server (mTLS),
-    with its chain; ``client_key`` its key, which may also stand in the same file. The client's files are read anew for
+    with its chain; ``client_key`` its key, which may also stand in the same file. The client's files are read again for
     each connection that is opened, so renewed ones need no restart.
     """
 
@@ -136,25 +136,25 @@ class TlsFiles:
     client_key: str = ""
 
     def check(self) -> str | None:
-        """Read the files now; the text of ``ca``, or None. Raises UnresolvedSecret, whose text begins with the field's
-        name."""
+        """Read the files now; the text of ``ca``, or None. Raises UnresolvedSecretError with the field."""
         context = ssl.create_default_context()
         authorities = _pem("ca", self.ca) if self.ca else None
         if authorities is not None:
             try:
                 context.load_verify_locations(cadata=authorities)
             except (ssl.SSLError, ValueError):
-                raise UnresolvedSecret(f"ca: {self.ca} holds no certificate in PEM form") from None
+                raise UnresolvedSecretError(f"{self.ca} holds no certificate in PEM form", field="ca") from None
         if self.client_cert:
             for name, path in (("client_cert", self.client_cert), ("client_key", self.client_key)):
                 if path and "ENCRYPTED" in _pem(name, path):
-                    raise UnresolvedSecret(f"{name}: {path} needs a passphrase: give a key without one")
+                    raise UnresolvedSecretError(f"{path} needs a passphrase: give a key without one", field=name)
             try:
                 context.load_cert_chain(self.client_cert, self.client_key or None)
             except (ssl.SSLError, OSError):
-                raise UnresolvedSecret(
-                    f"client_cert: {self.client_cert} and {self.client_key or 'the key in it'} are no certificate in "
-                    "PEM form with its own key"
+                raise UnresolvedSecretError(
+                    f"{self.client_cert} and {self.client_key or 'the key in it'} are no certificate in PEM form with "
+                    "its own key",
+                    field="client_cert",
                 ) from None
         return authorities
 
@@ -170,9 +170,11 @@ def _pem(name: str, path: str) -> str:
             content = file.read(_MAX_PEM_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no path"
-        raise UnresolvedSecret(f"{name}: {path!r} cannot be read: {reason}") from None
+        raise UnresolvedSecretError(f"{path!r} cannot be read: {reason}", field=name) from None
     if len(content) > _MAX_PEM_BYTES:
-        raise UnresolvedSecret(f"{name}: {path} is larger than {_MAX_PEM_BYTES} bytes: this is no certificate's file")
+        raise UnresolvedSecretError(
+            f"{path} is larger than {_MAX_PEM_BYTES} bytes: this is no certificate's file", field=name
+        )
     return content.decode("ascii", errors="ignore")  # comments in other alphabets
 
 
@@ -193,7 +195,7 @@ class TransportSettings:
 
 
 class Transport:
-    """Sends requests to one base URL over kept connections. Thread-safe. Raises UnresolvedSecret for unusable TLS
+    """Sends requests to one base URL over kept connections. Thread-safe. Raises UnresolvedSecretError for unusable TLS
     files."""
 
     def __init__(self, settings: TransportSettings) -> None:
@@ -217,7 +219,7 @@ class Transport:
         headers: Mapping[str, str],
         redact: Callable[[str], str],
         seconds: float,
-    ) -> Reply | CallFailed:
+    ) -> Reply | CallError:
         """One try within ``seconds``, and within the settings' bounds. A failure is a value here.
 
         ``redact`` is applied to the answer's excerpt. A lost answer is not a failure: a write (any method but GET and
@@ -261,7 +263,7 @@ class Transport:
         return Reply(response.status_code, response.headers, content, excerpt[:EXCERPT_CHARACTERS])
 
 
-def _read(response: requests.Response) -> tuple[bytes, CallFailed | None]:
+def _read(response: requests.Response) -> tuple[bytes, CallError | None]:
     """The body as far as it came, and why it ended early if it did."""
     chunks: list[bytes] = []
     size = 0
@@ -269,7 +271,7 @@ def _read(response: requests.Response) -> tuple[bytes, CallFailed | None]:
         for chunk in response.raw.stream(65_536, decode_content=True):
             size += len(chunk)
             if size > MAX_BODY_BYTES:
-                return b"".join(chunks), CallFailed("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes")
+                return b"".join(chunks), CallError("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes")
             chunks.append(chunk)
     except (OSError, urllib3.exceptions.HTTPError) as error:
         return b"".join(chunks), _failure(error)
@@ -278,18 +280,18 @@ def _read(response: requests.Response) -> tuple[bytes, CallFailed | None]:
     return b"".join(chunks), None
 
 
-def _failure(error: Exception) -> CallFailed:
+def _failure(error: Exception) -> CallError:
     """What a library's exception means. Its own text is left out: it holds the whole URL, with its query."""
     causes = list(_causes(error))
     # NewConnectionError (refused, unknown host) is a TimeoutError to urllib3, for history's sake.
     unconnected = any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
     if not unconnected and any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes):
-        return CallFailed("timeout", "no complete answer in time")
+        return CallError("timeout", "no complete answer in time")
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
     detail = reasons[-1] if reasons else type(causes[-1]).__name__
     if any(isinstance(cause, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError) for cause in causes):
-        return CallFailed("reset", f"the connection broke: {detail}")
-    return CallFailed("unreachable", f"no connection: {detail}")
+        return CallError("reset", f"the connection broke: {detail}")
+    return CallError("unreachable", f"no connection: {detail}")
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -311,7 +313,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 class _TimedReads(io.RawIOBase):
-    """A socket's bytes until a moment. A socket's own timeout begins anew with each byte, so a server that drips
+    """A socket's bytes until a moment. A socket's own timeout begins again with each byte, so a server that drips
     outlives it."""
 
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
@@ -405,7 +407,7 @@ _POOLS = {"http": _PlainPool, "https": _TlsPool}
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter over those connections, with and without a proxy, which trusts more authorities if told so."""
+    """requests' adapter over those connections, with and without a proxy, which may trust more authorities."""
 
     def __init__(self, authorities: str | None, **kwargs: Any) -> None:
         self._tls: dict[str, Any] = {} if authorities is None else {"ca_cert_data": authorities}

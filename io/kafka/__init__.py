@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from itel_cabinet.io.kafka.admin import QUIET, Cluster, PartitionLag, Topic, UnknownTopic, group_lag, group_positions
-from itel_cabinet.io.kafka.config import ConfigRefused, client_config, resolved
-from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupRefused, Shift, shifts
-from itel_cabinet.io.kafka.log import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
+from itel_cabinet.io.kafka.admin import (
+    QUIET,
+    Cluster,
+    PartitionLag,
+    Topic,
+    UnknownTopicError,
+    group_lag,
+    group_positions,
+)
+from itel_cabinet.io.kafka.config import ConfigError, client_config, resolve_config
+from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupError, Shift, shifts
+from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, Outgoing, UnwritableError
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
@@ -29,29 +37,29 @@ __all__ = [
     "KEY_GROUPS",
     "QUIET",
     "Cluster",
-    "ConfigRefused",
+    "ConfigError",
     "ConsumerGroup",
-    "GroupRefused",
+    "FencedError",
+    "GroupError",
     "KafkaSinkSettings",
     "KafkaSource",
     "LogReader",
     "LogWriter",
     "Message",
     "Outgoing",
-    "Overtaken",
     "PartitionLag",
     "ReadFromKafka",
     "Refused",
     "Shift",
     "Topic",
-    "UnknownTopic",
-    "Unwritable",
+    "UnknownTopicError",
+    "UnwritableError",
     "WriteToKafka",
     "client_config",
     "group_lag",
     "group_positions",
     "has_committed_offsets",
-    "resolved",
+    "resolve_config",
     "shifts",
 ]
 

@@ -1,7 +1,7 @@
 """Questions about topics and groups, asked of the broker: identity, partitions, committed offsets, ends.
 
 Plain functions over confluent-kafka's admin client and consumer. They raise ``confluent_kafka.KafkaException`` as it
-comes; :func:`is_outage` says which of those a patient caller may retry.
+comes; :func:`is_outage` says which of those a caller may retry.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
     "Cluster",
     "PartitionLag",
     "Topic",
-    "UnknownTopic",
+    "UnknownTopicError",
     "committed_entries",
     "committed_offsets",
     "group_lag",
@@ -46,7 +46,7 @@ QUIET.setLevel(logging.CRITICAL)
 # What Kafka answers for a topic without an id (brokers before 2.8, Event Hubs): sixteen zero bytes.
 _NO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
-# A group's coordinator is found anew after an election, and for the first group that a new cluster ever sees.
+# A group's coordinator is found again after an election, and for the first group that a new cluster ever sees.
 _COORDINATOR_MOVES = frozenset(
     {
         KafkaError.NOT_COORDINATOR,
@@ -65,13 +65,13 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, KafkaException) and error.args[0].code() not in _RECORD_ERRORS
 
 
-class UnknownTopic(LookupError):
-    """The broker does not know the topic; the message names it and the mend."""
+class UnknownTopicError(LookupError):
+    """The broker does not know the topic; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """One incarnation of a topic: ``topic_id`` changes when it is deleted and created anew."""
+    """One incarnation of a topic: ``topic_id`` changes when it is deleted and created again."""
 
     name: str
     topic_id: str
@@ -83,7 +83,7 @@ class PartitionLag:
     """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation.
 
     ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing. ``topic_id`` is the
-    incarnation that the offset, of either kind, was committed for; None if whoever committed it did not say.
+    incarnation that the offset, of either kind, was committed for; None if the one that committed it did not say.
     """
 
     partition: int
@@ -95,7 +95,9 @@ class PartitionLag:
 
     @property
     def position(self) -> int:
-        """Where the group reads on: its offset, or the log start where it has none or retention has overtaken it."""
+        """Where the group reads on: its offset, or the log start where it has none or retention has deleted what is
+        there.
+        """
         return self.start if self.committed is None else max(self.committed, self.start)
 
     @property
@@ -131,15 +133,13 @@ class Cluster:
             raise
 
     def topic(self, name: str, *, epoch: int = 0) -> Topic:
-        """Describe a topic; ``epoch`` names the incarnation on brokers without topic ids. Raises UnknownTopic."""
+        """Describe a topic; ``epoch`` names the incarnation on brokers without topic ids. Raises UnknownTopicError."""
         future = self._admin.describe_topics(TopicCollection([name]), request_timeout=self._timeout)[name]
         try:
             description = future.result()
         except KafkaException as error:
             if error.args[0].code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
-                raise UnknownTopic(
-                    f"topic {name!r} does not exist: create it with `itel-cabinet topics create`"
-                ) from error
+                raise UnknownTopicError(f"topic {name!r} does not exist") from error
             raise
         # As Kafka's own tools print it; librdkafka's text has + and /, and ids are parts of paths here.
         topic_id = str(description.topic_id).translate(str.maketrans("+/", "-_"))
@@ -215,7 +215,7 @@ def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
 def committed_entries(
     consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS
 ) -> dict[int, tuple[int, str]]:
-    """The group's committed offsets and their metadata, of whatever incarnation, by partition."""
+    """The group's committed offsets and their metadata, of any incarnation, by partition."""
 
     def ask() -> list[TopicPartition]:
         answer: list[TopicPartition] = consumer.committed(
@@ -268,7 +268,7 @@ def group_lag(
     epoch: int = 0,
     timeout: float = _REQUEST_SECONDS,
 ) -> list[PartitionLag]:
-    """As :func:`group_positions`, once, with clients of its own. Raises UnknownTopic."""
+    """As :func:`group_positions`, once, with clients of its own. Raises UnknownTopicError."""
     cluster = Cluster(client_config, timeout=timeout)
     topic = cluster.topic(topic_name, epoch=epoch)
     consumer = Consumer(dict(client_config) | {"group.id": group, "logger": QUIET})

@@ -24,13 +24,13 @@ from itel_cabinet.io.kafka.admin import (
     when_coordinated,
 )
 
-__all__ = ["ConsumerGroup", "GroupRefused", "Shift", "shifts"]
+__all__ = ["ConsumerGroup", "GroupError", "Shift", "shifts"]
 
 _MEMBERS = frozenset({KafkaError.UNKNOWN_MEMBER_ID, KafkaError.ILLEGAL_GENERATION, KafkaError.REBALANCE_IN_PROGRESS})
 
 
-class GroupRefused(ValueError):
-    """A group or an offset is not as it must be. One line with the mend; no offset was moved."""
+class GroupError(ValueError):
+    """A group or an offset is not as it must be. One line with what to do; no offset was moved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Shift:
 
 
 class ConsumerGroup:
-    """A group's offsets in a topic as it is now. Raises UnknownTopic and, of every call, KafkaException as it comes.
+    """A group's offsets in a topic as it is now. Raises UnknownTopicError and, of every call, KafkaException as it
+    comes.
 
     Joins no group. Not thread-safe.
     """
@@ -59,11 +60,11 @@ class ConsumerGroup:
         self.topic: Topic = self._cluster.topic(topic, epoch=epoch)
 
     def check_known(self) -> None:
-        """Raise GroupRefused if the broker has never heard of the group."""
+        """Raise GroupError if the broker has never heard of the group."""
         if self._cluster.members(self.name) is None:
             alike = difflib.get_close_matches(self.name, self._cluster.groups(), n=1)
             hint = f"did you mean {alike[0]}?" if alike else "give one that has committed offsets"
-            raise GroupRefused(f"the broker knows no group {self.name!r}: {hint}")
+            raise GroupError(f"the broker knows no group {self.name!r}: {hint}")
 
     def positions(self) -> list[PartitionLag]:
         """Where the group stands in each partition of the topic."""
@@ -81,27 +82,27 @@ class ConsumerGroup:
         return {p: bounds[p][1] if offset < 0 else offset for p, offset in found.items()}
 
     def check_at_rest(self, watch_seconds: float, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        """Raise GroupRefused if the group has members, or if its offsets move within ``watch_seconds``.
+        """Raise GroupError if the group has members, or if its offsets move within ``watch_seconds``.
 
         The jobs assign partitions to themselves and are no members: only their commits can be seen, and an idle one
         commits nothing.
         """
         members = self._cluster.members(self.name)
         if members:
-            raise GroupRefused(f"the group {self.name} has members that read ({members}): stop them first")
+            raise GroupError(f"the group {self.name} has members that read ({members}): stop them first")
         before = self._committed()
         sleep(watch_seconds)
         after = self._committed()
         if before != after:
             partition = min(p for p in {*before, *after} if before.get(p) != after.get(p))
             at, now = (entries.get(partition, (None, ""))[0] for entries in (before, after))
-            raise GroupRefused(
+            raise GroupError(
                 f"the group {self.name} moves: partition {partition} went from {at} to {now} within "
                 f"{watch_seconds:g} s: stop the job that reads with it first"
             )
 
     def move(self, to: Mapping[int, int]) -> None:
-        """Set offsets, marked with the topic's id. Raises GroupRefused if the group has got members, or the offsets are
+        """Set offsets, marked with the topic's id. Raises GroupError if the group has got members, or the offsets are
         others when they are read back.
         """
         if not to:
@@ -112,24 +113,24 @@ class ConsumerGroup:
                 when_coordinated(lambda: consumer.commit(offsets=offsets, asynchronous=False), self._timeout)
             except KafkaException as error:
                 if error.args[0].code() in _MEMBERS:
-                    raise GroupRefused(f"the group {self.name} has got members that read: stop them first") from None
+                    raise GroupError(f"the group {self.name} has got members that read: stop them first") from None
                 raise
         entries = self._committed()
         if {p: entries.get(p, (None, ""))[0] for p in to} != dict(to):
-            raise GroupRefused(f"the group {self.name} moved at the same moment: stop the job that reads with it first")
+            raise GroupError(f"the group {self.name} moved at the same moment: stop the job that reads with it first")
 
     def check_in_range(self, to: Mapping[int, int]) -> None:
-        """Raise GroupRefused unless each offset is between the log's start and end, in a partition that there is."""
+        """Raise GroupError unless each offset is between the log's start and end, in a partition that there is."""
         bounds = self._cluster.bounds(self.topic.name, self.topic.partitions)
         for partition, offset in sorted(to.items()):
             if partition not in bounds:
-                raise GroupRefused(
+                raise GroupError(
                     f"topic {self.topic.name} has no partition {partition}: it has 0 to {max(self.topic.partitions)}"
                 )
             start, end = bounds[partition]
             if not start <= offset <= end:
                 lost = f"; retention has deleted what lies before {start}" if offset < start else ""
-                raise GroupRefused(
+                raise GroupError(
                     f"partition {partition} of topic {self.topic.name} goes from {start} to {end}, which {offset} is "
                     f"out of{lost}"
                 )

@@ -1,7 +1,8 @@
 """Where Flink puts an element of a splittable DoFn, and elements that it puts where one wants them.
 
-Whatever was shuffled before, Flink runs an element on the subtask that owns the *key group* of its encoded bytes. A few
-elements, taken as they come, pile up on few subtasks and leave the others idle; those of :func:`evenly_spread` do not.
+No matter what was shuffled before, Flink runs an element on the subtask that owns the *key group* of its encoded bytes.
+A few elements, taken as they come, pile up on few subtasks and leave the others idle; those of :func:`evenly_spread` do
+not.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from apache_beam.coders import StrUtf8Coder
 __all__ = ["KEY_GROUPS", "evenly_spread", "key_group"]
 
 KEY_GROUPS = 128
-"""Flink's ``--max_parallelism``: with another number of key groups, elements do not land where they are meant to."""
+"""Flink's maximum parallelism: with another number of key groups, elements do not land where they are meant to."""
 
 _BITS = 0xFFFFFFFF
 

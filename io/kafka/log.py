@@ -17,10 +17,10 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_outage
-from itel_cabinet.io.kafka.config import record_of
+from itel_cabinet.io.kafka.config import make_record
 from itel_cabinet.transforms.records import Record
 
-__all__ = ["LogReader", "LogWriter", "Outgoing", "Overtaken", "Unwritable"]
+__all__ = ["FencedError", "LogReader", "LogWriter", "Outgoing", "UnwritableError"]
 
 _POLL_SECONDS = 0.1
 _PREFETCH_KB = 16 * 1024
@@ -44,11 +44,11 @@ class Outgoing:
     headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
-class Overtaken(RuntimeError):
+class FencedError(RuntimeError):
     """Another writer with the same name has begun; this one may write no more."""
 
 
-class Unwritable(RuntimeError):
+class UnwritableError(RuntimeError):
     """The broker will never take these messages (one is too large); none of them was written."""
 
 
@@ -89,7 +89,7 @@ class LogReader:
         self._consumer.close()
 
     def topic(self, name: str) -> Topic:
-        """The topic as it was when this reader first asked. Raises UnknownTopic."""
+        """The topic as it was when this reader first asked. Raises UnknownTopicError."""
         if name not in self._topics:
             self._topics[name] = self._cluster.topic(name, epoch=self._epoch)
         return self._topics[name]
@@ -111,7 +111,7 @@ class LogReader:
             message = self._poll(f"topic {name}")
             partition = message.partition()
             if message.error() is None and message.offset() < ends.get(partition, 0):
-                yield record_of(message, topic.topic_id)
+                yield make_record(message, topic.topic_id)
             if message.error() is not None or message.offset() + 1 >= ends.get(partition, 0):
                 ends.pop(partition, None)
 
@@ -134,14 +134,14 @@ class LogReader:
                 return None
             if message.offset() == offset:
                 self._next = (name, partition, offset + 1)
-                return record_of(message, self.topic(name).topic_id)
+                return make_record(message, self.topic(name).topic_id)
 
     def first(self, name: str, partition: int, offset: int) -> Record | None:
         """The first record at an offset or behind it; None if there is none yet."""
         self._next = None
         self._consumer.assign([TopicPartition(name, partition, offset)])
         message = self._poll(f"topic {name} partition {partition}")
-        return None if message.error() is not None else record_of(message, self.topic(name).topic_id)
+        return None if message.error() is not None else make_record(message, self.topic(name).topic_id)
 
     def _poll(self, what: str) -> KafkaMessage:
         """The next record, or the end of a partition. Raises KafkaException for any other error."""
@@ -162,10 +162,10 @@ class LogWriter:
     """Writes lists of messages, each list whole or not at all, for readers of committed records.
 
     Of two writers with one ``name`` the later one wins: from the moment it is made, what the earlier one had begun is
-    undone, and its next write raises Overtaken. Not thread-safe.
+    undone, and its next write raises FencedError. Not thread-safe.
 
     ``transactions=False`` is for brokers that have none (some Event Hubs tiers): a list that fails or is cut off may
-    then be written in part, and nobody is overtaken.
+    then be written in part, and no writer is fenced.
     """
 
     def __init__(
@@ -191,8 +191,8 @@ class LogWriter:
     def write(self, messages: Sequence[Outgoing], then: Sequence[Outgoing] = ()) -> None:
         """Write ``messages`` and ``then``, in order within each partition; they are durable when this returns.
 
-        Without transactions ``then`` is begun once ``messages`` are durable. Raises Unwritable and Overtaken, and
-        KafkaException if the broker is away: what became of the list shows later.
+        Without transactions ``then`` is begun once ``messages`` are durable. Raises UnwritableError and FencedError,
+        and KafkaException if the broker is away: what became of the list shows later.
         """
         for attempt in range(_ATTEMPTS):
             try:
@@ -206,9 +206,9 @@ class LogWriter:
                 error = exception.args[0]
                 self._undo()
                 if error.code() in _OVERTAKEN:
-                    raise Overtaken(error.str()) from None
+                    raise FencedError(error.str()) from None
                 if not is_outage(exception):
-                    raise Unwritable(error.str()) from None
+                    raise UnwritableError(error.str()) from None
                 # librdkafka loses count of what it sends in the transaction after one that the broker has refused.
                 if not error.txn_requires_abort() or attempt + 1 == _ATTEMPTS:
                     raise

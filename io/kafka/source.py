@@ -20,10 +20,10 @@ How it keeps its promise:
 * No runner may split a shard: the halves would be committed out of order, and a sink that fences by offset would then
   drop the earlier half. Scale comes from ``shards``.
 * A batch is only handed on after the broker confirmed that the topic is still the one the reader thinks it reads, so a
-  topic deleted and created anew is read from its beginning, under its own id.
+  topic deleted and created again is read from its beginning, under its own id.
 
 One consumer a shard and one producer a process are kept between bundles (module-level, keyed by their settings): a
-runner makes DoFn instances as it pleases, and a consumer made anew fetches its first batch for nothing.
+runner makes DoFn instances as it pleases, and a new consumer fetches its first batch for nothing.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_outage
-from itel_cabinet.io.kafka.config import ClientConfig, ConfigRefused, client_config, record_of, resolved
+from itel_cabinet.io.kafka.config import ClientConfig, make_record, resolve_config
 from itel_cabinet.io.kafka.key_groups import evenly_spread
 from itel_cabinet.io.worker import (
     PULSE,
@@ -68,17 +68,15 @@ from itel_cabinet.io.worker import (
 from itel_cabinet.transforms.records import Record
 
 __all__ = [
-    "ConfigRefused",
     "KafkaSource",
     "Loss",
     "Message",
-    "OffsetRefused",
+    "OffsetError",
     "ReadFromKafka",
     "Refused",
     "ShardPosition",
     "ShardTracker",
     "WriteToKafka",
-    "client_config",
     "has_committed_offsets",
 ]
 
@@ -92,7 +90,7 @@ _SLICE_SECONDS = 0.1
 _RELIST_SECONDS = 30.0
 # What a consumer reads ahead; librdkafka's own limit of 64 MB would be a sixth of a worker's memory.
 _PREFETCH_KB = 16 * 1024
-# A partition that was not read for so long is told of no longer: Flink may have given it to another worker.
+# A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
 _UNREAD_SECONDS = 120.0
 # Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
 _RECOMMIT_SECONDS = 3600.0
@@ -100,7 +98,7 @@ _COMMIT_PATIENCE_SECONDS = 15.0
 _COMMIT_WAIT_MS = 6_000
 
 
-class OffsetRefused(RuntimeError):
+class OffsetError(RuntimeError):
     """The group is ahead of the log's end: the log was cut, and going on would hide new records behind the fences."""
 
 
@@ -252,10 +250,10 @@ class _ShardReader:
         self._shards = shards
         self._lock = threading.Lock()
         self._trouble = threading.Event()
-        self._cluster = Cluster(resolved(source.client))
+        self._cluster = Cluster(resolve_config(source.client))
         self._consumer = Consumer(
             {"queued.max.messages.kbytes": _PREFETCH_KB}
-            | resolved(source.client)
+            | resolve_config(source.client)
             | {
                 "group.id": source.group,
                 "enable.auto.commit": False,
@@ -346,7 +344,7 @@ class _ShardReader:
 
     def _within(self, partition: int, offset: int, low: int, high: int) -> int:
         if offset > high:
-            raise OffsetRefused(
+            raise OffsetError(
                 f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
                 f"stands at {offset}: the log was cut; set the group's offset and the tables' fences back before "
                 "reading on"
@@ -364,7 +362,7 @@ class _ShardReader:
         self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
         self._position = position
         for partition in position.offsets:
-            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(0)  # told from the first scrape on
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(0)  # there from the first scrape on
             metrics.RECORDS_LOST.labels(topic, partition).inc(0)
             metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
 
@@ -385,7 +383,7 @@ class _ShardReader:
         return grown
 
     def _recreated(self, topic: Topic) -> ShardPosition:
-        _LOGGER.warning("topic %s was deleted and created anew: read from its beginning", topic.name)
+        _LOGGER.warning("topic %s was deleted and created again: read from its beginning", topic.name)
         position: ShardPosition = self._patiently(lambda: self._initial(topic))
         self._assign(position)
         return position
@@ -432,7 +430,7 @@ class _ShardReader:
                 raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
             else:
                 self._trouble.set()
-        return position, [record_of(m, start.topic_id) for m in good]
+        return position, [make_record(m, start.topic_id) for m in good]
 
     def _back_in_range(self, position: ShardPosition, partition: int) -> ShardPosition:
         bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [partition]))
@@ -458,7 +456,7 @@ class _GroupOffsets:
         self._lock = threading.Lock()
         self._topic = topic
         self._consumer = Consumer(
-            resolved(client)
+            resolve_config(client)
             # How long librdkafka lets a commit wait for the group's coordinator; the group has no members.
             | {"group.id": group, "enable.auto.commit": False, "session.timeout.ms": _COMMIT_WAIT_MS}
         )
@@ -639,7 +637,7 @@ class WriteToKafka(beam.PTransform):  # type: ignore[misc]
 
 @dataclass
 class _Deliveries:
-    """The delivery reports of one bundle. Reports arrive on whichever thread polls the shared producer."""
+    """The delivery reports of one bundle. Reports arrive on any thread that polls the shared producer."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     pending: Counter[str] = field(default_factory=Counter)
@@ -759,7 +757,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
 @once_per_process
 def _producer(settings: KafkaSinkSettings) -> Producer:
     return Producer(
-        resolved(settings.client)
+        resolve_config(settings.client)
         | {
             "enable.idempotence": True,
             "linger.ms": 5,
@@ -791,8 +789,8 @@ def _reader(source: KafkaSource, element: str) -> _ShardReader:
 
 def has_committed_offsets(source: KafkaSource) -> bool:
     """Whether the source's group has an offset in the present incarnation of the topic. Raises as kafka_admin does."""
-    topic = Cluster(resolved(source.client)).topic(source.topic, epoch=source.topic_epoch)
-    consumer = Consumer(resolved(source.client) | {"group.id": source.group})
+    topic = Cluster(resolve_config(source.client)).topic(source.topic, epoch=source.topic_epoch)
+    consumer = Consumer(resolve_config(source.client) | {"group.id": source.group})
     try:
         return bool(committed_offsets(consumer, topic))
     finally:

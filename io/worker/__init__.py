@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itel_cabinet.io.worker import crash_points, metrics
 from itel_cabinet.io.worker.allocators import ALLOCATORS
 from itel_cabinet.io.worker.crash_points import maybe_crash
 from itel_cabinet.io.worker.errors import RefusedError, SettingError
@@ -26,11 +27,13 @@ __all__ = [
     "WorkerSettings",
     "beat",
     "check_port",
+    "crash_points",
     "describe_error",
     "full_jitter",
     "get_pool",
     "limit_wait",
     "maybe_crash",
+    "metrics",
     "once_per_process",
     "prepare",
     "retry_outage",

@@ -99,7 +99,7 @@ class Produced:
 
     @property
     def details(self) -> Json | None:
-        """``details_json``, decoded anew at each call."""
+        """``details_json``, decoded again at each call."""
         return None if self.details_json is None else dict(json.loads(self.details_json))
 
 
@@ -475,7 +475,7 @@ def produce(
     """Write the records to ``topic`` in order, each after its ClaimX answer; returns where they are, in the same order.
 
     ``claimx`` is the simulator, or its URL if it runs in another process, or None to leave ClaimX alone. Answers are
-    put in batches, so ClaimX may know a newer state than a record tells of. ``rate`` is in records a second. Raises
+    put in batches, so ClaimX may know a newer state than a record says. ``rate`` is in records a second. Raises
     ``RuntimeError`` unless every record is acknowledged within two minutes, and ``requests.RequestException`` if ClaimX
     does not take an answer.
     """

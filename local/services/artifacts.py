@@ -46,7 +46,7 @@ _NAMESPACE = "{http://maven.apache.org/POM/4.0.0}"
 
 
 class ArtifactError(RuntimeError):
-    """A part of the local stack is missing or cannot be fetched; the text is one line with the mend."""
+    """A part of the local stack is missing or cannot be fetched; the text is one line with what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +302,7 @@ def _unpack(package: DebianPackage, into: Path) -> None:
     apt = _tool("apt-get", f"cannot fetch {what}", f"put the program's files into {package.folder}/usr/bin yourself")
     print(f"fetching {what} by apt-get into {package.folder}", flush=True)
     failure = f"apt-get could not fetch {what}"
-    mend = f"check the network and /etc/apt/sources.list, then run `{_setup(package)}`"
+    advice = f"check the network and /etc/apt/sources.list, then run `{_setup(package)}`"
     with tempfile.TemporaryDirectory(prefix="apt.", dir=into.parent) as state:
         # Its own lists and cache: the machine's belong to root, and may be empty.
         own = {"Dir::State::lists": f"{state}/lists", "Dir::Cache": f"{state}/cache", "Debug::NoLocking": "1"}
@@ -310,21 +310,21 @@ def _unpack(package: DebianPackage, into: Path) -> None:
         lists = Path(state, "lists")
         for folder in ("lists/partial", "cache/archives/partial"):
             Path(state, folder).mkdir(parents=True)
-        _run([*apt_get, "update"], failure, mend, lists)
-        _run([*apt_get, "download", package.name], failure, mend, lists, cwd=Path(state))
+        _run([*apt_get, "update"], failure, advice, lists)
+        _run([*apt_get, "download", package.name], failure, advice, lists, cwd=Path(state))
         [archive] = Path(state).glob("*.deb")
-        _run(["dpkg-deb", "-x", str(archive), str(into)], failure, mend, into)
+        _run(["dpkg-deb", "-x", str(archive), str(into)], failure, advice, into)
 
 
-def _tool(name: str, failure: str, mend: str) -> str:
+def _tool(name: str, failure: str, advice: str) -> str:
     path = shutil.which(name)
     if path is None:
-        raise ArtifactError(f"{failure}: no `{name}` found; {mend}")
+        raise ArtifactError(f"{failure}: no `{name}` found; {advice}")
     return path
 
 
 def _run(
-    command: Sequence[str], failure: str, mend: str, made: Path, *, cwd: Path | None = None, **environment: str
+    command: Sequence[str], failure: str, advice: str, made: Path, *, cwd: Path | None = None, **environment: str
 ) -> None:
     """Run ``command``, which has to make the folder ``made``, or find it there."""
     done = subprocess.run(
@@ -338,8 +338,9 @@ def _run(
     )
     if done.returncode != 0 or not made.is_dir():
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
-        told = [line for line in lines if "error" in line.lower()] or lines[-1:] or [f"exit status {done.returncode}"]
-        raise ArtifactError(f"{failure}: {told[0]}; {mend} again")
+        errors = [line for line in lines if "error" in line.lower()] or lines[-1:]
+        reason = errors[0] if errors else f"exit status {done.returncode}"
+        raise ArtifactError(f"{failure}: {reason}; {advice} again")
 
 
 def main(names: Sequence[str] = ()) -> int:

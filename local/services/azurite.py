@@ -6,8 +6,8 @@ Example::
         store.create_container("tables")
         run(["itel-cabinet", "tables", "create", "--tables_root=az://tables/cabinet"], env=store.environment)
 
-delta-rs and obstore know Azurite as "the emulator" and must be told so: with its address as an ordinary endpoint, no
-table is found, because Azurite lists a folder from its beginning where it is asked to list from a name on.
+delta-rs and obstore know Azurite as "the emulator" and must be configured so: with its address as an ordinary endpoint,
+no table is found, because Azurite lists a folder from its beginning where it is asked to list from a name on.
 """
 
 from __future__ import annotations
@@ -117,8 +117,8 @@ class Azurite:
             timeout=_CALL_SECONDS,
         )
         if answer.status_code != 201:
-            told = " ".join(answer.text.split())[:300]
-            raise AzuriteError(f"container {name} could not be made: {answer.status_code} {told}")
+            reason = " ".join(answer.text.split())[:300]
+            raise AzuriteError(f"container {name} could not be made: {answer.status_code} {reason}")
 
     def _ready(self) -> bool:
         try:

@@ -89,7 +89,7 @@ class FlinkError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the JobManager tells of it; ``state`` is Flink's (RUNNING, RESTARTING, FINISHED, CANCELED, FAILED)."""
+    """A job as the JobManager reports it; ``state`` is Flink's (RUNNING, RESTARTING, FINISHED, CANCELED, FAILED)."""
 
     id: str
     name: str

@@ -1,8 +1,8 @@
 """Runs a command as a process that outlives neither its starter nor leaves children behind.
 
 ``python guard.py LINGER COMMAND...`` writes the command's process id to its stdout and then waits. The command is
-killed when this process's stdin is closed, so also when whoever holds the other end dies, however it dies. When the
-command has ended, whatever it started and left behind is killed after LINGER seconds: a Flink TaskManager that is
+killed when this process's stdin is closed, so also when the process at the other end dies, however it dies. When the
+command has ended, what it started and left behind is killed after LINGER seconds: a Flink TaskManager that is
 killed leaves its Python workers, and they go on working for a moment. SIGTERM is handed to the command. The exit status
 is the command's.
 

@@ -101,9 +101,9 @@ class Broker:
     """A single-node Kafka whose data, configuration and log (``broker.log``) lie in ``folder``.
 
     Use :meth:`start`, then ``with`` or :meth:`stop`. The broker never outlives this process (on Linux not even if that
-    is killed). Ctrl-C does not reach it: whoever started it stops it, after its clients. The methods that talk to the
-    broker raise ``KafkaException`` within 30 s when it does not answer. Not thread-safe, but for :meth:`producer` and
-    the properties.
+    is killed). Ctrl-C does not reach it: the one that started it stops it, after its clients. The methods that talk to
+    the broker raise ``KafkaException`` within 30 s when it does not answer. Not thread-safe, but for :meth:`producer`
+    and the properties.
     """
 
     folder: Path
@@ -206,7 +206,7 @@ class Broker:
         self._wait_for_topic(name, total)
 
     def delete_topic(self, name: str) -> None:
-        """Delete a topic and wait until it is gone, so that it can be created anew at once."""
+        """Delete a topic and wait until it is gone, so that it can be created again at once."""
         self._client().delete_topics([name], operation_timeout=_CALL_SECONDS)[name].result(_CALL_SECONDS)
         self._wait_for_topic(name, 0)
 

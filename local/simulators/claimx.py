@@ -38,10 +38,10 @@ def media_bytes(media_id: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class MediaFault:
-    """What is odd about one photo; whatever is left alone is as it should be."""
+    """What is odd about one photo; what is left alone is as it should be."""
 
     unlisted: bool = False
-    """The metadata do not tell of it."""
+    """The metadata do not list it."""
     name: str | None = None
     """Its ``mediaName``."""
     link: str | None = None

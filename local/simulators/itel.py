@@ -52,7 +52,7 @@ class ItelSimulator(Simulator):
     """The iTel API: POST a submission to one of ``paths`` with an Idempotency-Key.
 
     A body that is not JSON or not as ``schema`` demands is refused with 400 and reasons (which name places, not
-    values). A new key is answered 201 with ``itel_task_id``; a known one, whatever its body, 200 ``duplicate``, or if
+    values). A new key is answered 201 with ``itel_task_id``; a known one, with any body, 200 ``duplicate``, or if
     ``on_repeat`` is ``"exists"`` 400 ``already exists``. Posted to one of ``batch_paths``, ``{"tasks": [...],
     "batch_size": n}`` is accepted whole, or refused if one of its tasks is not valid; its tasks are remembered under
     the batch's key, as ``<key>/<number>`` from 0. Checking takes about a millisecond of CPU: where the simulator
@@ -177,8 +177,8 @@ def _is_batch(body: Any) -> bool:
 
 def _reason(problem: ValidationError, task: int | None) -> str:
     place = ".".join(str(part) for part in problem.absolute_path) or "the body"
-    told = problem.message if problem.validator == "required" else f"is not valid by '{problem.validator}'"
-    return f"{place}: {told}" if task is None else f"tasks.{task}: {place}: {told}"
+    fault = problem.message if problem.validator == "required" else f"is not valid by '{problem.validator}'"
+    return f"{place}: {fault}" if task is None else f"tasks.{task}: {place}: {fault}"
 
 
 def _assignment_ids(body: bytes) -> list[int]:

@@ -50,7 +50,7 @@ class OAuth2Simulator(Simulator):
 
     @property
     def asked(self) -> int:
-        """How often a token was asked for, whatever the answer."""
+        """How often a token was asked for, with any answer."""
         return self.calls[TOKEN_PATH]
 
     @property

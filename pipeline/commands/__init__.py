@@ -6,6 +6,6 @@ Other distributions may add commands of their own (entry points ``itel_cabinet.c
 from __future__ import annotations
 
 from itel_cabinet.pipeline.commands.app import main
-from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, Refused, Servers, asking
+from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, CommandError, Servers, asking
 
-__all__ = ["BROKER_SECONDS", "PROGRAM", "Refused", "Servers", "asking", "main"]
+__all__ = ["BROKER_SECONDS", "PROGRAM", "CommandError", "Servers", "asking", "main"]

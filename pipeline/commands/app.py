@@ -28,9 +28,9 @@ from itel_cabinet.pipeline.commands.shared import (
     BOTH_SPELLINGS,
     PROGRAM,
     AsJson,
+    CommandError,
     DryRun,
     KafkaConfig,
-    Refused,
     Servers,
     open_cluster,
     storing,
@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     except typer.TyperException as error:
         context = getattr(error, "ctx", None)  # a usage error, which says what is wrong but not where to look
-        mend = f": see `{context.command_path} --help`" if context else ""
-        print(f"{PROGRAM}: {' '.join(error.format_message().split()).rstrip('.')}{mend}", file=sys.stderr)
+        hint = f": see `{context.command_path} --help`" if context else ""
+        print(f"{PROGRAM}: {' '.join(error.format_message().split()).rstrip('.')}{hint}", file=sys.stderr)
         return error.exit_code
     return status if isinstance(status, int) else 0
 
@@ -183,17 +183,17 @@ def preview(
     """
     from pydantic_core import to_json
 
-    from itel_cabinet.pipeline.operate import NotAnAnswer
+    from itel_cabinet.pipeline.operate import NotAnAnswerError
     from itel_cabinet.pipeline.operate import preview_answer as previewed
 
     try:
         answer = sys.stdin.buffer.read() if task == "-" else Path(task).read_bytes()
     except OSError as error:
-        raise Refused(f"{task} cannot be read: {error.strerror}", wrong_use=True) from None
+        raise CommandError(f"{task} cannot be read: {error.strerror}", wrong_use=True) from None
     try:
         result = previewed(answer, now=datetime.now(UTC))
-    except NotAnAnswer as error:
-        raise Refused(f"{task}: {error}") from None
+    except NotAnAnswerError as error:
+        raise CommandError(f"{task}: {error}") from None
     typer.echo(to_json(result, indent=2, inf_nan_mode="null"))
 
 
@@ -259,9 +259,9 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
 
     from itel_cabinet.io.delta import create_table, get_table
     from itel_cabinet.io.objects import ObjectStoreError, get_objects
-    from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.io.secrets import UnresolvedSecretError
     from itel_cabinet.pipeline.launch import parse_arguments, with_template
-    from itel_cabinet.pipeline.operate import BackfillStopped, backfill_photos, missing_photos
+    from itel_cabinet.pipeline.operate import BackfillStoppedError, backfill_photos, missing_photos
     from itel_cabinet.pipeline.options import OptionError
     from itel_cabinet.pipeline.tables import ATTACHMENTS
     from itel_cabinet.pipeline.wiring import Wiring
@@ -270,9 +270,9 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
         job, *options = with_template(["tracking", *context.args])
         settings, _ = parse_arguments(job, ["--bootstrap_servers=unused:9092", *options])
     except OptionError as error:
-        raise Refused(str(error), wrong_use=True) from None
+        raise CommandError(str(error), wrong_use=True) from None
     if not settings.fetches_media:
-        raise Refused("--media_root is missing: give the folder or object-store URI for photos", wrong_use=True)
+        raise CommandError("--media_root is missing: give the folder or object-store URI for photos", wrong_use=True)
     wiring = Wiring(settings)
     console, progress = Console(), Console(stderr=True)
     ended: Counter[str] = Counter()
@@ -280,7 +280,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
         with storing():
             spec = wiring.tables[ATTACHMENTS]
             if create_table(spec, dry_run=True).version is None:
-                raise Refused(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
+                raise CommandError(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
             table = get_table(spec)
             missing = missing_photos(table)
         assignments = len({row["assignment_id"] for row in missing})
@@ -295,9 +295,9 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
                 ended += counts
                 bar.advance(task, counts.total())
     except ObjectStoreError as error:
-        raise Refused(f"--media_root: {error}") from None
-    except (UnresolvedSecret, BackfillStopped) as error:
-        raise Refused(f"{error}; {ended.total()} of {len(missing)} photos were tried") from None
+        raise CommandError(f"--media_root: {error}") from None
+    except (UnresolvedSecretError, BackfillStoppedError) as error:
+        raise CommandError(f"{error}; {ended.total()} of {len(missing)} photos were tried") from None
     finally:
         for what, count in sorted(ended.items()):
             console.print(f"  {what}: {count}", soft_wrap=True)
@@ -408,7 +408,7 @@ def render_template(
             documents = launch.render_manifests(template, context.args, application=form is Format.APPLICATION)
             text, left_open = yaml.safe_dump_all(documents, sort_keys=False, width=120).rstrip(), []
     except OptionError as error:
-        raise Refused(str(error), wrong_use=not isinstance(error, launch.TemplateError)) from None
+        raise CommandError(str(error), wrong_use=not isinstance(error, launch.TemplateError)) from None
     typer.echo(text)
     if left_open:
         print(f"{PROGRAM}: left open, to be added: --{', --'.join(left_open)}", file=sys.stderr)

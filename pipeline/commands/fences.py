@@ -14,9 +14,9 @@ from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
+    CommandError,
     DryRun,
     KafkaConfig,
-    Refused,
     StorageOptions,
     TablesRoot,
     WatchSeconds,
@@ -51,7 +51,7 @@ def show_fences(
     from itel_cabinet.io.delta import fences_at
 
     if version is not None and table is None:
-        raise Refused("--version: needs --table, since each table has versions of its own", wrong_use=True)
+        raise CommandError("--version: needs --table, since each table has versions of its own", wrong_use=True)
     rows = []
     for spec in chosen(tables_root, storage_options, table):
         with working():
@@ -94,7 +94,7 @@ def set_fences(
     from itel_cabinet.io.delta import carry_out, plan_fences
 
     if (offset is None) == (not to_start) or (offset is not None and partition is None):
-        raise Refused("give --partition and --offset, or --to_start", wrong_use=True)
+        raise CommandError("give --partition and --offset, or --to_start", wrong_use=True)
 
     def wanted(now: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
         of = topic_id or _only_topic(now)
@@ -107,10 +107,10 @@ def set_fences(
     with working():
         change = plan_fences(spec, wanted)
         if not change.moves:
-            raise Refused(f"--topic_id: {spec.name} has no fence of the topic {topic_id}: see `tables fence show`")
+            raise CommandError(f"--topic_id: {spec.name} has no fence of the topic {topic_id}: see `tables fence show`")
         for move in change.moves:
             if move.after > move.before and not skip_records:
-                raise Refused(
+                raise CommandError(
                     f"--offset: the fence of partition {move.partition} is at {move.before}, and at {move.after} it "
                     "hides the records between: --skip_records says that they shall never be written"
                 )
@@ -123,8 +123,8 @@ def set_fences(
 def _only_topic(fences: Mapping[tuple[str, int], int]) -> str:
     topics = sorted({topic_id for topic_id, _ in fences})
     if len(topics) != 1:
-        told = f"the table has those of {', '.join(topics)}" if topics else "the table has no fence"
-        raise Refused(f"--topic_id: say whose fence is meant: {told}", wrong_use=True)
+        known = f"the table has those of {', '.join(topics)}" if topics else "the table has no fence"
+        raise CommandError(f"--topic_id: say whose fence is meant: {known}", wrong_use=True)
     return topics[0]
 
 
@@ -192,7 +192,7 @@ def restore_table(
     starts = _log_starts(bootstrap_servers, kafka_config, topic, topic_epoch) if bootstrap_servers else None
     losses = _losses(spec, change.version, lowered, starts, topic)
     if losses and not (accept_loss or dry_run):
-        raise Refused(f"{'; '.join(losses)}: --accept_loss says to restore the table all the same")
+        raise CommandError(f"{'; '.join(losses)}: --accept_loss says to restore the table all the same")
     if dry_run:
         typer.echo(f"{spec.name}: version {change.version} would be restored to {version}")
     else:

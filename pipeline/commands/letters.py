@@ -22,10 +22,10 @@ from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
+    CommandError,
     DryRun,
     JobName,
     KafkaConfig,
-    Refused,
     Servers,
     StorageOptions,
     client_settings,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.kafka import LogReader
-    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, Outcome, Replay, Stranger
+    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, Replay
 
 __all__ = [
     "ITEL_ERRORS",
@@ -79,11 +79,11 @@ def _filter(*, since: str | None, until: str | None, offset: str | None, job: Jo
             return parse_timestamp(text) if text else None
         except ValueError as error:
             reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
-            raise Refused(f"--{name}: {reason}", wrong_use=True) from None
+            raise CommandError(f"--{name}: {reason}", wrong_use=True) from None
 
     bounds = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", offset or "")
     if offset and not bounds:
-        raise Refused(f"--offset: must be N or N-M, got {offset!r}", wrong_use=True)
+        raise CommandError(f"--offset: must be N or N-M, got {offset!r}", wrong_use=True)
     first, last = bounds.groups() if bounds else (None, None)
     return Filter(
         job=job and job.value,
@@ -102,8 +102,8 @@ def error_topics(
     """The client's settings, and a reader that knows the error topics."""
     from confluent_kafka import KafkaException
 
-    from itel_cabinet.io.kafka import LogReader, Overtaken, UnknownTopic
-    from itel_cabinet.pipeline.refusals import describe_kafka_error
+    from itel_cabinet.io.kafka import FencedError, LogReader, UnknownTopicError
+    from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic
 
     client = client_settings(bootstrap_servers, kafka_config)
     try:
@@ -111,20 +111,20 @@ def error_topics(
             for option, topic in zip(("--dead_letter_topic", "--itel_errors_topic"), topics, strict=True):
                 try:
                     reader.topic(topic)
-                except UnknownTopic as error:
-                    raise Refused(f"{option}: {error}") from None
+                except UnknownTopicError as error:
+                    raise CommandError(f"{option}: {describe_missing_topic(error)}") from None
             yield client, reader
     except KafkaException as error:
-        raise Refused(describe_kafka_error(error, bootstrap_servers)) from None
-    except Overtaken:
-        raise Refused(
+        raise CommandError(describe_kafka_error(error, bootstrap_servers)) from None
+    except FencedError:
+        raise CommandError(
             "another replay of these topics has begun, and this one has stopped: see what that one says"
         ) from None
 
 
-def warn_of(strangers: Sequence[Stranger]) -> None:
-    if strangers:
-        first, number = strangers[0], len(strangers)
+def warn_of(foreign: Sequence[ForeignMessage]) -> None:
+    if foreign:
+        first, number = foreign[0], len(foreign)
         print(
             f"{PROGRAM}: warning: {number} {'message is' if number == 1 else 'messages are'} no dead "
             f"{'letter' if number == 1 else 'letters'} and left alone, the first one in {first.topic} at "
@@ -161,7 +161,7 @@ def list_dead_letters(
     topics = (dead_letter_topic, itel_errors_topic)
     with error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
         log = error_log(reader, topics, wanted)
-    warn_of(log.strangers)
+    warn_of(log.foreign)
     rows = [entry.summary for entry in log.entries]
     if count:
         _print_counts(failure_counts(log.entries), as_json)
@@ -176,7 +176,7 @@ def list_dead_letters(
 
 
 def _plain(text: str) -> Text:
-    """Text of a stranger's making, harmless to a terminal."""
+    """Text that anyone may have written, harmless to a terminal."""
     from rich.text import Text
 
     from itel_cabinet.transforms.dead_letters import shorten
@@ -208,7 +208,7 @@ def show_dead_letter(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
-    from itel_cabinet.io.kafka import LogReader, UnknownTopic
+    from itel_cabinet.io.kafka import LogReader, UnknownTopicError
     from itel_cabinet.pipeline.operate import Filter, error_log, original
     from itel_cabinet.transforms.dead_letters import decode_dead_letter
 
@@ -217,7 +217,7 @@ def show_dead_letter(
         wanted = Filter(coordinates=frozenset({coordinates}), group=consumer_group)
         entries = error_log(reader, topics, wanted).entries
         if not entries:
-            raise Refused(
+            raise CommandError(
                 f"{coordinates}: has no dead letter in {' or '.join(topics)}: see `{PROGRAM} dead-letters list`"
             )
         entry = max(entries, key=lambda one: one.letter.last_at)
@@ -226,7 +226,7 @@ def show_dead_letter(
         with LogReader(client, epoch=topic_epoch) as originals:
             try:
                 record = original(originals, letter)
-            except UnknownTopic:
+            except UnknownTopicError:
                 record = None
     if record is None:
         print(
@@ -281,7 +281,7 @@ def replay_dead_letters(
         float | None, typer.Option("--rate", min=0.001, help="Records a second; default: no limit.")
     ] = None,
     max_replays: Annotated[
-        int, typer.Option("--max_replays", min=1, help="An event replayed so often is parked: left alone and told.")
+        int, typer.Option("--max_replays", min=1, help="An event replayed so often is parked: left alone and reported.")
     ] = 3,
     again: Annotated[bool, typer.Option("--again", help="Those that were replayed already, too.")] = False,
     transactions: Annotated[
@@ -299,7 +299,7 @@ def replay_dead_letters(
 ) -> int:
     """Write dead letters' records to their topics again, each once, marked for the group that gave them up.
 
-    Mend the cause first. A letter is replayed once, however often this is run; its record fails into a new letter if
+    Fix the cause first. A letter is replayed once, however often this is run; its record fails into a new letter if
     the cause is still there. Exit status 1 if some could not be replayed.
     """
     from rich.progress import Progress
@@ -313,13 +313,13 @@ def replay_dead_letters(
     )  # fmt: skip
     topics = (dead_letter_topic, itel_errors_topic)
     counts: Counter[Outcome] = Counter()
-    told: list[Replay] = []
+    outcomes: list[Replay] = []
     with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
         # First of all: from here on no other replay of these topics writes, so what is read of them now stays true.
         name = f"{PROGRAM}-replay-{'-'.join(topics)}"
         writer = None if dry_run else LogWriter(client, name, transactions=transactions)
         log = error_log(reader, topics, wanted)
-        warn_of(log.strangers)
+        warn_of(log.foreign)
         with LogReader(client, epoch=topic_epoch) as originals:
 
             @functools.cache
@@ -345,11 +345,11 @@ def replay_dead_letters(
                     for one in replayer.replay(log.entries):
                         counts[one.outcome] += 1
                         if one.reason:
-                            told.append(one)
+                            outcomes.append(one)
                         progress.advance(bar)
                 finally:
                     progress.stop()
-                    _tell_of_replay(counts, told, dry_run=dry_run, as_json=as_json)
+                    _print_replay(counts, outcomes, dry_run=dry_run, as_json=as_json)
     return 1 if any(outcome.failed for outcome in counts) else 0
 
 
@@ -381,15 +381,15 @@ _TOLD = {
 }
 
 
-def _tell_of_replay(counts: Mapping[Outcome, int], told: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
+def _print_replay(counts: Mapping[Outcome, int], outcomes: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
     from itel_cabinet.pipeline.operate import Outcome
     from itel_cabinet.transforms.dead_letters import shorten
 
-    for one in told[:_MOST_REASONS]:
+    for one in outcomes[:_MOST_REASONS]:
         line = f"{one.entry.letter.coordinates} of {one.entry.letter.topic}: {one.outcome.value}: {one.reason}"
         print(f"{PROGRAM}: {shorten(line, 1_000)}", file=sys.stderr)
-    if len(told) > _MOST_REASONS:
-        print(f"{PROGRAM}: and {len(told) - _MOST_REASONS} more", file=sys.stderr)
+    if len(outcomes) > _MOST_REASONS:
+        print(f"{PROGRAM}: and {len(outcomes) - _MOST_REASONS} more", file=sys.stderr)
     if as_json:
         typer.echo(json.dumps({"dry_run": dry_run} | {one.value: counts.get(one, 0) for one in Outcome}))
         return

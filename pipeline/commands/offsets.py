@@ -18,9 +18,9 @@ from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
+    CommandError,
     DryRun,
     KafkaConfig,
-    Refused,
     Servers,
     WatchSeconds,
     asking,
@@ -41,12 +41,12 @@ TopicEpoch = Annotated[int, typer.Option("--topic_epoch", min=0, help="As the jo
 @contextmanager
 def _refusing() -> Iterator[None]:
     """What a group or an offset is refused for in here, as one line."""
-    from itel_cabinet.io.kafka import GroupRefused
+    from itel_cabinet.io.kafka import GroupError
 
     try:
         yield
-    except GroupRefused as refused:
-        raise Refused(str(refused)) from None
+    except GroupError as refused:
+        raise CommandError(str(refused)) from None
 
 
 def _opened(client: Mapping[str, object], group: str, topic: str, epoch: int) -> ConsumerGroup:
@@ -146,8 +146,8 @@ def reset_offsets(
     }  # fmt: skip
     given = [name for name, value in ways.items() if value]
     if len(given) != 1:
-        told = f"not {' and '.join(given)}" if given else "none is there"
-        raise Refused(f"give one of {', '.join(ways)}: {told}", wrong_use=True)
+        which = f"not {' and '.join(given)}" if given else "none is there"
+        raise CommandError(f"give one of {', '.join(ways)}: {which}", wrong_use=True)
     moment = _milliseconds(to_time) if to_time else None
     offsets = _offsets(to_offset) if to_offset else {}
     with asking(bootstrap_servers), _refusing():
@@ -155,9 +155,9 @@ def reset_offsets(
         if from_json:
             offsets = _read_offsets(from_json, one.topic.topic_id)
         if topic_id and one.topic.topic_id != topic_id:
-            raise Refused(
-                f"--topic_id: topic {topic} is {one.topic.topic_id} now, not {topic_id}: it was deleted and made anew, "
-                "and what these offsets are about is gone"
+            raise CommandError(
+                f"--topic_id: topic {topic} is {one.topic.topic_id} now, not {topic_id}: it was deleted and created "
+                "again, and what these offsets are about is gone"
             )
         if not new_group:
             one.check_known()
@@ -182,11 +182,11 @@ def copy_offsets(
 ) -> None:
     """Let a group go on where another one has stopped, such as a job where an old worker did.
 
-    Both must be at rest. Partitions that the other group has no offset of are told; the job starts them at their
+    Both must be at rest. Partitions that the other group has no offset of are reported; the job starts them at their
     beginning, or where they are in its own group.
     """
     if from_group == to_group:
-        raise Refused(f"--to: is the same group as --from, {from_group}", wrong_use=True)
+        raise CommandError(f"--to: is the same group as --from, {from_group}", wrong_use=True)
     with asking(bootstrap_servers), _refusing():
         client = client_settings(bootstrap_servers, kafka_config)
         old, new = (_opened(client, name, topic, topic_epoch) for name in (from_group, to_group))
@@ -194,13 +194,13 @@ def copy_offsets(
         positions = old.positions()
         offsets = {p.partition: p.committed for p in positions if p.committed is not None}
         if not offsets:
-            raise Refused(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
+            raise CommandError(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
         _check_not_overtaken(old, [p for p in positions if p.committed is not None])
         old.check_in_range(offsets)
         if not dry_run:
             old.check_at_rest(watch_seconds)
             if old.offsets() != offsets:
-                raise Refused(f"--from: the group {from_group} moves: stop what reads with it first")
+                raise CommandError(f"--from: the group {from_group} moves: stop what reads with it first")
         _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
     for one in positions:
         if one.committed is None:
@@ -215,7 +215,7 @@ def _check_not_overtaken(old: ConsumerGroup, positions: Sequence[PartitionLag]) 
     if lost:
         at = ", ".join(f"[{p.committed}, {p.start}) of partition {p.partition}" for p in lost)
         rest = ",".join(f"{p.partition}={p.position}" for p in positions)
-        raise Refused(
+        raise CommandError(
             f"--from: retention has deleted {at} before {old.name} read it; to go on without: `{PROGRAM} offsets reset "
             f"--new_group --topic={old.topic.name} --to_offset={rest} --group=...`"
         )
@@ -267,14 +267,14 @@ def _milliseconds(text: str) -> int:
         return int(parse_timestamp(text).timestamp() * 1000)
     except ValueError as error:
         reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
-        raise Refused(f"--to_time: {reason}", wrong_use=True) from None
+        raise CommandError(f"--to_time: {reason}", wrong_use=True) from None
 
 
 def _offsets(text: str) -> dict[int, int]:
     pairs = [re.fullmatch(r"\s*([0-9]{1,9})=([0-9]{1,18})\s*", part) for part in text.split(",")]
     offsets = {int(pair[1]): int(pair[2]) for pair in pairs if pair}
     if len(offsets) != len(pairs):
-        raise Refused(
+        raise CommandError(
             f"--to_offset: must be partition=offset, each partition once, such as 0=120,1=98: got {text!r}",
             wrong_use=True,
         )
@@ -297,16 +297,16 @@ def _read_offsets(file: Path, topic_id: str) -> dict[int, int]:
     try:
         saved = Saved.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise Refused(f"--from_json: {file} cannot be read: {error.strerror}", wrong_use=True) from None
+        raise CommandError(f"--from_json: {file} cannot be read: {error.strerror}", wrong_use=True) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
-        raise Refused(
+        raise CommandError(
             f"--from_json: {file} is not what `{PROGRAM} offsets show --json` prints: {where}: {first['msg']}",
             wrong_use=True,
         ) from None
     if saved.topic_id != topic_id:
-        raise Refused(
+        raise CommandError(
             f"--from_json: {file} is about the topic {saved.topic_id}, which was deleted: this one is {topic_id}"
         )
     return {row.partition: row.committed for row in saved.partitions if row.committed is not None and row.counts}

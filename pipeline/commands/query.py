@@ -26,7 +26,7 @@ from itel_cabinet.pipeline.commands.letters import (
     error_topics,
     warn_of,
 )
-from itel_cabinet.pipeline.commands.shared import KafkaConfig, Refused, StorageOptions, TablesRoot, tables_at
+from itel_cabinet.pipeline.commands.shared import CommandError, KafkaConfig, StorageOptions, TablesRoot, tables_at
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -67,7 +67,7 @@ def query(
     storage_options: StorageOptions = "{}",
 ) -> None:
     """Ask the tables one of the twelve questions, each event counted once; without NAME, list them."""
-    from itel_cabinet.pipeline.operate import QueryRefused, Session, bind, catalogue, find
+    from itel_cabinet.pipeline.operate import QueryError, Session, bind, catalogue, find
 
     if name is None:
         listed = [(one.number, one.name, one.purpose, _usage(one)) for one in catalogue()]
@@ -76,8 +76,8 @@ def query(
     try:
         wanted = find(name)
         values = bind(wanted, _given(param or ()), now=datetime.now(UTC))
-    except QueryRefused as error:
-        raise Refused(str(error), wrong_use=True) from None
+    except QueryError as error:
+        raise CommandError(str(error), wrong_use=True) from None
     specs = table_specs_of(tables_root, storage_options)
     version = next((values[p.name] for p in wanted.parameters if p.kind == "version"), None)
     assert version is None or isinstance(version, int)
@@ -95,9 +95,9 @@ def _given(params: Sequence[str]) -> dict[str, str]:
     for param in params:
         name, equals, value = param.partition("=")
         if not equals:
-            raise Refused(f"--param: must be NAME=VALUE, got {param[:100]!r}", wrong_use=True)
+            raise CommandError(f"--param: must be NAME=VALUE, got {param[:100]!r}", wrong_use=True)
         if name in given:
-            raise Refused(f"--param: {name} is given twice", wrong_use=True)
+            raise CommandError(f"--param: {name} is given twice", wrong_use=True)
         given[name] = value
     return given
 
@@ -105,7 +105,9 @@ def _given(params: Sequence[str]) -> dict[str, str]:
 def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, TableSpec]:
     """The tables' specifications by name. Raises Refused."""
     if not tables_root:
-        raise Refused("--tables_root is missing: give the folder or object-store URI of the tables", wrong_use=True)
+        raise CommandError(
+            "--tables_root is missing: give the folder or object-store URI of the tables", wrong_use=True
+        )
     return tables_at(tables_root, storage_options)
 
 
@@ -113,12 +115,12 @@ def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, T
 def reading() -> Iterator[None]:
     """What cannot be read in here, as one line."""
     from itel_cabinet.io.worker import OutageError
-    from itel_cabinet.pipeline.operate import TableMissing
+    from itel_cabinet.pipeline.operate import TableMissingError
 
     try:
         yield
-    except (TableMissing, OutageError) as error:
-        raise Refused(f"--tables_root: {error}") from error
+    except (TableMissingError, OutageError) as error:
+        raise CommandError(f"--tables_root: {error}") from error
 
 
 def report(
@@ -145,15 +147,15 @@ def report(
     if bootstrap_servers:
         failures = _failures(bootstrap_servers, kafka_config, (dead_letter_topic, itel_errors_topic))
     with reading(), Session(specs) as session:
-        told = gather(session, tables_root=tables_root, failures=failures, now=datetime.now(UTC))
+        contents = gather(session, tables_root=tables_root, failures=failures, now=datetime.now(UTC))
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
     try:
-        unfinished.write_text(render(told), encoding="utf-8")
+        unfinished.write_text(render(contents), encoding="utf-8")
         unfinished.replace(output)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        raise Refused(f"--output: {output} cannot be written: {error.strerror}") from None
-    typer.echo(f"{output}: {told.answers['funnel'][0]['tasks']} tasks, {len(told.answers['open-tasks'])} open")
+        raise CommandError(f"--output: {output} cannot be written: {error.strerror}") from None
+    typer.echo(f"{output}: {contents.answers['funnel'][0]['tasks']} tasks, {len(contents.answers['open-tasks'])} open")
 
 
 def _failures(bootstrap_servers: str, kafka_config: str, topics: tuple[str, str]) -> list[FailureCount]:
@@ -161,7 +163,7 @@ def _failures(bootstrap_servers: str, kafka_config: str, topics: tuple[str, str]
 
     with error_topics(bootstrap_servers, kafka_config, topics) as (_, reader):
         log = error_log(reader, topics, Filter())
-    warn_of(log.strangers)
+    warn_of(log.foreign)
     return failure_counts(log.entries)
 
 

@@ -18,10 +18,10 @@ __all__ = [
     "BOTH_SPELLINGS",
     "PROGRAM",
     "AsJson",
+    "CommandError",
     "DryRun",
     "JobName",
     "KafkaConfig",
-    "Refused",
     "Servers",
     "StorageOptions",
     "TablesRoot",
@@ -43,8 +43,8 @@ BOTH_SPELLINGS = {
 }
 
 
-class Refused(typer.TyperException):
-    """A command cannot do what it was asked. ``message`` is one line that names the option and the mend."""
+class CommandError(typer.TyperException):
+    """A command cannot do what it was asked. ``message`` is one line that names the option and what to do."""
 
     def __init__(self, message: str, *, wrong_use: bool = False) -> None:
         super().__init__(message)
@@ -103,35 +103,35 @@ def asking(bootstrap_servers: str) -> Iterator[None]:
     """What Kafka refuses in here, and topics that are not there, as one line."""
     from confluent_kafka import KafkaException
 
-    from itel_cabinet.io.kafka import UnknownTopic
-    from itel_cabinet.pipeline.refusals import describe_kafka_error
+    from itel_cabinet.io.kafka import UnknownTopicError
+    from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic
 
     try:
         yield
     except KafkaException as error:
-        raise Refused(describe_kafka_error(error, bootstrap_servers)) from None
-    except UnknownTopic as error:
-        raise Refused(f"--topic: {error}") from None
+        raise CommandError(describe_kafka_error(error, bootstrap_servers)) from None
+    except UnknownTopicError as error:
+        raise CommandError(f"--topic: {describe_missing_topic(error)}") from None
 
 
 def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, object]:
     """librdkafka's settings, with the secrets in."""
     from pydantic import TypeAdapter, ValidationError
 
-    from itel_cabinet.io.kafka import ConfigRefused, client_config, resolved
-    from itel_cabinet.io.secrets import UnresolvedSecret
+    from itel_cabinet.io.kafka import ConfigError, client_config, resolve_config
+    from itel_cabinet.io.secrets import UnresolvedSecretError
     from itel_cabinet.pipeline.options import JsonObject
 
     try:
         more: dict[str, str] = TypeAdapter(JsonObject).validate_python(kafka_config)
-        return resolved(client_config(bootstrap_servers, more))
+        return resolve_config(client_config(bootstrap_servers, more))
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise Refused(f"--kafka_config: {reason}", wrong_use=True) from None
-    except ConfigRefused as error:
-        raise Refused(str(error), wrong_use=True) from None
-    except UnresolvedSecret as error:
-        raise Refused(f"--kafka_config: {error}") from None
+        raise CommandError(f"--kafka_config: {reason}", wrong_use=True) from None
+    except ConfigError as error:
+        raise CommandError(f"--kafka_config: {error}", wrong_use=True) from None
+    except UnresolvedSecretError as error:
+        raise CommandError(f"--kafka_config: {error}") from None
 
 
 @contextmanager
@@ -151,7 +151,7 @@ def table_settings(**given: str) -> Settings:
     try:
         return Settings.of({"job": Job.TRACKING, **unused, **given})
     except OptionError as error:
-        raise Refused(str(error), wrong_use=True) from None
+        raise CommandError(str(error), wrong_use=True) from None
 
 
 def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
@@ -164,11 +164,11 @@ def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
 @contextmanager
 def storing() -> Iterator[None]:
     """What the table store refuses in here, as one line."""
-    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.delta import TableError
     from itel_cabinet.io.worker import OutageError
     from itel_cabinet.pipeline.refusals import describe_table_error
 
     try:
         yield
-    except (TableRefused, OutageError) as error:
-        raise Refused(describe_table_error(error)) from error
+    except (TableError, OutageError) as error:
+        raise CommandError(describe_table_error(error)) from error

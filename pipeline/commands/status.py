@@ -18,9 +18,9 @@ from rich.text import Text
 from itel_cabinet.pipeline.commands import shared
 from itel_cabinet.pipeline.commands.shared import (
     AsJson,
+    CommandError,
     JobName,
     KafkaConfig,
-    Refused,
     Servers,
     StorageOptions,
     asking,
@@ -65,7 +65,7 @@ def lag(
     chosen = list(dict.fromkeys(jobs or [JobName.CABINET]))
     if len(chosen) > 1 and (consumer_group or input_topic):
         option = "--consumer_group" if consumer_group else "--input_topic"
-        raise Refused(f"{option}: goes with one JOB: ask for each job by itself", wrong_use=True)
+        raise CommandError(f"{option}: goes with one JOB: ask for each job by itself", wrong_use=True)
     client = client_settings(bootstrap_servers, kafka_config)
     views: dict[str, GroupView] = {}
 
@@ -197,10 +197,10 @@ def _subject(
         try:
             check_url(url)
         except ValueError as error:
-            raise Refused(f"--metrics_url: {error}", wrong_use=True) from None
+            raise CommandError(f"--metrics_url: {error}", wrong_use=True) from None
     kind = Job(job.value)
     if tables_root and not kind.writes_tables:
-        raise Refused(f"--tables_root: the job {job.value} writes no tables: leave it out", wrong_use=True)
+        raise CommandError(f"--tables_root: the job {job.value} writes no tables: leave it out", wrong_use=True)
     tables = tables_at(tables_root, storage_options) if tables_root else None
     errors = [dead_letter_topic or JOB_DEFAULTS[kind]["dead_letter_topic"]]
     if kind.calls_itel:
@@ -221,7 +221,7 @@ def _subject(
 def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bool) -> int:
     """Print one look, or look after look until Ctrl-C; the exit status of the last one.
 
-    Only the first look may be refused: later, whoever watches waits for what is away.
+    Only the first look may be refused: later, a watch waits for what is away.
     """
     console = Console(markup=False, highlight=False, emoji=False)
     view, report, exit_status = look()
@@ -242,7 +242,7 @@ def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bo
                 time.sleep(every)
                 try:
                     view, report, exit_status = look()
-                except Refused as refused:
+                except CommandError as refused:
                     view, report, exit_status = Text(refused.message), {"error": refused.message}, refused.exit_code
     except KeyboardInterrupt:
         return exit_status

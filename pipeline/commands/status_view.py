@@ -101,7 +101,7 @@ def status_report(seen: Observed, found: Verdict, now: datetime) -> Report:
         "topic": seen.topic,
         "verdict": found.health.value,
         "reason": found.reason,
-        "mend": found.mend,
+        "fix": found.fix,
         "offsets": _error(seen.offsets) if isinstance(seen.offsets, Unseen) else _offsets(seen.offsets),
         "workers": [
             {
@@ -184,8 +184,8 @@ def status_view(seen: Observed, found: Verdict, now: datetime) -> RenderableType
             f"{seen.job}: ", (found.health.value, f"bold {_COLOURS.get(found.health, 'red')}"), f": {found.reason}"
         )
     ]
-    if found.mend:
-        parts.append(Text(f"what to do: {found.mend}"))
+    if found.fix:
+        parts.append(Text(f"what to do: {found.fix}"))
     parts.append(Text(f"{seen.group} in {seen.topic}, {now.isoformat(sep=' ', timespec='seconds')}", style="dim"))
     if seen.workers:
         table = _grid("worker", "state", "says")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.filesize import decimal
 
-from itel_cabinet.pipeline.commands.shared import PROGRAM, Refused, storing, tables_at
+from itel_cabinet.pipeline.commands.shared import PROGRAM, CommandError, storing, tables_at
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta import TableSpec
@@ -26,12 +26,12 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 
     specs = tables_at(tables_root, storage_options)
     if name is not None and name not in specs:
-        raise Refused(f"--table: there is no table {name!r}: give one of {', '.join(specs)}", wrong_use=True)
+        raise CommandError(f"--table: there is no table {name!r}: give one of {', '.join(specs)}", wrong_use=True)
     wanted = [spec for spec in specs.values() if name in (None, spec.name)]
     with working():
         there = [spec for spec in wanted if table_exists(spec)]
     if not there:
-        raise Refused(
+        raise CommandError(
             f"--tables_root: there is no table {wanted[0].uri}: give the root that the jobs write to, or make the "
             f"tables with `{PROGRAM} tables create`"
         )
@@ -41,14 +41,14 @@ def chosen(tables_root: str, storage_options: str, name: str | None) -> list[Tab
 @contextmanager
 def working() -> Iterator[None]:
     """What a table refuses in here, or its store, as one line."""
-    from itel_cabinet.io.delta import TableRefused
+    from itel_cabinet.io.delta import TableError
     from itel_cabinet.io.worker import describe_error
 
     with storing():
         try:
             yield
-        except TableRefused as refused:  # not for its place, which `storing` would say
-            raise Refused(describe_error(refused)) from None
+        except TableError as refused:  # not for its place, which `storing` would say
+            raise CommandError(describe_error(refused)) from None
 
 
 def sized(files: int, number_of_bytes: int) -> str:

@@ -11,8 +11,8 @@ from rich.table import Table
 from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
+    CommandError,
     DryRun,
-    Refused,
     StorageOptions,
     TablesRoot,
     storing,
@@ -50,7 +50,7 @@ def create_tables(
     try:
         specs = table_specs(settings)
     except ValueError as error:
-        raise Refused(f"--partition_by: {error}", wrong_use=True) from None
+        raise CommandError(f"--partition_by: {error}", wrong_use=True) from None
     for spec in specs.values():
         with storing():
             state = create_table(spec, dry_run=dry_run)
@@ -77,9 +77,9 @@ def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "
         try:
             with storing():
                 state = describe_table(spec.uri, spec.storage_options)
-        except Refused as refused:
-            world = refused.__cause__
-            if world is None or not isinstance(world.__cause__, TableNotFoundError):
+        except CommandError as refused:
+            outage = refused.__cause__
+            if outage is None or not isinstance(outage.__cause__, TableNotFoundError):
                 raise
             missing.append(spec.name)
         else:
@@ -128,7 +128,7 @@ def optimize_tables(
 
     columns = [name.strip() for name in z_order.split(",")] if z_order else []
     if columns and table is None:
-        raise Refused("--z_order: needs --table, since each table has other columns", wrong_use=True)
+        raise CommandError("--z_order: needs --table, since each table has other columns", wrong_use=True)
     target_bytes = _bytes(target_size) if target_size else None
     for spec in chosen(tables_root, storage_options, table):
         with working():
@@ -150,11 +150,11 @@ def _bytes(text: str) -> int:
     try:
         size = TypeAdapter(ByteSize).validate_python(text)
     except ValidationError:
-        raise Refused(
+        raise CommandError(
             f"--target_size: must be a number of bytes or such as 64MB: got {text!r}", wrong_use=True
         ) from None
     if size < _LEAST_BYTES:
-        raise Refused(f"--target_size: must be 1MB or more, got {text}", wrong_use=True)
+        raise CommandError(f"--target_size: must be 1MB or more, got {text}", wrong_use=True)
     return size
 
 
@@ -180,7 +180,7 @@ def vacuum_tables(
     from itel_cabinet.io.delta import SAFE_RETENTION_HOURS, vacuum
 
     if retention_hours < SAFE_RETENTION_HOURS and not allow_short_retention:
-        raise Refused(
+        raise CommandError(
             f"--retention_hours: below {SAFE_RETENTION_HOURS} h, queries that still read an older version fail, and "
             "neither time travel nor `tables restore` reaches further back: --allow_short_retention says that you know",
             wrong_use=True,

@@ -13,11 +13,11 @@ __all__ = ["get_direct_runner"]
 
 def get_direct_runner() -> fn_runner.FnApiRunner:
     """An FnApiRunner that forgets a bundle when it is done; the change holds for the whole process."""
-    fn_runner.consolidate_monitoring_infos = _consolidated
+    fn_runner.consolidate_monitoring_infos = _consolidate
     return fn_runner.FnApiRunner()
 
 
-def _consolidated(infos: Iterable[metrics_pb2.MonitoringInfo]) -> list[metrics_pb2.MonitoringInfo]:
+def _consolidate(infos: Iterable[metrics_pb2.MonitoringInfo]) -> list[metrics_pb2.MonitoringInfo]:
     """The metrics of a stage, summed up now.
 
     Beam 2.77 leaves the sum as a generator over the next bundle's generator and so on: an endless job would keep the

@@ -125,7 +125,7 @@ def _set_environment(options: PortableOptions) -> None:
 def check_job_server(options: PipelineOptions) -> None:
     """Raise NotRunning unless something listens at ``--job_endpoint``, and at ``--flink_master`` where it is given."""
     _check_listening("job_endpoint", options.view_as(PortableOptions).job_endpoint, "Beam's job server")
-    if master := _master(options):
+    if master := _get_master(options):
         _check_listening("flink_master", master.partition("://")[2], "Flink's JobManager")
 
 
@@ -139,7 +139,7 @@ def _check_listening(option: str, address: str, what: str) -> None:
         raise NotRunningError(f"--{option}: {what} does not answer at {address}: {error.strerror or error}") from None
 
 
-def _master(options: PipelineOptions) -> str | None:
+def _get_master(options: PipelineOptions) -> str | None:
     """The JobManager's base URL, or None where only the job server knows it."""
     master: str = options.view_as(FlinkRunnerOptions).flink_master
     if not master or master.startswith("["):
@@ -160,18 +160,18 @@ def wait_until_running(
     NotRunning when the job has failed, has failed to start several times, or does not run within three minutes; it is
     cancelled then, so that it cannot come up later, beside the one that is launched next.
     """
-    master, name = _master(options), options.view_as(GoogleCloudOptions).job_name
+    master, name = _get_master(options), options.view_as(GoogleCloudOptions).job_name
     deadline = clock() + _RUNNING_SECONDS
     while True:
         state = result.state
         if PipelineState.is_terminal(state) and state != PipelineState.DONE:
-            raise NotRunningError(_failed(name, f"ended as {state}", _reason(result), options))
-        found = _found(master, name) if master else None
-        if state == PipelineState.DONE or (state == PipelineState.RUNNING and (not master or _runs(found))):
+            raise NotRunningError(_describe_failure(name, f"ended as {state}", _find_reason(result), options))
+        found = _find_job(master, name) if master else None
+        if state == PipelineState.DONE or (state == PipelineState.RUNNING and (not master or _is_running(found))):
             return
-        if master and found and len(failures := _failures(master, found["jid"])) >= _MOST_FAILURES:
+        if master and found and len(failures := _list_failures(master, found["jid"])) >= _MOST_FAILURES:
             _cancel(result, master, found)
-            raise NotRunningError(_failed(name, "does not start and is cancelled", failures[0], options))
+            raise NotRunningError(_describe_failure(name, "does not start and is cancelled", failures[0], options))
         if clock() > deadline:
             _cancel(result, master, found)
             raise NotRunningError(
@@ -192,7 +192,7 @@ def describe_submission_error(error: grpc.RpcError, options: PipelineOptions) ->
     )
 
 
-def _failed(name: str, state: str, reason: str, options: PipelineOptions) -> str:
+def _describe_failure(name: str, state: str, reason: str, options: PipelineOptions) -> str:
     """The line for a job that did not come up, with the option to fix where the reason gives it away."""
     line = f"job {name} {state}: {reason.rstrip('.')}"
     if state == "ended as FAILED" and options.view_as(FlinkOptions).savepoint_path:
@@ -202,8 +202,8 @@ def _failed(name: str, state: str, reason: str, options: PipelineOptions) -> str
     return line
 
 
-def _reason(result: PipelineResult) -> str:
-    with _quiet():
+def _find_reason(result: PipelineResult) -> str:
+    with _mute_beam():
         try:
             result.wait_until_finish()
         except Exception as error:
@@ -214,7 +214,7 @@ def _reason(result: PipelineResult) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _mute_beam() -> Iterator[None]:
     """Beam logs the reason itself when it is asked for it."""
     logging.disable(logging.ERROR)
     try:
@@ -223,19 +223,19 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _found(master: str, name: str) -> dict[str, Any] | None:
+def _find_job(master: str, name: str) -> dict[str, Any] | None:
     """The job as the JobManager reports it; None while it does not."""
-    jobs: list[dict[str, Any]] = _asked(f"{master}/jobs/overview").get("jobs", [])
+    jobs: list[dict[str, Any]] = _get_json(f"{master}/jobs/overview").get("jobs", [])
     return next((job for job in jobs if job["name"] == name), None)
 
 
-def _failures(master: str, job_id: str) -> list[str]:
+def _list_failures(master: str, job_id: str) -> list[str]:
     """Why the job failed, the newest first, as far as the JobManager remembers."""
-    history = _asked(f"{master}/jobs/{job_id}/exceptions?maxExceptions={_MOST_FAILURES}").get("exceptionHistory", {})
-    return [_root_cause(entry["stacktrace"]) for entry in history.get("entries", [])]
+    history = _get_json(f"{master}/jobs/{job_id}/exceptions?maxExceptions={_MOST_FAILURES}").get("exceptionHistory", {})
+    return [_find_root_cause(entry["stacktrace"]) for entry in history.get("entries", [])]
 
 
-def _root_cause(stacktrace: str) -> str:
+def _find_root_cause(stacktrace: str) -> str:
     """The innermost cause's message, or an outer one's that has it and tells more, such as which program."""
     causes = [stacktrace.partition("\n")[0], *_CAUSE.findall(stacktrace)]
     *outer, innermost = (_CLASSES.sub("", cause) for cause in causes)
@@ -244,7 +244,7 @@ def _root_cause(stacktrace: str) -> str:
     return " ".join(innermost.split())[:500]
 
 
-def _asked(url: str) -> dict[str, Any]:
+def _get_json(url: str) -> dict[str, Any]:
     try:
         answer = requests.get(url, timeout=_CONNECT_SECONDS)
         return dict(answer.json()) if answer.ok else {}
@@ -261,7 +261,7 @@ def _cancel(result: PipelineResult, master: str | None, found: dict[str, Any] | 
             result.cancel()
 
 
-def _runs(job: dict[str, Any] | None) -> bool:
+def _is_running(job: dict[str, Any] | None) -> bool:
     """Whether a job runs with all its tasks."""
     if job is None or job["state"] != "RUNNING":
         return False

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,10 +18,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableRefused, create_table
-from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolved
+from itel_cabinet.io.delta import TableError, TableSpec, create_table
+from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, get_objects
-from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
 from itel_cabinet.pipeline.graph import build
 from itel_cabinet.pipeline.launch.arguments import find_old_names, parse_arguments
@@ -73,8 +73,8 @@ def check(settings: Settings) -> None:
         if settings.fetches_media:
             get_objects(settings.media_settings().store).check()
         try:
-            client = resolved(wiring.source.client)
-        except UnresolvedSecret as error:
+            client = resolve_config(wiring.source.client)
+        except UnresolvedSecretError as error:
             raise LaunchError(f"--kafka_config: {error}") from None
         _check_topics(wiring, Cluster(client, timeout=_CHECK_SECONDS).names())
         if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
@@ -83,15 +83,13 @@ def check(settings: Settings) -> None:
                 "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
             )
         if settings.job.writes_tables:
-            with _naming_options("tables"):
-                specs = wiring.tables.values()
-            for spec in specs:
+            for spec in _find_tables(wiring):
                 create_table(spec)
     except KafkaException as error:
         raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None
     except ObjectStoreError as error:
         raise LaunchError(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
-    except (TableRefused, OutageError) as error:
+    except (TableError, OutageError) as error:
         raise LaunchError(describe_table_error(error)) from None
 
 
@@ -100,8 +98,15 @@ def _naming_options(group: str) -> Iterator[None]:
     """In it, what io refuses of a group's settings becomes a LaunchError that names the option."""
     try:
         yield
-    except (UnresolvedSecret, ValueError) as error:
+    except (UnresolvedSecretError, ValueError) as error:
         raise LaunchError(str(name_option(group, error))) from None
+
+
+def _find_tables(wiring: Wiring) -> Iterable[TableSpec]:
+    try:
+        return wiring.tables.values()
+    except ValueError as error:
+        raise LaunchError(f"--partition_by: {describe_error(error)}") from None
 
 
 def _check_folder(folder: Path) -> None:

@@ -32,7 +32,7 @@ from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOpt
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, ValidationError
 
 from itel_cabinet.io.http import Auth
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
 from itel_cabinet.pipeline.launch.flink import is_on_flink, set_flink_options
 from itel_cabinet.pipeline.launch.manifests import (
@@ -189,7 +189,9 @@ def load_template(name: str) -> Template:
         template = Template.model_validate(content)
     except ValidationError as error:
         found = [_describe(one) for one in error.errors(include_url=False)]
-        problems = [TemplateError(f"{name}:{_find_line(lines, where) or 1}: {what}") for where, what in found]
+        problems: list[OptionError] = [
+            TemplateError(f"{name}:{_find_line(lines, where) or 1}: {what}") for where, what in found
+        ]
         raise TemplateError.join(problems) from None
     template._lines = lines
     template._file = name
@@ -233,7 +235,7 @@ def _describe(problem: Mapping[str, Any]) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Findings:
-    """What is wrong with a template (lines that name parameter and mend), what it leaves open (required options), and
+    """What is wrong with a template (lines that name parameter and fix), what it leaves open (required options), and
     which secrets do not resolve here, which is no fault where the workers run elsewhere.
     """
 
@@ -372,7 +374,7 @@ def _unresolved(settings: Settings) -> Iterable[str]:
     for name, ref in _secrets(settings):
         try:
             ref.resolve()
-        except UnresolvedSecret as error:
+        except UnresolvedSecretError as error:
             yield f"parameters.{name}: {error}"
 
 
@@ -399,7 +401,9 @@ def with_template(arguments: Sequence[str]) -> list[str]:
 
 def _check_all(template: Template, given: Sequence[str]) -> list[str]:
     """All arguments of a launch. Raises TemplateError with every problem of the template."""
-    problems = [TemplateError(f"{template.locate(one)}: {one}") for one in check_template(template, given).problems]
+    problems: list[OptionError] = [
+        TemplateError(f"{template.locate(one)}: {one}") for one in check_template(template, given).problems
+    ]
     if problems:
         raise TemplateError.join(problems)
     return template.arguments(given)

@@ -7,21 +7,29 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
-    from itel_cabinet.pipeline.operate.backfill import BackfillStopped, backfill_photos, missing_photos
+    from itel_cabinet.pipeline.operate.backfill import BackfillStoppedError, backfill_photos, missing_photos
     from itel_cabinet.pipeline.operate.dead_letters import (
         Entry,
         FailureCount,
         Filter,
+        ForeignMessage,
         RecentLetters,
-        Stranger,
         error_log,
         failure_counts,
         original,
         recent_letters,
     )
     from itel_cabinet.pipeline.operate.observation import GroupView, Observer, Subject
-    from itel_cabinet.pipeline.operate.preview import NotAnAnswer, preview_answer
-    from itel_cabinet.pipeline.operate.queries import Query, QueryRefused, Session, TableMissing, bind, catalogue, find
+    from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, preview_answer
+    from itel_cabinet.pipeline.operate.queries import (
+        Query,
+        QueryError,
+        Session,
+        TableMissingError,
+        bind,
+        catalogue,
+        find,
+    )
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
     from itel_cabinet.pipeline.operate.verdict import (
@@ -37,27 +45,27 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
-    "BackfillStopped",
+    "BackfillStoppedError",
     "Entry",
     "FailureCount",
     "Filter",
+    "ForeignMessage",
     "GroupView",
     "Health",
     "Limits",
-    "NotAnAnswer",
+    "NotAnAnswerError",
     "Observed",
     "Observer",
     "Offsets",
     "Outcome",
     "Query",
-    "QueryRefused",
+    "QueryError",
     "RecentLetters",
     "Replay",
     "Replayer",
     "Session",
-    "Stranger",
     "Subject",
-    "TableMissing",
+    "TableMissingError",
     "Tables",
     "Unseen",
     "Verdict",
@@ -82,21 +90,21 @@ __all__ = [
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "backfill": ["BackfillStopped", "backfill_photos", "missing_photos"],
+        "backfill": ["BackfillStoppedError", "backfill_photos", "missing_photos"],
         "dead_letters": [
             "Entry",
             "FailureCount",
             "Filter",
             "RecentLetters",
-            "Stranger",
+            "ForeignMessage",
             "error_log",
             "failure_counts",
             "original",
             "recent_letters",
         ],
         "observation": ["GroupView", "Observer", "Subject"],
-        "preview": ["NotAnAnswer", "preview_answer"],
-        "queries": ["Query", "QueryRefused", "Session", "TableMissing", "bind", "catalogue", "find"],
+        "preview": ["NotAnAnswerError", "preview_answer"],
+        "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "report": ["gather", "render"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],

@@ -13,17 +13,16 @@ from itel_cabinet.io.delta import FencedTable, Row
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import Photograph
 from itel_cabinet.transforms.events import CABINET_TASK_ID
-from itel_cabinet.transforms.fetching import fetch_album_photos
-from itel_cabinet.transforms.photos import Album
+from itel_cabinet.transforms.photos import Album, fetch_album_photos
 
-__all__ = ["BackfillStopped", "backfill_photos", "missing_photos"]
+__all__ = ["BackfillStoppedError", "backfill_photos", "missing_photos"]
 
 _ALBUMS_A_COMMIT = 100
 _NEVER = 86_400.0  # seconds: each photo has a deadline of its own
 _OF_THE_WORLD = frozenset({"metadata", "store"})
 
 
-class BackfillStopped(RuntimeError):
+class BackfillStoppedError(RuntimeError):
     """Nothing can be fetched at present; one line."""
 
 
@@ -43,8 +42,8 @@ def backfill_photos(
     """Fetch the files of ``missing`` rows, a commit for some assignments at a time.
 
     Yields after each how many rows ended how: ``stored``, ``known`` (in the store already), or the reason why there is
-    still no file, which the row is told too. Safe beside running jobs and beside itself; may be interrupted and
-    repeated. Raises BackfillStopped when ClaimX or the store fails for all of them, and as FencedTable.fill does.
+    still no file, which the row says too. Safe beside running jobs and beside itself; may be interrupted and
+    repeated. Raises BackfillStoppedError when ClaimX or the store fails for all of them, and as FencedTable.fill does.
     """
     groups: dict[tuple[str, int, int], list[Row]] = {}
     for row in missing:
@@ -65,7 +64,7 @@ def backfill_photos(
         ended = [(row, found[album][row["claim_media_id"]]) for album, rows in albums.items() for row in rows]
         counts = Counter(photograph.outcome for _, photograph in ended)
         if counts.keys() <= _OF_THE_WORLD:
-            raise BackfillStopped(next(str(photograph.warning) for _, photograph in ended))
+            raise BackfillStoppedError(next(str(photograph.warning) for _, photograph in ended))
         now = datetime.fromtimestamp(clock(), UTC)
         news = [(row, photograph) for row, photograph in ended if _is_news(row, photograph)]
         table.fill([_filled(row, photograph, now) for row, photograph in news], "blob_path")

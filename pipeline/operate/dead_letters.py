@@ -26,8 +26,8 @@ __all__ = [
     "ErrorLog",
     "FailureCount",
     "Filter",
+    "ForeignMessage",
     "RecentLetters",
-    "Stranger",
     "error_log",
     "failure_counts",
     "letters",
@@ -40,7 +40,7 @@ _ITEL_STAGES = frozenset({"payload", "submit"})
 
 
 @dataclass(frozen=True, slots=True)
-class Stranger:
+class ForeignMessage:
     """A message of an error topic that is no dead letter."""
 
     topic: str
@@ -73,10 +73,10 @@ class Entry:
     @property
     def summary(self) -> dict[str, Any]:
         """All that may be shown without showing the record, which may hold personal data."""
-        told = self.letter.model_dump(mode="json", exclude={"version", "key", "value", "headers"})
+        letter = self.letter.model_dump(mode="json", exclude={"version", "key", "value", "headers"})
         return {
             "coordinates": self.letter.coordinates,
-            **told,
+            **letter,
             "times_replayed": self.times + self.replayed,
             "state": "replayed" if self.replayed else "open",
             "error_topic": self.topic,
@@ -149,34 +149,36 @@ class RecentLetters:
 
 @dataclass(frozen=True, slots=True)
 class ErrorLog:
-    """The error topics as they were read: the dead letters in their order, and the strangers among them."""
+    """The error topics as they were read: the dead letters in their order, and the foreign messages among them."""
 
     entries: list[Entry] = field(default_factory=list)
-    strangers: list[Stranger] = field(default_factory=list)
+    foreign: list[ForeignMessage] = field(default_factory=list)
 
 
-def letters(reader: LogReader, topics: Iterable[str]) -> Iterator[tuple[Record, DeadLetter | ReplayNote | Stranger]]:
-    """Each message of the error topics and what it is. Raises UnknownTopic."""
+def letters(
+    reader: LogReader, topics: Iterable[str]
+) -> Iterator[tuple[Record, DeadLetter | ReplayNote | ForeignMessage]]:
+    """Each message of the error topics and what it is. Raises UnknownTopicError."""
     for topic in dict.fromkeys(topics):
         for message in reader.all(topic):
             note = decode_replay_note(message)
             try:
                 yield message, note or decode_dead_letter(message.value or b"")
             except DeadLetterFormatError as error:
-                yield message, Stranger(topic, message.partition, message.offset, str(error))
+                yield message, ForeignMessage(topic, message.partition, message.offset, str(error))
 
 
 def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> ErrorLog:
-    """The ``wanted`` letters of the error topics, of repeats the latest. Raises UnknownTopic.
+    """The ``wanted`` letters of the error topics, of repeats the latest. Raises UnknownTopicError.
 
     A letter counts as replayed if any of the topics has a note of it.
     """
     found: dict[tuple[str, str], Entry] = {}
-    strangers: list[Stranger] = []
+    foreign: list[ForeignMessage] = []
     notes: Counter[tuple[str, str]] = Counter()
     for message, content in letters(reader, topics):
-        if isinstance(content, Stranger):
-            strangers.append(content)
+        if isinstance(content, ForeignMessage):
+            foreign.append(content)
         elif isinstance(content, ReplayNote):
             notes[content.coordinates, content.group] += 1
         else:
@@ -187,7 +189,7 @@ def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> Error
     entries = [
         replace(entry, replayed=notes[identity]) for identity, entry in found.items() if wanted.takes(entry.letter)
     ]
-    return ErrorLog(entries, strangers)
+    return ErrorLog(entries, foreign)
 
 
 def recent_letters(
@@ -195,7 +197,7 @@ def recent_letters(
 ) -> RecentLetters:
     """Count a group's letters by their headers, at the ``newest`` so many offsets of each partition, while ``go_on()``.
 
-    Repeats count each time. Raises UnknownTopic.
+    Repeats count each time. Raises UnknownTopicError.
     """
     counts: Counter[tuple[str, str]] = Counter()
     last_hour: Counter[tuple[str, str]] = Counter()
@@ -235,7 +237,7 @@ def failure_counts(entries: Iterable[Entry]) -> list[FailureCount]:
 def original(reader: LogReader, letter: DeadLetter) -> Record | None:
     """The record of a letter; parts that the letter omits are read from the record's topic, by its coordinates.
 
-    None if they are omitted and the topic no longer has them. Raises UnknownTopic.
+    None if they are omitted and the topic no longer has them. Raises UnknownTopicError.
     """
     if not (letter.value_omitted or letter.headers_omitted or letter.key_omitted):
         return letter.record()

@@ -15,12 +15,12 @@ from confluent_kafka import Consumer, KafkaException
 from pydantic import BaseModel, Field, ValidationError
 
 from itel_cabinet.io.delta import TableSpec, glance_at_table
-from itel_cabinet.io.http import CallFailed, Transport, TransportSettings
-from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, UnknownTopic, group_positions
+from itel_cabinet.io.http import CallError, Transport, TransportSettings
+from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, UnknownTopicError, group_positions
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
-from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_table_error
+from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic, describe_table_error
 from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.dead_letters import shorten
 
@@ -41,7 +41,7 @@ _HOUR_MS = 3_600_000
 class GroupView:
     """A group's positions on a topic, and the age of its oldest unread record. Joins no group and moves no offset.
 
-    Not thread-safe; to be closed. Methods raise KafkaException and UnknownTopic.
+    Not thread-safe; to be closed. Methods raise KafkaException and UnknownTopicError.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class Observer:
         positions: list[PartitionLag] | Unseen
         try:
             topic, positions = self._view.positions()
-        except (KafkaException, UnknownTopic) as error:
+        except (KafkaException, UnknownTopicError) as error:
             return _Sample(self._clock(), "", _unseen(error, self._subject.bootstrap_servers), {})
         fences: Mapping[int, int] = {}
         if self._subject.tables is not None:
@@ -172,7 +172,7 @@ class Observer:
             ids = {spec.fence_id(topic.topic_id, p): p for p in topic.partitions}
             try:
                 glance = glance_at_table(spec.uri, spec.storage_options, fences=ids)
-            except OutageError:  # told with the tables
+            except OutageError:  # reported with the tables
                 glance = None
             fences = {ids[app]: at for app, at in glance.fences.items()} if glance else {}
         return _Sample(self._clock(), topic.topic_id, positions, fences)
@@ -197,7 +197,7 @@ class Observer:
         before = last.positions if isinstance(first.positions, Unseen) else first.positions
         try:
             ages = self._view.ages(last.positions, self._now())
-        except (KafkaException, UnknownTopic) as error:
+        except (KafkaException, UnknownTopicError) as error:
             return _unseen(error, self._subject.bootstrap_servers)
         oldest = max(ages, key=lambda partition: ages[partition], default=None)
         return Offsets(
@@ -228,7 +228,7 @@ class Observer:
                     newest=NEWEST_LETTERS,
                     go_on=lambda: self._clock() < until,
                 )
-        except (KafkaException, UnknownTopic) as error:
+        except (KafkaException, UnknownTopicError) as error:
             return _unseen(error, self._subject.bootstrap_servers)
 
     def _workers(self) -> list[Worker]:
@@ -239,8 +239,10 @@ class Observer:
             return list(pool.map(lambda url: look_at_worker(url, self._subject.job, self._subject.group), urls))
 
 
-def _unseen(error: KafkaException | UnknownTopic, bootstrap_servers: str) -> Unseen:
-    return Unseen(describe_kafka_error(error, bootstrap_servers) if isinstance(error, KafkaException) else str(error))
+def _unseen(error: KafkaException | UnknownTopicError, bootstrap_servers: str) -> Unseen:
+    if isinstance(error, KafkaException):
+        return Unseen(describe_kafka_error(error, bootstrap_servers))
+    return Unseen(describe_missing_topic(error))
 
 
 def _table(name: str, spec: TableSpec) -> TableSeen:
@@ -282,21 +284,21 @@ def look_at_worker(url: str, job: str, group: str) -> Worker:
         )
     finally:
         transport.close()
-    if isinstance(reply, CallFailed):
+    if isinstance(reply, CallError):
         # A frozen process, too, takes no more connections once some have queued up, as Prometheus's do.
         if reply.kind == "timeout":
             return Worker(url, WorkerState.SILENT, f"does not answer within {_ANSWER_SECONDS:.0f} s")
-        state = WorkerState.ABSENT if reply.kind == "unreachable" else WorkerState.STRANGE
+        state = WorkerState.ABSENT if reply.kind == "unreachable" else WorkerState.FOREIGN
         return Worker(url, state, shorten(str(reply), 200))
     if reply.status not in (200, 503):
-        return Worker(url, WorkerState.STRANGE, f"answers {reply.status} to /healthz")
+        return Worker(url, WorkerState.FOREIGN, f"answers {reply.status} to /healthz")
     try:
         answer = _Answer.model_validate_json(reply.body)
     except ValidationError:
-        return Worker(url, WorkerState.STRANGE, f"answers {reply.status} to /healthz, but not as a job does")
+        return Worker(url, WorkerState.FOREIGN, f"answers {reply.status} to /healthz, but not as a job does")
     if (answer.job, answer.group) != (job, group):
         theirs = f"the job {shorten(answer.job, 50)!r} of the group {shorten(answer.group, 249)!r} answers there"
-        return Worker(url, WorkerState.STRANGE, theirs)
+        return Worker(url, WorkerState.FOREIGN, theirs)
     return _worker(url, answer)
 
 

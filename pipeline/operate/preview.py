@@ -22,7 +22,7 @@ from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, make_attachment_rows, make_form_rows
 from itel_cabinet.transforms.submissions import Submission, build_submissions
 
-__all__ = ["NotAnAnswer", "preview_answer"]
+__all__ = ["NotAnAnswerError", "preview_answer"]
 
 # Columns that a row has from its event or from the moment it is written, which an answer alone does not have.
 _OF_THE_RUN = frozenset(
@@ -40,7 +40,7 @@ _OF_THE_RUN = frozenset(
 )
 
 
-class NotAnAnswer(ValueError):
+class NotAnAnswerError(ValueError):
     """What was given is no ClaimX answer about a task; one line, without any of its values."""
 
 
@@ -52,25 +52,25 @@ def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
     them but without the columns of the event and the moment (``event_id``, ``event_timestamp``, ``kafka_*``,
     ``ingested_at``, ``created_at``, ``updated_at``); ``payload`` is the submission's body. ``form`` and ``payload`` are
     None where nothing would be stored or sent, and ``warnings`` says why, after what the form's parser found odd.
-    Instants are aware datetimes. ``now`` (aware) only has to be a time. Pure and thread-safe; raises NotAnAnswer.
+    Instants are aware datetimes. ``now`` (aware) only has to be a time. Pure and thread-safe; raises NotAnAnswerError.
     """
     try:
         content = from_json(answer, allow_inf_nan=False)
     except ValueError as error:
-        raise NotAnAnswer(f"not JSON: {error}") from None
+        raise NotAnAnswerError(f"not JSON: {error}") from None
     assignment_id = read_int(content.get("assignmentId")) if isinstance(content, dict) else None
     if assignment_id is None:
-        raise NotAnAnswer("no ClaimX answer about a task: a JSON object with an assignmentId is expected")
+        raise NotAnAnswerError("no ClaimX answer about a task: a JSON object with an assignmentId is expected")
     try:
         details = parse_details(answer, assignment_id)
         row = make_task_row(details.raw)
     except (WrongShapeError, IncompleteTaskError) as error:
-        raise NotAnAnswer(str(error)) from None
+        raise NotAnAnswerError(str(error)) from None
 
     record = _record(row, now)
     event = parse_event(record, now.timestamp())
     if isinstance(event, Failure):
-        raise NotAnAnswer(event.error)
+        raise NotAnAnswerError(event.error)
     if not isinstance(event, TaskEvent):
         why = (
             f"task {row['task_id']} is not the cabinet repair form, which is {CABINET_TASK_ID}: its events are skipped"

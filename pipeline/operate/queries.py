@@ -31,10 +31,10 @@ from itel_cabinet.transforms.events import parse_timestamp
 __all__ = [
     "Parameter",
     "Query",
-    "QueryRefused",
+    "QueryError",
     "Result",
     "Session",
-    "TableMissing",
+    "TableMissingError",
     "Value",
     "bind",
     "catalogue",
@@ -57,12 +57,12 @@ _SETTINGS = {
 _MACRO = "CREATE TEMPORARY MACRO UNIX_MICROS(instant) AS EPOCH_US(instant)"
 
 
-class QueryRefused(ValueError):
-    """There is no such query, or its parameters are wrong. One line with the mend."""
+class QueryError(ValueError):
+    """There is no such query, or its parameters are wrong. One line with what to do."""
 
 
-class TableMissing(Exception):
-    """A table that a query reads is not there. One line with the mend."""
+class TableMissingError(Exception):
+    """A table that a query reads is not there. One line with what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,29 +129,29 @@ def catalogue() -> tuple[Query, ...]:
 
 
 def find(name: str) -> Query:
-    """The query of a name or a number. Raises QueryRefused, which names the near ones."""
+    """The query of a name or a number. Raises QueryError, which names the near ones."""
     wanted = name.strip().lower().replace("_", "-")
     for query in catalogue():
         if wanted in (query.name, str(query.number)):
             return query
     near = difflib.get_close_matches(wanted, [query.name for query in catalogue()])
     meant = f"did you mean {' or '.join(near)}?" if near else "see which there are without a name"
-    raise QueryRefused(f"there is no query {name!r}: {meant}")
+    raise QueryError(f"there is no query {name!r}: {meant}")
 
 
 def bind(query: Query, given: Mapping[str, str], *, now: datetime) -> dict[str, Value]:
-    """A value for each parameter of a query; ``now`` is what a time's default ``now`` means. Raises QueryRefused."""
+    """A value for each parameter of a query; ``now`` is what a time's default ``now`` means. Raises QueryError."""
     known = {parameter.name: parameter for parameter in query.parameters}
     for name in given:
         if name not in known:
             takes = f"it takes {', '.join(p.usage for p in query.parameters)}" if known else "it takes none"
-            raise QueryRefused(f"query {query.name} has no parameter {name!r}: {takes}")
+            raise QueryError(f"query {query.name} has no parameter {name!r}: {takes}")
     values: dict[str, Value] = {}
     for parameter in query.parameters:
         text = given.get(parameter.name, parameter.default)
         if text is None and parameter.required:
             example = {"integer": "5430007", "month": "2026-01", "time": "2026-01-10T15:00", "version": "0"}
-            raise QueryRefused(
+            raise QueryError(
                 f"query {query.name} needs {parameter.name}, {parameter.meaning}: "
                 f"--param {parameter.name}={example[parameter.kind]}"
             )
@@ -160,8 +160,8 @@ def bind(query: Query, given: Mapping[str, str], *, now: datetime) -> dict[str, 
 
 
 def _value(parameter: Parameter, text: str, now: datetime) -> int | datetime:
-    def refused(must_be: str) -> QueryRefused:
-        return QueryRefused(f"parameter {parameter.name} must be {must_be}, got {text[:100]!r}")
+    def refused(must_be: str) -> QueryError:
+        return QueryError(f"parameter {parameter.name} must be {must_be}, got {text[:100]!r}")
 
     match parameter.kind:
         case "integer" | "version":
@@ -230,7 +230,7 @@ class Session:
     def run(self, query: Query, values: Mapping[str, Value]) -> Result:
         """Run a query with the values of :func:`bind`. Its rows are to be read, all of them, before the next is run.
 
-        Raises TableMissing, and OutageError if a table, or the version asked for, cannot be read.
+        Raises TableMissingError, and OutageError if a table, or the version asked for, cannot be read.
         """
         for name in query.reads([*self._specs, _HISTORY]):
             if name not in self._there:
@@ -273,7 +273,7 @@ def _opened(spec: TableSpec) -> DeltaTable:
         return at_once(spec, lambda: open_table(spec))
     except OutageError as error:
         if isinstance(error.__cause__, TableNotFoundError):
-            raise TableMissing(
+            raise TableMissingError(
                 f"there is no table {spec.uri}: `itel-cabinet tables create` makes it, and the jobs fill it"
             ) from None
         raise
@@ -312,8 +312,8 @@ def _reading(specs: Mapping[str, TableSpec]) -> Iterator[None]:
     try:
         yield
     except duckdb.BinderException as error:
-        told = error_text(spec, error).partition(" Candidate bindings")[0]
-        raise OutageError(f"{root}: the tables are not as the jobs make them ({told})") from None
+        reason = error_text(spec, error).partition(" Candidate bindings")[0]
+        raise OutageError(f"{root}: the tables are not as the jobs make them ({reason})") from None
     except (duckdb.Error, DeltaError, OSError, pa.ArrowException) as error:
         # DuckDB's words for what came from below it; a vacuum may just have taken a file away.
         below = OSError(re.sub(r"^.*?reading the stream registered as '\w+' failed: (\w+: )?", "", str(error)))

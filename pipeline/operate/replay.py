@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, UnknownTopic, Unwritable
+from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, UnknownTopicError, UnwritableError
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.options import Job
+from itel_cabinet.pipeline.refusals import describe_missing_topic
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import count_replays, has_row, make_replay_headers
@@ -91,9 +92,9 @@ class Replayer:
     _free_at: float = field(default=0.0, init=False)
 
     def replay(self, entries: Sequence[Entry]) -> Iterator[Replay]:
-        """Replay letters in the order given; one outcome for each, told once it is durable.
+        """Replay letters in the order given; one outcome for each, given once it is durable.
 
-        Raises what the reader and the writer raise; what has been told by then stays done.
+        Raises what the reader and the writer raise; what has been given by then stays done.
         """
         most = _CHUNK_RECORDS if self.rate is None else max(1, min(_CHUNK_RECORDS, int(self.rate / 2)))
         if self.writer is not None and not self.writer.transactions:
@@ -121,12 +122,12 @@ class Replayer:
         if entry.times + entry.replayed >= self.max_replays:
             return self._parked(entry, entry.times)
         if not _TOPIC.fullmatch(letter.topic) or letter.topic in self.error_topics:
-            # Whoever may write to an error topic must not be able to have any topic written to.
+            # One who may write to an error topic must not be able to have any topic written to.
             return Replay(entry, Outcome.REFUSED, f"topic {letter.topic!r} is none that a job reads")
         try:
             topic = self.originals.topic(letter.topic)
-        except UnknownTopic as error:
-            return Replay(entry, Outcome.REFUSED, str(error))
+        except UnknownTopicError as error:
+            return Replay(entry, Outcome.REFUSED, describe_missing_topic(error))
         if topic.topic_id == letter.topic_id:
             committed = self.committed(letter.group, letter.topic).get(letter.partition)
             if committed is None or committed <= letter.offset:
@@ -153,7 +154,7 @@ class Replayer:
         return _Ready(entry, self._outgoing(entry, record, times), self._note(entry))
 
     def _outgoing(self, entry: Entry, record: Record, times: int) -> Outgoing:
-        # The same partition keeps the order of an assignment's events, whoever has produced them.
+        # The same partition keeps the order of an assignment's events, no matter who produced them.
         known = record.partition in self.originals.topic(record.topic).partitions
         headers = make_replay_headers(
             record,
@@ -171,7 +172,7 @@ class Replayer:
             self._keep_to_rate(len(chunk))
             try:
                 self.writer.write([one.record for one in chunk], then=[one.note for one in chunk])
-            except Unwritable as error:
+            except UnwritableError as error:
                 if len(chunk) == 1:
                     yield Replay(chunk[0].entry, Outcome.REFUSED, f"{chunk[0].record.topic} does not take it: {error}")
                 else:  # alone, each shows whether it is at fault

@@ -1,7 +1,7 @@
 """The report: one HTML page that needs nothing else, about the tasks in the tables and what failed.
 
 Its numbers are the answers of the queries of the same names. It shows assignments and projects by their ids, and
-nothing of a person. Whatever the tables hold, it is text on the page: the template escapes it, and the page's own
+nothing of a person. What the tables hold is text on the page: the template escapes it, and the page's own
 policy forbids scripts and requests.
 """
 

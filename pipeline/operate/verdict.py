@@ -57,13 +57,13 @@ class WorkerState(StrEnum):
     """Does not answer in time: frozen, or overloaded, or its machine is gone."""
     ABSENT = "absent"
     """Nothing listens there."""
-    STRANGE = "strange"
+    FOREIGN = "foreign"
     """Answers, but not as a worker of this job does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unseen:
-    """A source that did not tell: why, in one line with the mend."""
+    """A source that did not answer: why, in one line with what to do."""
 
     reason: str
 
@@ -189,7 +189,7 @@ class Verdict:
 
     health: Health
     reason: str
-    mend: str = ""
+    fix: str = ""
 
 
 _GOES_ON = "it goes on from the group's offsets, and no row is written twice"
@@ -208,7 +208,7 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
     offsets = seen.offsets
     if isinstance(offsets, Unseen):
         ask = "" if seen.workers else "; give --metrics_url to see at least whether the process is alive"
-        return Verdict(Health.UNKNOWN, f"the group's offsets could not be read: {offsets.reason}", f"mend that{ask}")
+        return Verdict(Health.UNKNOWN, f"the group's offsets could not be read: {offsets.reason}", f"fix that{ask}")
     moved = offsets.moved > 0 or (isinstance(seen.tables, Tables) and seen.tables.moved > 0)
     if not moved and not _ok(seen):
         return _unmoved(seen, offsets)
@@ -232,8 +232,8 @@ def _of(seen: Observed, *states: WorkerState) -> list[Worker]:
 
 def _by_their_word(seen: Observed) -> Verdict | None:
     for worker in _of(seen, WorkerState.STUCK, WorkerState.SILENT):
-        mend = f"keep its log and a stack dump (`py-spy dump`), then kill and restart it: {_GOES_ON}"
-        return Verdict(Health.STUCK, f"{worker.url}: {worker.detail}", mend)
+        fix = f"keep its log and a stack dump (`py-spy dump`), then kill and restart it: {_GOES_ON}"
+        return Verdict(Health.STUCK, f"{worker.url}: {worker.detail}", fix)
     waiting = _of(seen, WorkerState.WAITING)
     if waiting:
         awaited = ", ".join(dict.fromkeys(name for worker in waiting for name in worker.waiting_for)) or "an outage"
@@ -267,16 +267,16 @@ def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:
     absent = _of(seen, WorkerState.ABSENT)
     if len(absent) == len(seen.workers):
         return Verdict(Health.DEAD, f"nothing answers at {_urls(absent)}, and {nothing_moved}", start)
-    strange = _of(seen, WorkerState.STRANGE)[0]
+    foreign = _of(seen, WorkerState.FOREIGN)[0]
     return Verdict(
         Health.UNKNOWN,
-        f"{nothing_moved}, and no worker of it answers: {strange.url}: {strange.detail}",
+        f"{nothing_moved}, and no worker of it answers: {foreign.url}: {foreign.detail}",
         "give the address and --metrics_port of this job's own process as --metrics_url",
     )
 
 
 def _by_their_distance(seen: Observed, offsets: Offsets, limits: Limits, *, moved: bool) -> Verdict:
-    missing = _of(seen, WorkerState.ABSENT, WorkerState.STRANGE)
+    missing = _of(seen, WorkerState.ABSENT, WorkerState.FOREIGN)
     notes = [f"{len(missing)} of {len(seen.workers)} --metrics_url did not answer: {_urls(missing)}"] if missing else []
     behind = []
     if offsets.lag > limits.lag:
@@ -290,13 +290,13 @@ def _by_their_distance(seen: Observed, offsets: Offsets, limits: Limits, *, move
     if behind:
         speed = f"it reads {offsets.reading:.1f} records/s while {offsets.arriving:.1f}/s arrive"
         gain = offsets.reading - offsets.arriving
-        mend = (
+        fix = (
             f"nothing, if this can wait: at this pace it has caught up in {_duration(offsets.lag / gain)}"
             if gain > 0
             else "find what holds it up (the latency of ClaimX, iTel and the table store); then give it more workers "
             "and --shards, or a higher --http_concurrency"
         )
-        return Verdict(Health.LAGGING, "; ".join([*behind, speed, *notes]), mend)
+        return Verdict(Health.LAGGING, "; ".join([*behind, speed, *notes]), fix)
     reason = (
         f"{_records(offsets.lag)} behind{', and moving' if moved else ''}" if offsets.lag else "nothing left to read"
     )

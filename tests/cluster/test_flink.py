@@ -159,5 +159,6 @@ class TestTuning:
             set_flink_options(PipelineOptions([*options]), "tracking")
 
     def test_an_unreachable_job_server_is_one_line(self) -> None:
-        with pytest.raises(NotRunningError, match=r"^--job_endpoint: Beam.s job server does not answer at 127"):
+        line = r"^--job_endpoint: Beam's job server does not answer at 127\.0\.0\.1:1: "
+        with pytest.raises(NotRunningError, match=line):
             check_job_server(PipelineOptions([*self.GOOD]))

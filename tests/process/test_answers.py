@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused
+from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutageError, ClaimXSettings, LookupRefused
 from itel_cabinet.io.http import BreakerSettings, Connection, ConnectionSettings
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings, Rejected
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
@@ -128,7 +128,7 @@ def test_a_lookup_has_a_defined_end(said: bytes, server: Server, claimx: ClaimX[
     server.says = said
     try:
         found = claimx.task_details(ASSIGNMENT_ID, not_before=0)
-    except ClaimXOutage as outage:
+    except ClaimXOutageError as outage:
         message, found = str(outage), None
     if isinstance(found, Answer):
         assert found.task.assignment_id == ASSIGNMENT_ID

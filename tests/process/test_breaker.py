@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
-from itel_cabinet.io.http import BreakerSettings, CallFailed, Connection, ConnectionSettings
+from itel_cabinet.io.http import BreakerSettings, CallError, Connection, ConnectionSettings
 from itel_cabinet.io.http.breaker import LEAST_TRIES, Breaker
 from itel_cabinet.io.http.rate_limit import RateLimit
 from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings
-from itel_cabinet.io.task_lookup import PatientLookup
+from itel_cabinet.io.task_lookup import WaitingLookup
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import parse_details
@@ -213,7 +213,7 @@ def test_an_outage_is_told_once_and_its_end(breaker: Breaker, clock: Time, caplo
 def open_breaker(link: Connection, clock: Time) -> None:
     for _ in range(21):
         if link.breaker_open_until() is None:
-            with pytest.raises(CallFailed, match="the connection broke"):
+            with pytest.raises(CallError, match="the connection broke"):
                 link.call("POST", "/x")
             clock.seconds += 0.5
     assert link.breaker_open_until() is not None
@@ -224,7 +224,7 @@ def test_an_open_breaker_refuses_at_once(serve: Any, clock: Time) -> None:
     link = connect(server.url, clock)
     open_breaker(link, clock)
     asked = len(server.requests)
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("POST", "/x")
     assert (caught.value.kind, caught.value.attempts, caught.value.last) == ("breaker_open", 0, None)
     assert str(caught.value) == (
@@ -238,7 +238,7 @@ def test_a_call_under_way_ends_when_the_breaker_opens(serve: Any, clock: Time) -
     server = serve(answer(503, b"busy"))
     link = connect(server.url, clock, max_retries=100, deadline_seconds=60)
     link.random = lambda: 0.06  # pauses grow to 0.6 s
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "breaker_open"
     assert caught.value.attempts == len(server.requests) >= LEAST_TRIES
@@ -287,12 +287,12 @@ def test_claimx_s_open_breaker_is_an_outage(claimx: ClaimXSimulator, clock: Time
     link = connect(claimx.url, clock)
     client = ClaimX(ClaimXSettings(link.settings), link, parse_details)
     open_breaker(link, clock)
-    divert = PatientLookup(client, "divert", 0.0)
+    divert = WaitingLookup(client, "divert", 0.0)
     with pytest.raises(TaskLookupError) as caught:
         divert.task(1, not_before=0)
     assert (caught.value.error_class, caught.value.attempts) == ("outage", 0)
     claimx.faults.reset = False
-    wait = PatientLookup(client, "wait", 120.0, clock=clock, sleep=clock.sleep)
+    wait = WaitingLookup(client, "wait", 120.0, clock=clock, sleep=clock.sleep)
     assert wait.task(1, not_before=0).status == "ASSIGNED"
 
 

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from itel_cabinet.io import claimx as module
-from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutage, ClaimXSettings, LookupRefused, get_claimx
+from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutageError, ClaimXSettings, LookupRefused, get_claimx
 from itel_cabinet.io.http import Connection, ConnectionSettings, transport
 from tests.support.faulty_server import (
     Act,
@@ -117,7 +117,7 @@ def test_another_4xx_is_the_records_fault(status: int, error_class: str, client:
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 425, 429])
 def test_an_outage_is_the_worlds_after_the_tries(status: int, client: Any) -> None:
     claims, server = client(answer(status))
-    with pytest.raises(ClaimXOutage) as caught:
+    with pytest.raises(ClaimXOutageError) as caught:
         claims.task_details(ASSIGNMENT, not_before=0)
     assert str(caught.value) == f"{server.url}: status {status} (3 tries in 1.5 s)"
     assert caught.value.attempts == 3
@@ -129,7 +129,7 @@ def test_an_outage_is_the_worlds_after_the_tries(status: int, client: Any) -> No
 )
 def test_refused_credentials_and_redirects_are_the_worlds(status: int, mend: str, client: Any) -> None:
     claims, server = client(answer(status, location="/login"))
-    with pytest.raises(ClaimXOutage, match=rf"status {status}.*: check {mend}"):
+    with pytest.raises(ClaimXOutageError, match=rf"status {status}.*: check {mend}"):
         claims.task_details(ASSIGNMENT, not_before=0)
     assert len(server.requests) == 1
 
@@ -139,14 +139,14 @@ def test_refused_credentials_and_redirects_are_the_worlds(status: int, mend: str
 )
 def test_a_broken_connection_is_the_worlds(fault: Act, client: Any) -> None:
     claims, server = client(fault, read_timeout_seconds=0.2)
-    with pytest.raises(ClaimXOutage, match="3 tries"):
+    with pytest.raises(ClaimXOutageError, match="3 tries"):
         claims.task_details(ASSIGNMENT, not_before=0)
     assert len(server.requests) == 3
 
 
 def test_no_connection_is_the_worlds() -> None:
     link = ConnectionSettings("claimx", f"http://127.0.0.1:{unused_port()}", max_retries=0)
-    with pytest.raises(ClaimXOutage, match="Connection refused"):
+    with pytest.raises(ClaimXOutageError, match="Connection refused"):
         ClaimX(ClaimXSettings(link), Connection(link), parse).task_details(ASSIGNMENT, not_before=0)
 
 
@@ -262,7 +262,7 @@ def test_assignments_do_not_share_an_answer(client: Any) -> None:
 @pytest.mark.parametrize("fault", [answer(404), answer(503), answer(200, b"{}"), answer(200, b"<html>"), reset])
 def test_failures_are_not_cached(fault: Act, client: Any) -> None:
     claims, server = client(fault, answer(200, task()), max_retries=0)
-    with contextlib.suppress(ClaimXOutage):
+    with contextlib.suppress(ClaimXOutageError):
         assert isinstance(claims.task_details(ASSIGNMENT, not_before=0), LookupRefused)
     assert claims.task_details(ASSIGNMENT, not_before=0).task == Task(assignmentId=ASSIGNMENT)
     assert len(server.requests) == 2

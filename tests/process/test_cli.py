@@ -28,7 +28,7 @@ from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker, free_port
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.operate import NotAnAnswer, preview_answer
+from itel_cabinet.pipeline.operate import NotAnAnswerError, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings, option_fields
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
@@ -283,7 +283,7 @@ NO_ANSWERS = {
 def test_preview_of_what_is_no_answer(printed: Printed, tmp_path: Path, text: bytes, reason: str) -> None:
     (tmp_path / "task.json").write_bytes(text)
     assert printed.error(1, "preview", f"{tmp_path}/task.json").startswith(f"{tmp_path}/task.json: {reason}")
-    with pytest.raises(NotAnAnswer):
+    with pytest.raises(NotAnAnswerError):
         preview_answer(text, now=NOW)
 
 

@@ -23,8 +23,8 @@ from deltalake.schema import PrimitiveType
 from itel_cabinet.io.delta import (
     Append,
     FencedTable,
-    RowRefused,
-    TableRefused,
+    RowError,
+    TableError,
     TableSpec,
     Upsert,
     WriteToDelta,
@@ -94,7 +94,7 @@ def test_a_row_that_does_not_fit_is_refused_in_one_line_without_values(
     tmp_path: Path, row: dict[str, object], complaint: str
 ) -> None:
     spec = readings(tmp_path)
-    with pytest.raises(RowRefused, match=re.escape(complaint)) as caught:
+    with pytest.raises(RowError, match=re.escape(complaint)) as caught:
         FencedTable(spec).write([reading(0), row])
     assert "\n" not in str(caught.value)
     assert version(spec) == 0
@@ -103,7 +103,7 @@ def test_a_row_that_does_not_fit_is_refused_in_one_line_without_values(
 def test_a_null_in_a_not_null_column_is_refused(tmp_path: Path) -> None:
     schema = pa.schema([pa.field("value", pa.string(), nullable=False), *SOURCE])
     spec = readings(tmp_path, schema=schema)
-    with pytest.raises(RowRefused, match="'value' is NOT NULL, and a row has no value for it"):
+    with pytest.raises(RowError, match="'value' is NOT NULL, and a row has no value for it"):
         FencedTable(spec).write([source(0)])
 
 
@@ -145,9 +145,9 @@ def test_a_specification_that_contradicts_itself_is_refused(
 )
 def test_s3_without_atomic_commits_is_refused(options: dict[str, str], complaint: str) -> None:
     spec = TableSpec("s3://bucket/readings", READINGS, Append(), storage_options=options)
-    with pytest.raises(TableRefused, match=complaint):
+    with pytest.raises(TableError, match=complaint):
         create_table(spec, dry_run=True)
-    with pytest.raises(TableRefused, match=complaint):
+    with pytest.raises(TableError, match=complaint):
         FencedTable(spec).write([reading(0)])
 
 
@@ -245,7 +245,7 @@ def test_a_not_null_column_stays_so(tmp_path: Path) -> None:
     DeltaTable.create(spec.uri, pa.schema([pa.field("value", pa.string(), nullable=False), *SOURCE]))
     table = FencedTable(spec)
     table.write([reading(0)])
-    with pytest.raises(RowRefused, match="'value' is NOT NULL"):
+    with pytest.raises(RowError, match="'value' is NOT NULL"):
         table.write([source(1)])
     assert [f.nullable for f in DeltaTable(spec.uri).schema().fields][:1] == [False]
     assert stored(spec, "value") == ["v0"]
@@ -273,7 +273,7 @@ def test_an_incompatible_table_is_refused_before_anything_is_written(
     DeltaTable.create(spec.uri, pa.schema(there))
     attempts: list[Callable[[], object]] = [lambda: FencedTable(spec).write([reading(0)]), lambda: create_table(spec)]
     for attempt in attempts:
-        with pytest.raises(TableRefused, match=re.escape(complaint)) as caught:
+        with pytest.raises(TableError, match=re.escape(complaint)) as caught:
             attempt()
         assert "\n" not in str(caught.value)
     assert version(spec) == 0
@@ -283,7 +283,7 @@ def test_an_incompatible_table_is_refused_before_anything_is_written(
 def test_other_partition_columns_are_refused(tmp_path: Path) -> None:
     FencedTable(readings(tmp_path, partition_by=("value",))).write([reading(0)])
     spec = readings(tmp_path)
-    with pytest.raises(TableRefused, match=re.escape("is partitioned by (value), the job by ()")):
+    with pytest.raises(TableError, match=re.escape("is partitioned by (value), the job by ()")):
         FencedTable(spec).write([reading(1)])
     assert version(spec) == 1
 
@@ -294,7 +294,7 @@ def test_a_schema_that_becomes_incompatible_is_noticed(tmp_path: Path) -> None:
     table = FencedTable(wider)
     FencedTable(spec).write([reading(0)])
     DeltaTable(spec.uri).alter.add_columns([Field("unit", PrimitiveType("long"))])
-    with pytest.raises(TableRefused, match="'unit' is long in the table, and 'unit' is string in the job"):
+    with pytest.raises(TableError, match="'unit' is long in the table, and 'unit' is string in the job"):
         table.write([reading(1)])
     assert stored(spec, "value") == ["v0"]
 
@@ -303,7 +303,7 @@ def test_a_broken_check_constraint_is_refused_without_showing_the_row(tmp_path: 
     spec = readings(tmp_path)
     create_table(spec)
     DeltaTable(spec.uri).alter.add_constraint({"dull": "value < 'w'"})
-    with pytest.raises(TableRefused, match="CHECK") as caught:
+    with pytest.raises(TableError, match="CHECK") as caught:
         FencedTable(spec).write([reading(0, value="www: a person's name")])
     assert "person" not in str(caught.value)
     assert caught.value.__suppress_context__

@@ -13,7 +13,7 @@ from deltalake import DeltaTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itel_cabinet.io.delta import FencedTable, RowRefused, TableSpec, Upsert, WriteResult
+from itel_cabinet.io.delta import FencedTable, RowError, TableSpec, Upsert, WriteResult
 from itel_cabinet.io.delta.decisions import Decision, decide
 from tests.support.delta_rows import (
     EPOCH,
@@ -101,7 +101,7 @@ def test_a_null_order_is_the_oldest(tmp_path: Path) -> None:
 
 def test_a_null_key_is_refused(tmp_path: Path) -> None:
     spec = forms(tmp_path)
-    with pytest.raises(RowRefused, match="the key column 'form' is null in a row"):
+    with pytest.raises(RowError, match="the key column 'form' is null in a row"):
         write(spec, [{**form("a", 1, 0), "form": None}])
 
 
@@ -243,7 +243,7 @@ def test_sets_conflict_even_where_their_rows_do_not(tmp_path: Path, monkeypatch:
 )
 def test_half_a_marker_is_refused(tmp_path: Path, row: dict[str, None], column: str) -> None:
     spec = albums(tmp_path)
-    with pytest.raises(RowRefused, match=f"the key column '{column}' is null in a row"):
+    with pytest.raises(RowError, match=f"the key column '{column}' is null in a row"):
         write(spec, [{**album(1, 1, 0, [10])[0], **row}])
 
 

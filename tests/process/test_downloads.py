@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.http import AllowedHosts, DownloadFailed, Downloads, DownloadSettings
+from itel_cabinet.io.http import AllowedHosts, DownloadError, Downloads, DownloadSettings
 from tests.support.certificates import self_signed
 from tests.support.faulty_server import (
     Act,
@@ -44,7 +44,7 @@ def fetched(url: str, **changes: Any) -> bytes:
 
 
 def failed(url: str, **changes: Any) -> tuple[str, str]:
-    with pytest.raises(DownloadFailed) as caught, downloads(**changes).image(url):
+    with pytest.raises(DownloadError) as caught, downloads(**changes).image(url):
         pytest.fail("it was fetched")
     return caught.value.reason, str(caught.value)
 
@@ -311,9 +311,9 @@ def test_no_link_crashes_the_guard(text: str, start: str) -> None:
     outcome: Any
     try:
         outcome = AllowedHosts(("photos.example",)).check(start + text)
-    except DownloadFailed as error:
+    except DownloadError as error:
         outcome = error
-    if isinstance(outcome, DownloadFailed):
+    if isinstance(outcome, DownloadError):
         assert outcome.reason == "refused"
         assert len(str(outcome)) < 400
     else:

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, TlsFiles, get_connection, transport
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecret
+from itel_cabinet.io.http import Auth, CallError, Connection, ConnectionSettings, TlsFiles, get_connection, transport
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from tests.support.certificates import self_signed
 from tests.support.faulty_server import (
     Act,
@@ -109,7 +109,7 @@ def test_a_timeout_is_tried_again(serve: Any, pauses: Pauses) -> None:
 
 def test_a_refused_connection_is_tried_again_and_named(pauses: Pauses) -> None:
     port = unused_port()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         quick(f"http://127.0.0.1:{port}", pauses, max_retries=2).call("GET", "/x", params={"q": "private"})
     assert caught.value.kind == "unreachable"
     assert caught.value.attempts == 3
@@ -118,7 +118,7 @@ def test_a_refused_connection_is_tried_again_and_named(pauses: Pauses) -> None:
 
 
 def test_an_unknown_host_is_unreachable(pauses: Pauses) -> None:
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         quick("http://host.invalid", pauses, max_retries=0).call("GET", "/x")
     assert caught.value.kind == "unreachable"
 
@@ -151,7 +151,7 @@ def test_credentials_go_to_the_api_s_own_origin_alone(link: str, own: bool, monk
 
 def test_an_unknown_certificate_is_refused(tls: tuple[ssl.SSLContext, Path], serve: Any, pauses: Pauses) -> None:
     server = serve(answer(200), tls=tls[0])
-    with pytest.raises(CallFailed, match="self-signed certificate") as caught:
+    with pytest.raises(CallError, match="self-signed certificate") as caught:
         quick(server.url, pauses, max_retries=0).call("GET", "/x")
     assert caught.value.kind == "unreachable"
     assert server.requests == []
@@ -166,7 +166,7 @@ def test_tls_is_spoken_and_bounded_alike(
     link = Connection(ConnectionSettings("claimx", server.url, deadline_seconds=1.0, read_timeout_seconds=30))
     assert len(link.call("GET", "/x").body) == 100_000
     began = time.monotonic()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert (caught.value.kind, caught.value.attempts) == ("timeout", 1)
     assert time.monotonic() - began < 5
@@ -180,14 +180,14 @@ def test_a_proxy_of_the_environment_is_used(serve: Any, pauses: Pauses, monkeypa
     link = quick("http://claimx.example", pauses, max_retries=0, read_timeout_seconds=0.3)
     assert link.call("GET", "/x").body == b"[1]"
     assert server.requests[0].path == "http://claimx.example/x"
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "timeout"
 
 
 def test_a_failure_after_a_status_carries_that_reply(serve: Any, pauses: Pauses) -> None:
     server = serve(answer(503, b"busy"), reset)
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         quick(server.url, pauses, max_retries=1).call("GET", "/x")
     assert caught.value.kind == "reset"
     assert caught.value.last is not None
@@ -247,7 +247,7 @@ def test_no_server_holds_a_call_longer_than_its_deadline(fault: Act, serve: Any)
     server = serve(fault)
     link = Connection(ConnectionSettings("claimx", server.url, deadline_seconds=1.0, read_timeout_seconds=30))
     began = time.monotonic()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert 0.9 < time.monotonic() - began < 5
     assert (caught.value.kind, caught.value.attempts) == ("timeout", 1)
@@ -288,7 +288,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def time_out(link: Connection) -> float:
     """How long a call takes that must end as a timeout."""
     began = time.monotonic()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "timeout"
     return time.monotonic() - began
@@ -360,7 +360,7 @@ def test_a_body_without_end_is_refused_and_not_tried_again(
 ) -> None:
     monkeypatch.setattr(transport, "MAX_BODY_BYTES", 3_000_000)
     server = serve(endless_body(200))
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         quick(server.url, pauses).call("GET", "/x")
     assert (caught.value.kind, caught.value.attempts, len(server.requests)) == ("too_large", 1, 1)
 
@@ -368,7 +368,7 @@ def test_a_body_without_end_is_refused_and_not_tried_again(
 def test_a_compressed_bomb_is_refused(serve: Any, pauses: Pauses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_BODY_BYTES", 1_000_000)
     server = serve(answer(200, gzip.compress(b"0" * 20_000_000), content_encoding="gzip"))
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         quick(server.url, pauses).call("GET", "/x")
     assert caught.value.kind == "too_large"
 
@@ -557,7 +557,7 @@ def test_secrets_are_never_seen(serve: Any, pauses: Pauses, monkeypatch: pytest.
         try:
             reply = link.call("GET", "/x")
             texts += [repr(reply), str(reply), reply.excerpt]
-        except CallFailed as error:
+        except CallError as error:
             texts += [repr(error), str(error)]
     everything = "\n".join([*texts, caplog.text])
     assert "env:TOKEN" in everything
@@ -627,7 +627,7 @@ def test_wrong_settings_are_refused_by_their_option(settings: dict[str, Any], me
 def test_a_file_without_a_usable_secret(make: Callable[[Path], Any], message: str, tmp_path: Path) -> None:
     path = tmp_path / "token"
     make(path)
-    with pytest.raises(UnresolvedSecret) as caught:
+    with pytest.raises(UnresolvedSecretError) as caught:
         Connection(ConnectionSettings("itel", "https://itel.example", f"bearer:file:{path}"))
     assert str(caught.value).startswith(f"--itel_auth: file:{path} {message}")
     assert SECRET not in str(caught.value)
@@ -635,7 +635,7 @@ def test_a_file_without_a_usable_secret(make: Callable[[Path], Any], message: st
 
 def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ITEL_CABINET_API_TOKEN", raising=False)
-    with pytest.raises(UnresolvedSecret) as caught:
+    with pytest.raises(UnresolvedSecretError) as caught:
         ConnectionSettings("itel", "https://itel.example", "bearer:env:ITEL_CABINET_API_TOKEN").credentials()
     assert str(caught.value) == (
         "--itel_auth: env:ITEL_CABINET_API_TOKEN is not set: set this environment variable where the job's workers run"

@@ -25,8 +25,8 @@ from itel_cabinet.io.itel import (
     HttpItel,
     Itel,
     ItelSettings,
-    PatientItel,
     Rejected,
+    WaitingItel,
     batch_key,
     folder_of,
     get_itel,
@@ -115,7 +115,7 @@ def test_a_2xx_whose_body_is_lost_is_accepted(fault: Act, client: Any) -> None:
 
 def test_only_a_2xx_reaches_the_crash_point(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
-    monkeypatch.setattr(module, "reached", reached.append)
+    monkeypatch.setattr(module, "maybe_crash", reached.append)
     api, _ = client(answer(400), answer(400, b"already exists"), answer(200))
     for number in range(3):
         api.submit(number, "e", PAYLOAD)
@@ -557,10 +557,10 @@ def test_a_folder_has_no_batches(tmp_path: Path) -> None:
 # -- waiting for iTel
 
 
-def patient(api: Itel, slept: list[float] | None = None) -> PatientItel:
+def patient(api: Itel, slept: list[float] | None = None) -> WaitingItel:
     """One whose waits take no time."""
     waits = [] if slept is None else slept
-    return PatientItel(api, clock=lambda: 0.0, sleep=waits.append)
+    return WaitingItel(api, clock=lambda: 0.0, sleep=waits.append)
 
 
 @pytest.mark.parametrize("fault", [answer(503), answer(429), answer(401), answer(403), reset])
@@ -625,7 +625,7 @@ def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: py
             stop.set()
 
     with pytest.raises(OutageError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 6\d\d s$"):
-        PatientItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
+        WaitingItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
     assert len(server.requests) > 100
 
 
@@ -633,7 +633,7 @@ def test_patience_is_an_option(tmp_path: Path) -> None:
     settings = ItelSettings(ConnectionSettings("itel", "https://itel.example"), batch_size=7)
     assert isinstance(get_itel(settings), HttpItel)
     waiting = get_itel(settings, on_outage="wait")
-    assert isinstance(waiting, PatientItel)
+    assert isinstance(waiting, WaitingItel)
     assert (waiting.api, waiting.batch_size) == (get_itel(settings), 7)
     assert get_itel(tmp_path, on_outage="wait") == FolderItel(tmp_path)
 

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,13 +23,14 @@ from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettin
 from itel_cabinet.io.photos import MediaSettings, Photos, get_photos
 from itel_cabinet.local.simulators import ClaimXSimulator, MediaFault, media_bytes
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
-from itel_cabinet.transforms.fetching import fetch_album_photos, fetch_photos
 from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.photos import (
     Album,
     Link,
-    PhotoFailed,
+    PhotoError,
     album_folder,
+    fetch_album_photos,
+    fetch_photos,
     media_id_of,
     object_name,
     parse_links,
@@ -124,7 +126,7 @@ def test_odd_metadata_are_left_out() -> None:
     ("body", "told"), [(b"", "not JSON"), (b"{", "not JSON"), (b"5", "no list"), (b'"x"', "no list")]
 )
 def test_what_is_no_metadata_is_refused(body: bytes, told: str) -> None:
-    with pytest.raises(PhotoFailed, match=told) as caught:
+    with pytest.raises(PhotoError, match=told) as caught:
         parse_links(body, [11])
     assert caught.value.reason == "metadata"
 
@@ -146,7 +148,7 @@ JSON = st.recursive(
 def test_no_metadata_crash(body: bytes) -> None:
     try:
         links: Mapping[int, Link] = parse_links(body, [11])
-    except PhotoFailed:
+    except PhotoError:
         links = {}
     assert links.keys() <= {11}
     assert all(isinstance(link.file_name, str) and link.url for link in links.values())
@@ -357,10 +359,17 @@ def tasks(*media: list[int]) -> list[CabinetTask]:
 def test_rows_tell_where_the_files_are() -> None:
     given_tasks = [*tasks([11, 12], [12], []), CabinetTask(record(tracking_message()), event(), details(), None)]
     library = Slow()
+    counts: Counter[str] = Counter()
     with ThreadPoolExecutor(2) as pool:
         found = fetch_photos(
-            given_tasks, library=lambda: library, pool=lambda: pool, deadline_seconds=60, clock=time.monotonic
+            given_tasks,
+            library=lambda: library,
+            pool=lambda: pool,
+            deadline_seconds=60,
+            clock=time.monotonic,
+            count=lambda outcome, number: counts.update({outcome: number}),
         )
+    assert counts == {"stored": 3}
     assert [(task.record, task.form) for task in found] == [(task.record, task.form) for task in given_tasks]
     assert sorted(library.fetched) == [0, 11, 12], "each photo of an assignment once"
     now = datetime(2026, 1, 10, tzinfo=UTC).timestamp()
@@ -375,9 +384,11 @@ def test_rows_tell_where_the_files_are() -> None:
 
 
 def test_batches_without_photos_open_nothing() -> None:
-    def nothing() -> Any:
+    def nothing(*_: object) -> Any:
         pytest.fail("asked for")
 
     given_tasks = tasks([])
-    found = fetch_photos(given_tasks, library=nothing, pool=nothing, deadline_seconds=1, clock=time.monotonic)
+    found = fetch_photos(
+        given_tasks, library=nothing, pool=nothing, deadline_seconds=1, clock=time.monotonic, count=nothing
+    )
     assert found == given_tasks

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.claimx import ClaimX, ClaimXOutage, ClaimXSettings
-from itel_cabinet.io.http import Auth, CallFailed, Connection, ConnectionSettings, Reply, Transport, TransportSettings
+from itel_cabinet.io.claimx import ClaimX, ClaimXOutageError, ClaimXSettings
+from itel_cabinet.io.http import Auth, CallError, Connection, ConnectionSettings, Reply, Transport, TransportSettings
 from itel_cabinet.io.http.oauth2 import Token, Tokens, get_tokens, read_token
 from itel_cabinet.io.itel import HttpItel, ItelSettings, Rejected
-from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator, OAuth2Simulator
 from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.faulty_server import FaultyServer, answer
@@ -189,7 +189,7 @@ def test_the_old_token_is_used_while_the_endpoint_is_down(
     link.call("GET", "/x")
     assert authority.asked == 3
     clock.seconds += 44
-    with pytest.raises(CallFailed, match="status 503") as caught:
+    with pytest.raises(CallError, match="status 503") as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "outage"
 
@@ -229,7 +229,7 @@ def test_a_stopped_endpoint_fails_the_call_as_unreachable(
     authority: OAuth2Simulator, api: FaultyServer, connect: Any
 ) -> None:
     authority.stop()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         connect(api.url).call("GET", "/x")
     assert (caught.value.kind, caught.value.attempts, api.requests) == ("unreachable", 3, [])
     assert str(caught.value) == (
@@ -242,7 +242,7 @@ def test_a_revoked_token_and_a_stopped_endpoint(authority: OAuth2Simulator, api:
     link.call("GET", "/x")
     authority.revoke()
     authority.stop()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "unreachable"
     assert caught.value.last is not None
@@ -261,7 +261,7 @@ def test_a_hanging_endpoint_holds_no_thread_beyond_its_deadline(
 
     def call(_: int) -> tuple[str, float]:
         began = time.monotonic()
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             link.call("GET", "/x")
         return caught.value.kind, time.monotonic() - began
 
@@ -280,7 +280,7 @@ def test_a_refused_client_is_unauthorized_and_not_asked_again_at_once(
     (tmp_path / "secret").write_text("of yesterday")
     link = connect(api.url)
     for _ in range(3):
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             link.call("GET", "/x")
         assert (caught.value.kind, caught.value.attempts) == ("unauthorized", 1)
         assert str(caught.value) == (
@@ -296,7 +296,7 @@ def test_a_refused_client_is_unauthorized_and_not_asked_again_at_once(
 def test_a_secret_gone_is_unauthorized(api: FaultyServer, connect: Any, tmp_path: Path) -> None:
     link = connect(api.url)
     (tmp_path / "secret").unlink()
-    with pytest.raises(CallFailed, match=r"secret cannot be read.*: check --claimx_auth") as caught:
+    with pytest.raises(CallError, match=r"secret cannot be read.*: check --claimx_auth") as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "unauthorized"
 
@@ -304,13 +304,13 @@ def test_a_secret_gone_is_unauthorized(api: FaultyServer, connect: Any, tmp_path
 def test_a_missing_secret_is_refused_before_any_call(authority: OAuth2Simulator, tmp_path: Path) -> None:
     (tmp_path / "secret").unlink()
     settings = ConnectionSettings("itel", "https://itel.example", written(authority, tmp_path))
-    with pytest.raises(UnresolvedSecret, match=r"^--itel_auth: file:.*secret cannot be read"):
+    with pytest.raises(UnresolvedSecretError, match=r"^--itel_auth: file:.*secret cannot be read"):
         settings.check()
 
 
 def test_a_token_endpoint_s_redirect_is_not_followed(api: FaultyServer, connect: Any) -> None:
     with FaultyServer(answer(200)) as elsewhere, FaultyServer(answer(307, location=elsewhere.url)) as moved:
-        with pytest.raises(CallFailed, match="status 307") as caught:
+        with pytest.raises(CallError, match="status 307") as caught:
             connect(api.url, token_url=f"{moved.url}/oauth2/token").call("GET", "/x")
         assert (caught.value.kind, elsewhere.requests) == ("unauthorized", [])
 
@@ -328,7 +328,7 @@ def test_claimx_waits_for_an_endpoint_and_itel_s_submission_is_told_why(
         look_up = ClaimX(ClaimXSettings(link.settings), link, lambda body, _: json.loads(body))
         submit = HttpItel(ItelSettings(link.settings), link)
         authority.faults.outage = True
-        with pytest.raises(ClaimXOutage, match="token endpoint"):
+        with pytest.raises(ClaimXOutageError, match="token endpoint"):
             look_up.task_details(1, not_before=0)
         rejected = submit.submit(1, "e", b"{}")
         assert isinstance(rejected, Rejected)
@@ -338,7 +338,7 @@ def test_claimx_waits_for_an_endpoint_and_itel_s_submission_is_told_why(
         rejected = submit.submit(1, "e", b"{}")
         assert isinstance(rejected, Rejected)
         assert (rejected.error_class, rejected.attempts) == ("unauthorized", 1)
-        with pytest.raises(ClaimXOutage, match="check --claimx_auth"):
+        with pytest.raises(ClaimXOutageError, match="check --claimx_auth"):
             look_up.task_details(1, not_before=0)
         (tmp_path / "secret").write_text(SECRET)
 
@@ -399,7 +399,7 @@ def test_how_long_a_token_lives(answered: dict[str, Any], seconds: float) -> Non
 )
 def test_a_2xx_without_a_token_is_an_outage(body: bytes) -> None:
     found = read_token(Reply(200, {}, body))
-    assert isinstance(found, CallFailed)
+    assert isinstance(found, CallError)
     assert (found.kind, str(found)) == ("outage", "status 200, but no bearer token")
 
 
@@ -419,7 +419,7 @@ _ANSWER = st.dictionaries(
 )
 def test_any_answer_is_a_token_or_a_failure(status: int, body: bytes) -> None:
     found = read_token(Reply(status, {}, body))
-    if isinstance(found, CallFailed):
+    if isinstance(found, CallError):
         assert found.kind in ("outage", "unauthorized")
         assert SECRET not in str(found)
         assert len(str(found)) < 100
@@ -449,7 +449,7 @@ def test_tokens_and_secrets_are_never_seen(
         authority.revoke()
         (tmp_path / "secret").write_text("of yesterday")
         again = connect(api.url)
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             again.call("GET", "/x")
     held = link.tokens
     texts = [repr(link), repr(link.settings), repr(held), repr(reply), reply.excerpt, repr(caught.value), caplog.text]

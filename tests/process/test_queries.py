@@ -20,7 +20,7 @@ from pyarrow import parquet
 from sqlglot import exp
 
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.operate import Query, QueryRefused, Session, bind, catalogue, find
+from itel_cabinet.pipeline.operate import Query, QueryError, Session, bind, catalogue, find
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from tests.support import known_history
 from tests.support.known_history import HOSTILE, NOW, PROJECTS
@@ -459,7 +459,7 @@ def test_the_docs_list_the_queries_and_show_an_answer(folder: str, told: Told) -
     ],
 )
 def test_a_wrong_parameter_is_refused(query: str, given: dict[str, str], complaint: str) -> None:
-    with pytest.raises(QueryRefused, match=re.escape(complaint)):
+    with pytest.raises(QueryError, match=re.escape(complaint)):
         bind(find(query), given, now=datetime.now(UTC))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
 from itel_cabinet.io.http import Connection, ConnectionSettings
-from itel_cabinet.io.task_lookup import PatientLookup, get_task_lookup
+from itel_cabinet.io.task_lookup import WaitingLookup, get_task_lookup
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
@@ -35,19 +35,19 @@ class Patience:
 
 
 @pytest.fixture
-def lookup() -> Iterator[Callable[..., tuple[PatientLookup, FaultyServer, Patience]]]:
+def lookup() -> Iterator[Callable[..., tuple[WaitingLookup, FaultyServer, Patience]]]:
     """Makes a lookup on a server with the given script. A call is two tries; no pause takes real time."""
     servers: list[FaultyServer] = []
 
     def make(
         *script: Act, on_outage: Literal["wait", "divert"] = "wait", outage_seconds: float = 3600.0
-    ) -> tuple[PatientLookup, FaultyServer, Patience]:
+    ) -> tuple[WaitingLookup, FaultyServer, Patience]:
         servers.append(FaultyServer(*script).__enter__())
         link = ConnectionSettings("claimx", servers[-1].url, max_retries=1)
         connection = Connection(link, clock=lambda: 0.0, sleep=lambda _: None, random=lambda: 0.0)
         client: ClaimX[TaskDetails] = ClaimX(ClaimXSettings(link), connection, parse_details, lambda: 1_000.0)
         patience = Patience()
-        patient = PatientLookup(client, on_outage, outage_seconds, patience.clock, patience.sleep)
+        patient = WaitingLookup(client, on_outage, outage_seconds, patience.clock, patience.sleep)
         return patient, servers[-1], patience
 
     yield make

@@ -435,7 +435,7 @@ def test_a_job_runs_from_a_template(stack: Stack, tmp_path: Path) -> None:
     stack.tell(tracking_message(assignment_id=5430001, event_id="evt-1"))
     ended = subprocess.run(
         [
-            *(sys.executable, "-m", "itel_cabinet.pipeline.commands.app", "run", "tracking"),
+            *(sys.executable, "-m", "itel_cabinet.pipeline.commands", "run", "tracking"),
             *(f"--template={file}", f"--tables_root={stack.tables_root}", "--until_caught_up"),
         ],
         capture_output=True,

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from itel_cabinet.io.http import CallFailed, Connection, ConnectionSettings, TlsFiles
-from itel_cabinet.io.secrets import UnresolvedSecret
+from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, TlsFiles
+from itel_cabinet.io.secrets import UnresolvedSecretError
 from tests.support.faulty_server import Act, FaultyServer, answer
 
 _PASSPHRASE = b"open sesame"
@@ -106,7 +106,7 @@ def connect(url: str, **files: Path) -> Connection:
 
 def test_a_certificate_of_an_own_authority_is_trusted_if_it_is_named(authority: Authority, serve: Any) -> None:
     server = serve(tls_server(authority.issue("server")))
-    with pytest.raises(CallFailed, match="unable to get local issuer certificate") as caught:
+    with pytest.raises(CallError, match="unable to get local issuer certificate") as caught:
         connect(server.url).call("GET", "/x")
     assert caught.value.kind == "unreachable"
     commented = authority.file.with_name("commented.pem")
@@ -127,7 +127,7 @@ def test_an_own_authority_is_trusted_beside_the_usual_ones(
 
 def test_the_host_s_name_is_checked_all_the_same(authority: Authority, serve: Any) -> None:
     server = serve(tls_server(authority.issue("server", address="127.0.0.9")))
-    with pytest.raises(CallFailed, match="IP address mismatch"):
+    with pytest.raises(CallError, match="IP address mismatch"):
         connect(server.url, ca=authority.file).call("GET", "/x")
     assert server.requests == []
 
@@ -152,7 +152,7 @@ def test_no_client_certificate_or_a_foreign_one_is_a_failure(authority: Authorit
     server = serve(tls_server(authority.issue("server"), clients_of=authority))
     certificate, key = Authority(tmp_path / "foreign", "foreign authority").issue("cabinet job")
     for files in ({}, {"client_cert": certificate, "client_key": key}):
-        with pytest.raises(CallFailed) as caught:
+        with pytest.raises(CallError) as caught:
             connect(server.url, ca=authority.file, **files).call("GET", "/x")
         assert caught.value.kind in ("unreachable", "reset")
     assert server.requests == []
@@ -175,7 +175,7 @@ def test_a_renewed_client_certificate_needs_no_restart(authority: Authority, ser
     assert len(set(shown)) == 2
     certificate.unlink()
     link.close()
-    with pytest.raises(CallFailed) as caught:
+    with pytest.raises(CallError) as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "unreachable"
 
@@ -207,7 +207,7 @@ def test_unusable_files_are_refused_by_their_option(
     tls = TlsFiles(**{name: str(tmp_path / file) for name, file in files.items()})
     settings = ConnectionSettings("claimx", "https://claimx.example", tls=tls)
     for use in (settings.check, lambda: Connection(settings)):
-        with pytest.raises(UnresolvedSecret) as caught:
+        with pytest.raises(UnresolvedSecretError) as caught:
             use()
         assert str(caught.value).startswith(message.format(tmp_path))
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.http import CallFailed, FailureKind, Reply, is_transient
+from itel_cabinet.io.http import CallError, FailureKind, Reply, is_transient
 from itel_cabinet.io.http.retries import BACKOFF_CAP_SECONDS, SPREAD_SECONDS, pause_before_retry
 
 NOW = 1_780_000_000.0
@@ -22,14 +22,14 @@ _SENSIBLE = st.integers(0, 10**6).map(str) | st.floats(NOW - 10**6, NOW + 10**6)
 _RETRY_AFTER = st.none() | _SENSIBLE | st.text(max_size=40) | st.integers().map(str) | st.floats().map(str)
 
 
-def _outcomes() -> st.SearchStrategy[Reply | CallFailed]:
+def _outcomes() -> st.SearchStrategy[Reply | CallError]:
     replies = st.builds(
         lambda status, asked: Reply(status, {} if asked is None else {"Retry-After": asked}, b""),
         st.integers(100, 599),
         _RETRY_AFTER,
     )
     failures = st.builds(
-        lambda kind, asked: CallFailed(kind, "x", retry_after=asked), st.sampled_from(KINDS), _RETRY_AFTER
+        lambda kind, asked: CallError(kind, "x", retry_after=asked), st.sampled_from(KINDS), _RETRY_AFTER
     )
     return replies | failures
 
@@ -47,7 +47,7 @@ def _outcomes() -> st.SearchStrategy[Reply | CallFailed]:
 @example(Reply(503, {"Retry-After": "Fri, 31 Dec 9999 23:59:59 -9999"}, b""), True, 1, 9, 30.0, 1.0, NOW)
 @example(Reply(503, {"Retry-After": "Mon, 01 Jan 0001 00:00:00 +1400"}, b""), True, 1, 9, 30.0, 1.0, NOW)
 def test_the_retry_decision(
-    outcome: Reply | CallFailed, usable: bool, attempts: int, max_retries: int, left: float, chance: float, now: float
+    outcome: Reply | CallError, usable: bool, attempts: int, max_retries: int, left: float, chance: float, now: float
 ) -> None:
     pause = pause_before_retry(
         outcome, usable=usable, attempts=attempts, max_retries=max_retries, left=left, chance=chance, now=now
@@ -88,7 +88,7 @@ def test_a_date_in_the_past_asks_for_nothing() -> None:
 def test_pauses_double_up_to_a_bound(attempts: int, most: float) -> None:
     def pause(chance: float) -> float | None:
         return pause_before_retry(
-            CallFailed("reset", "x"), attempts=attempts, max_retries=10_000, left=60, chance=chance, now=NOW
+            CallError("reset", "x"), attempts=attempts, max_retries=10_000, left=60, chance=chance, now=NOW
         )
 
     assert (pause(0.0), pause(0.5), pause(1.0)) == (0.0, most / 2, most)  # full jitter

@@ -203,7 +203,9 @@ def imports_past_faces(modules: Modules) -> Iterator[str]:
 def imports_of_the_own_face(modules: Modules) -> Iterator[str]:
     for module in modules.values():
         for one in module.imports:
-            if _target(one, modules) == module.package in FACES and module.name != module.package:
+            # A __main__ stands outside the door.
+            inside = module.name != module.package and not module.name.endswith(".__main__")
+            if inside and _target(one, modules) == module.package in FACES:
                 yield f"{module.name}:{one.line} imports its own face: import the sibling by its full path"
 
 

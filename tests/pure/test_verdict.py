@@ -32,7 +32,7 @@ def fences(before: int, now: int) -> Tables:
 
 
 OK, WAITING, STUCK = (worker(state) for state in (WorkerState.OK, WorkerState.WAITING, WorkerState.STUCK))
-SILENT, ABSENT, STRANGE = (worker(state) for state in (WorkerState.SILENT, WorkerState.ABSENT, WorkerState.STRANGE))
+SILENT, ABSENT, FOREIGN = (worker(state) for state in (WorkerState.SILENT, WorkerState.ABSENT, WorkerState.FOREIGN))
 IDLE = group([50, 50], [50, 50], 50)
 MOVING = group([20, 20], [40, 30], 50, 5.0)
 STANDING = group([20, 50], [20, 50], 50, 5.0)
@@ -78,8 +78,8 @@ CASES: dict[str, tuple[Offsets | Unseen, list[Worker], Tables | Unseen | None, H
     "gone, nothing ever committed": (NOTHING_COMMITTED, [ABSENT], None, Health.DEAD),
     "standing still, no process to ask": (STANDING, [], None, Health.UNKNOWN),
     "idle, no process to ask": (IDLE, [], None, Health.UNKNOWN),
-    "someone else answers": (STANDING, [STRANGE], None, Health.UNKNOWN),
-    "someone else answers, one gone": (IDLE, [STRANGE, ABSENT], None, Health.UNKNOWN),
+    "someone else answers": (STANDING, [FOREIGN], None, Health.UNKNOWN),
+    "someone else answers, one gone": (IDLE, [FOREIGN, ABSENT], None, Health.UNKNOWN),
     "no broker": (NO_BROKER, [OK], None, Health.UNKNOWN),
     "no broker, no process": (NO_BROKER, [ABSENT], None, Health.UNKNOWN),
 }
@@ -92,14 +92,14 @@ def test_verdict(
     found = judge(Observed("api", "g", "t", offsets, workers, tables), LIMITS)
     assert found.health is expected, found
     assert found.health.exit_status == (0 if expected is Health.HEALTHY else 1)
-    assert "\n" not in found.reason + found.mend
+    assert "\n" not in found.reason + found.fix
     assert found.reason
-    assert bool(found.mend) == (expected is not Health.HEALTHY)
+    assert bool(found.fix) == (expected is not Health.HEALTHY)
 
 
 def told(offsets: Offsets | Unseen, *workers: Worker) -> tuple[str, str]:
     found = judge(Observed("api", "g", "t", offsets, workers), LIMITS)
-    return found.reason, found.mend
+    return found.reason, found.fix
 
 
 def test_reasons_and_mends() -> None:

@@ -20,8 +20,8 @@ from pyarrow.fs import FileSelector, PyFileSystem
 
 from itel_cabinet.io.delta import (
     FencedTable,
-    RowRefused,
-    TableRefused,
+    RowError,
+    TableError,
     TableSpec,
     WriteResult,
     create_table,
@@ -65,9 +65,7 @@ def test_rows_below_the_fence_are_replays() -> None:
 
 @pytest.mark.parametrize("broken", [{}, {**reading(0), "kafka_offset": None}, {**reading(0), "kafka_partition": []}])
 def test_rows_without_a_source_are_refused(broken: dict[str, object]) -> None:
-    with pytest.raises(
-        RowRefused, match="kafka_topic_id, kafka_partition, kafka_offset must be a text and two integers"
-    ):
+    with pytest.raises(RowError, match="kafka_topic_id, kafka_partition, kafka_offset must be a text and two integers"):
         split_by_fence([broken], COLUMNS, lambda *_: None)
 
 
@@ -529,7 +527,7 @@ def test_a_table_with_transaction_retention_is_refused(root: str, make: Callable
     DeltaTable.create(spec.uri, spec.schema, configuration=properties)
     attempts: list[Callable[[], object]] = [lambda: FencedTable(spec).write([reading(0)]), lambda: create_table(spec)]
     for attempt in attempts:
-        with pytest.raises(TableRefused, match="UNSET TBLPROPERTIES") as caught:
+        with pytest.raises(TableError, match="UNSET TBLPROPERTIES") as caught:
             attempt()
         assert "delta.setTransactionRetentionDuration" in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -544,7 +542,7 @@ def test_transaction_retention_set_while_running_is_noticed_even_at_the_last_mom
     table.write([reading(0)])
     retention = {"delta.setTransactionRetentionDuration": "interval 7 days"}
     just_before_commit(monkeypatch, lambda: DeltaTable(spec.uri).alter.set_table_properties(retention))
-    with pytest.raises(TableRefused, match="UNSET TBLPROPERTIES"):
+    with pytest.raises(TableError, match="UNSET TBLPROPERTIES"):
         table.write([reading(1)])
     assert stored(spec, "kafka_offset") == [0]
 

@@ -21,12 +21,12 @@ from confluent_kafka.admin import AdminClient
 
 from itel_cabinet.io.kafka import (
     Cluster,
-    ConfigRefused,
+    ConfigError,
     KafkaSinkSettings,
     KafkaSource,
     Message,
     ReadFromKafka,
-    UnknownTopic,
+    UnknownTopicError,
     WriteToKafka,
     client_config,
     group_lag,
@@ -152,7 +152,7 @@ def test_an_abandoned_shard_is_noticed() -> None:
     ],
 )
 def test_contradicting_settings_are_refused(key: str, value: object, reason: str) -> None:
-    with pytest.raises(ConfigRefused, match=reason) as refusal:
+    with pytest.raises(ConfigError, match=reason) as refusal:
         client_config("localhost:9092", {key: value})
     assert key in str(refusal.value)
     assert "hunter2" not in str(refusal.value)
@@ -325,7 +325,7 @@ def test_a_group_beyond_the_end_is_refused(broker: Broker, topic: Callable[..., 
 
 
 def test_an_unknown_topic_is_named(broker: Broker) -> None:
-    with pytest.raises(UnknownTopic, match="'nowhere' does not exist: create it with"):
+    with pytest.raises(UnknownTopicError, match="'nowhere' does not exist: create it with"):
         Cluster(dict(client_config(broker.bootstrap_servers))).topic("nowhere")
 
 

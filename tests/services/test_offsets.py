@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from itel_cabinet.io.kafka import Cluster, ConsumerGroup, GroupRefused
+from itel_cabinet.io.kafka import Cluster, ConsumerGroup, GroupError
 from itel_cabinet.io.kafka.admin import when_coordinated
 from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from itel_cabinet.local.services import Broker
@@ -241,7 +241,7 @@ def test_a_group_with_members_is_left_alone(
         for groups in ([f"--from={name}", f"--to={name}.new"], [f"--from={name}.old", f"--to={name}"]):
             commit(broker, f"{name}.old", topic, {0: 1})
             assert printed.error(1, "offsets", "copy", options[0], options[2], *groups, NOW) == told
-        with pytest.raises(GroupRefused, match="has got members that read: stop them first"):
+        with pytest.raises(GroupError, match="has got members that read: stop them first"):
             one.move({0: 0})
         assert printed.cells("offsets", "reset", *options, "--to_start", "--dry_run")[0][1:3] == ["2", "0"]
     assert broker.committed(name, topic) == {0: 2}

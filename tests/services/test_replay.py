@@ -17,7 +17,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, Overtaken, Unwritable
+from itel_cabinet.io.kafka import FencedError, LogReader, LogWriter, Outgoing, UnwritableError
 from itel_cabinet.local.services import Broker, Message
 from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.operate import Filter, Outcome, Replayer, error_log
@@ -388,7 +388,7 @@ def test_a_writer_gives_way_to_the_next_of_its_name(broker: Broker, topic: Topic
     first = LogWriter(client, name)
     first.write([Outgoing(name, 0, b"k", b"first")], then=[Outgoing(name, None, b"k", None, (("h", None),))])
     second = LogWriter(client, name)
-    with pytest.raises(Overtaken):
+    with pytest.raises(FencedError):
         first.write([Outgoing(name, 0, b"k", b"late")])
     second.write([Outgoing(name, 0, b"k", b"second")])
     assert [m.value for m in broker.read(name)] == [b"first", None, b"second"]
@@ -401,7 +401,7 @@ def test_a_list_with_a_message_too_large_is_not_written(
     name, notes = topic(1, {"max.message.bytes": "20000"}), topic(1)
     writer = LogWriter({"bootstrap.servers": broker.bootstrap_servers}, name, transactions=transactions)
     large = Random(0).randbytes(50_000)
-    with pytest.raises(Unwritable):
+    with pytest.raises(UnwritableError):
         writer.write([Outgoing(name, 0, None, large)], then=[Outgoing(notes, 0, None, b"note")])
     assert [broker.read(name), broker.read(notes)] == [[], []]
     writer.write([Outgoing(name, 0, None, b"small")], then=[Outgoing(notes, 0, None, b"note")])

@@ -76,25 +76,25 @@ ANSWERS: dict[str, tuple[Act, WorkerState, str]] = {
     ),
     "another job": (
         says(job="tracking", group="evil\x1b[2J\n"),
-        WorkerState.STRANGE,
+        WorkerState.FOREIGN,
         "the job 'tracking' of the group 'evil [2J' answers there",
     ),
-    "another page": (answer(404), WorkerState.STRANGE, "answers 404 to /healthz"),
-    "a redirect": (answer(302, Location="http://127.0.0.1:1/"), WorkerState.STRANGE, "answers 302 to /healthz"),
-    "no JSON": (answer(200, b"<html>"), WorkerState.STRANGE, "answers 200 to /healthz, but not as a job does"),
+    "another page": (answer(404), WorkerState.FOREIGN, "answers 404 to /healthz"),
+    "a redirect": (answer(302, Location="http://127.0.0.1:1/"), WorkerState.FOREIGN, "answers 302 to /healthz"),
+    "no JSON": (answer(200, b"<html>"), WorkerState.FOREIGN, "answers 200 to /healthz, but not as a job does"),
     "a field missing": (
         answer(200, b'{"status": "ok"}'),
-        WorkerState.STRANGE,
+        WorkerState.FOREIGN,
         "answers 200 to /healthz, but not as a job does",
     ),
     "a heartbeat that is none": (
         says(seconds_since_heartbeat=-1),
-        WorkerState.STRANGE,
+        WorkerState.FOREIGN,
         "answers 200 to /healthz, but not as a job does",
     ),
-    "no HTTP": (garbage, WorkerState.STRANGE, "the connection broke: "),
-    "a reset": (reset, WorkerState.STRANGE, "the connection broke: "),
-    "without end": (endless_body(200), WorkerState.STRANGE, "the answer is larger than "),
+    "no HTTP": (garbage, WorkerState.FOREIGN, "the connection broke: "),
+    "a reset": (reset, WorkerState.FOREIGN, "the connection broke: "),
+    "without end": (endless_body(200), WorkerState.FOREIGN, "the answer is larger than "),
     "nothing": (hang, WorkerState.SILENT, "does not answer within 1 s"),
     "a body that drips": (drip_body, WorkerState.SILENT, "does not answer within 1 s"),
     "headers that drip": (drip_headers, WorkerState.SILENT, "does not answer within 1 s"),
@@ -214,7 +214,7 @@ def test_status_tells_healthy_lagging_waiting_stuck_and_dead_apart(stack: Stack,
         stack.settle("cabinet")
 
         idle = asked(metrics)
-        assert (idle["verdict"], idle["reason"], idle["mend"]) == ("healthy", "nothing left to read", "")
+        assert (idle["verdict"], idle["reason"], idle["fix"]) == ("healthy", "nothing left to read", "")
         assert (idle["offsets"]["lag"], idle["offsets"]["oldest_unread_seconds"]) == (0, None)
         assert [worker["state"] for worker in idle["workers"]] == ["ok"]
 
