@@ -29,7 +29,7 @@ from itel_cabinet.io.http import (
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import SettingError, maybe_crash, metrics, retry_outage
+from itel_cabinet.io.worker import SettingError, metrics, retry_outage
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
@@ -151,7 +151,7 @@ class HttpItel:
         if isinstance(reply, Rejected):
             return reply
         if reply.ok:
-            maybe_crash("after-2xx")
+            crash_points.maybe_crash("after-2xx")
             return Accepted(reply.status, reply.attempts, reply.excerpt)
         if 400 <= reply.status < 500 and b"already exists" in reply.body.lower():
             return Accepted(reply.status, reply.attempts, reply.excerpt, duplicate=True)
@@ -168,7 +168,7 @@ class HttpItel:
         if isinstance(reply, Rejected):
             return reply
         if reply.ok and reply.status != 207:
-            maybe_crash("after-2xx")
+            crash_points.maybe_crash("after-2xx")
             return Accepted(reply.status, reply.attempts, reply.excerpt)
         return _rejected(reply)
 
@@ -299,7 +299,7 @@ class FolderItel:
             is_outage=lambda error: isinstance(error, OSError),
             describe=lambda error: getattr(error, "strerror", None) or type(error).__name__,
         )
-        maybe_crash("after-2xx")
+        crash_points.maybe_crash("after-2xx")
         return Accepted(200 if known else 201, 1, f"written to {path.name}", duplicate=known)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:

@@ -32,7 +32,7 @@ class WaitingLookup:
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""
-        with metrics.timed(metrics.LOOKUP_SECONDS):
+        with metrics.LOOKUP_SECONDS.time():
             return self._task(assignment_id, not_before, fresh)
 
     def _task(self, assignment_id: int, not_before: float, fresh: bool) -> TaskDetails:

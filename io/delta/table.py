@@ -436,7 +436,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         rows, self._rows = self._rows, []
         if not rows:
             return
-        with metrics.timed(metrics.COMMIT_SECONDS.labels(self._spec.name)):
+        with metrics.COMMIT_SECONDS.labels(self._spec.name).time():
             result = get_table(self._spec).write(rows)
         beat()
         self._measure(result)

@@ -206,7 +206,7 @@ class Connection:
             if self._breaker.wait() > 0:
                 raise self._breaker_open(0, None)
             self._take_turn(float("inf"))
-            with metrics.timed(metrics.HTTP_CALL_SECONDS.labels(api)):
+            with metrics.HTTP_CALL_SECONDS.labels(api).time():
                 reply = self._until_answered(method, path, params, body, headers or {}, unusable)
             good = reply.ok
             return reply

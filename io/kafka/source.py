@@ -58,9 +58,9 @@ from itel_cabinet.io.worker import (
     STOP,
     OutageError,
     beat,
+    crash_points,
     describe_error,
     limit_wait,
-    maybe_crash,
     metrics,
     once_per_process,
     retry_outage,
@@ -470,7 +470,7 @@ class _GroupOffsets:
         return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
 
     def commit(self, position: ShardPosition) -> None:
-        maybe_crash("before-finalizer")
+        crash_points.maybe_crash("before-finalizer")
         with self._lock:
             ahead = self._committed
             due = {p: max(o, ahead.get((position.topic_id, p), 0)) for p, o in position.offsets.items()}
@@ -690,7 +690,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         if len(refused) > 1 or self._sent.total() > 1:
             # The broker refuses a whole batch over its limit; alone, each message shows whether it is at fault.
             refused = [again for one in refused for again in self._alone(one.message)]
-        maybe_crash("after-flush")
+        crash_points.maybe_crash("after-flush")
         self._written.inc(self._sent.total() - len(refused))
         self._measure(refused)
         for one in refused:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from itel_cabinet.io.worker import crash_points, metrics
 from itel_cabinet.io.worker.allocators import ALLOCATORS
-from itel_cabinet.io.worker.crash_points import maybe_crash
 from itel_cabinet.io.worker.errors import RefusedError, SettingError
-from itel_cabinet.io.worker.health import PULSE, beat, check_port, serve, waiting_for
+from itel_cabinet.io.worker.health import PULSE, WorkerSettings, beat, check_port, serve, waiting_for
 from itel_cabinet.io.worker.logs import LogFormat
 from itel_cabinet.io.worker.metrics import ExpectedLabels
 from itel_cabinet.io.worker.outages import STOP, OutageError, describe_error, full_jitter, limit_wait, retry_outage
 from itel_cabinet.io.worker.pools import get_pool
 from itel_cabinet.io.worker.preparation import prepare
 from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.settings import WorkerSettings
 
 __all__ = [
     "ALLOCATORS",
@@ -32,7 +30,6 @@ __all__ = [
     "full_jitter",
     "get_pool",
     "limit_wait",
-    "maybe_crash",
     "metrics",
     "once_per_process",
     "prepare",

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
@@ -25,10 +25,10 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker.logs import LogFormat
 from itel_cabinet.io.worker.process import once_per_process
-from itel_cabinet.io.worker.settings import WorkerSettings
 
-__all__ = ["PULSE", "Health", "Pulse", "beat", "check_port", "serve", "waiting_for"]
+__all__ = ["PULSE", "Health", "Pulse", "WorkerSettings", "beat", "check_port", "serve", "waiting_for"]
 
 _LOGGER = logging.getLogger(__name__)
 # Workers on one machine share the option, so each takes the next port that is free.
@@ -80,6 +80,26 @@ beat = PULSE.beat
 """Record that this process has just done something."""
 waiting_for = PULSE.waiting_for
 """A context in which this process waits out an outage."""
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a process of a job reports about itself, and how. Hashable.
+
+    Attributes:
+        metrics_port: where it first tries to serve metrics and health; the 15 ports after it are next. 0: it does not.
+        stuck_after_seconds: without any activity for this long, the process is reported as stuck.
+        expected: the metrics that are there from the first scrape on.
+    """
+
+    job: str
+    group: str
+    topic: str
+    version: str
+    log_format: LogFormat = "auto"
+    metrics_port: int = 0
+    stuck_after_seconds: float = 120.0
+    expected: metrics.ExpectedLabels = field(default_factory=metrics.ExpectedLabels)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,7 +24,6 @@ __all__ = [
     "MetricInfo",
     "observe_freshness",
     "start_at_zero",
-    "timed",
 ]
 
 REGISTRY = CollectorRegistry()
@@ -181,13 +179,3 @@ def start_at_zero(expected: ExpectedLabels) -> None:
 def observe_freshness(sink: str, since: float) -> None:
     """Record that what began at ``since`` (epoch seconds) is durable now; a time in the future counts as now."""
     FRESHNESS_SECONDS.labels(sink).observe(max(0.0, time.time() - since))
-
-
-@contextmanager
-def timed(histogram: Histogram) -> Iterator[None]:
-    """Observe how long the block takes, if it ends without an error or with one."""
-    began = time.monotonic()
-    try:
-        yield
-    finally:
-        histogram.observe(time.monotonic() - began)

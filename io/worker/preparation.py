@@ -5,9 +5,8 @@ from __future__ import annotations
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.worker.allocators import limit_allocators
 from itel_cabinet.io.worker.crash_points import arm_crash_points
-from itel_cabinet.io.worker.health import serve
+from itel_cabinet.io.worker.health import WorkerSettings, serve
 from itel_cabinet.io.worker.logs import drop_known_warnings, format_logs
-from itel_cabinet.io.worker.settings import WorkerSettings
 
 __all__ = ["prepare"]
 

@@ -9,7 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 import apache_beam as beam
@@ -20,7 +19,7 @@ from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableError, TableSpec, create_table
 from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolve_config
-from itel_cabinet.io.objects import ObjectStoreError, get_objects
+from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
 from itel_cabinet.pipeline.graph import build
@@ -65,7 +64,10 @@ def check(settings: Settings) -> None:
     with _naming_options("claimx"):
         settings.claimx_connection().check()
     if settings.job.calls_itel and settings.itel.folder is not None:
-        _check_folder(settings.itel.folder)
+        try:
+            get_objects(ObjectStoreSettings(str(settings.itel.folder))).check()
+        except ObjectStoreError as error:
+            raise LaunchError(f"--itel_url: {error}: give another folder") from None
     elif settings.job.calls_itel:
         with _naming_options("itel"):
             settings.itel_connection().check()
@@ -107,16 +109,6 @@ def _find_tables(wiring: Wiring) -> Iterable[TableSpec]:
         return wiring.tables.values()
     except ValueError as error:
         raise LaunchError(f"--partition_by: {describe_error(error)}") from None
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise LaunchError(f"--itel_url: {folder} cannot be written: {error.strerror}: give another folder") from None
 
 
 def _check_topics(wiring: Wiring, known: Set[str]) -> None:

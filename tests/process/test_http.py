@@ -19,6 +19,7 @@ import pytest
 
 from itel_cabinet.io.http import Auth, CallError, Connection, ConnectionSettings, TlsFiles, get_connection, transport
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
+from itel_cabinet.io.worker import SettingError
 from tests.support.certificates import self_signed
 from tests.support.faulty_server import (
     Act,
@@ -572,44 +573,39 @@ def test_secrets_are_never_seen(serve: Any, pauses: Pauses, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"base_url": ""}, "--claimx_url: must be http(s)://HOST[:PORT][/PATH], got ''"),
-        ({"base_url": "claimx.example"}, "--claimx_url: must be http(s)://"),
-        ({"base_url": "ftp://claimx.example"}, "--claimx_url: must be http(s)://"),
-        ({"base_url": "http://"}, "--claimx_url: must be http(s)://"),
-        ({"base_url": "http://host:99999"}, "--claimx_url: not a URL"),
-        ({"base_url": "http://[::1"}, "--claimx_url: not a URL"),
-        ({"base_url": "http://a b"}, "--claimx_url: must be http(s)://"),
-        ({"base_url": f"http://me:{SECRET}@host"}, "--claimx_url: must not hold a user or password"),
-        ({"base_url": "http://me:pass/word@host"}, "--claimx_url: must not hold a user or password"),
-        ({"base_url": "http://host?x=1"}, "--claimx_url: must have no query"),
-        ({"auth": f"bearer:{SECRET}"}, "--claimx_auth: a secret must be referred to"),
-        ({"auth": f"bearer:env:{SECRET}"}, "--claimx_auth: a secret must be referred to"),
-        ({"auth": "bearer:file:"}, "--claimx_auth: a secret must be referred to"),
-        ({"auth": "basic:env:A"}, "--claimx_auth: must be none"),
-        ({"auth": "none:env:A"}, "--claimx_auth: must be none"),
-        ({"auth": ""}, "--claimx_auth: must be none"),
-        ({"auth": "api_key:X Key:env:A"}, "--claimx_auth: a header's name may hold"),
-        ({"auth": "oauth2:https://host/token:env:ID"}, "--claimx_auth: must be none"),
-        ({"auth": f"oauth2:{SECRET}:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2 must be http(s)://"),
-        ({"auth": f"oauth2:https://a:{SECRET}@host/t:env:ID:env:KEY"}, "--claimx_auth: the token URL of oauth2"),
-        ({"auth": f"oauth2:https://host/token:env:ID:{SECRET}"}, "--claimx_auth: must be none"),
-        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:read"}, "--claimx_auth: a secret must be referred to"),
-        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope="}, "--claimx_auth: the scope of oauth2"),
-        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope=a\nb"}, "--claimx_auth: the scope of oauth2"),
-        ({"tls": TlsFiles(client_key="/k.pem")}, "--claimx_client_key: has no use without --claimx_client_cert"),
-        ({"base_url": "http://host", "tls": TlsFiles(ca="/ca.pem")}, "--claimx_ca: has no use for http://host"),
-        ({"base_url": "http://host", "tls": TlsFiles(client_cert="/c.pem")}, "--claimx_client_cert: has no use for"),
-        ({"calls_per_second": -1}, "--claimx_calls_per_second: must be 0 or more"),
-        ({"deadline_seconds": 0}, "--claimx_deadline_seconds: must be more than 0"),
-        ({"deadline_seconds": float("nan")}, "--claimx_deadline_seconds: must be more than 0"),
-        ({"max_retries": -1}, "--max_retries: must be 0 or more"),
-        ({"concurrency": 0}, "--http_concurrency: must be 1 or more"),
+        ({"base_url": ""}, "base_url: must be http(s)://HOST[:PORT][/PATH], got ''"),
+        ({"base_url": "claimx.example"}, "base_url: must be http(s)://"),
+        ({"base_url": "ftp://claimx.example"}, "base_url: must be http(s)://"),
+        ({"base_url": "http://"}, "base_url: must be http(s)://"),
+        ({"base_url": "http://host:99999"}, "base_url: not a URL"),
+        ({"base_url": "http://[::1"}, "base_url: not a URL"),
+        ({"base_url": "http://a b"}, "base_url: must be http(s)://"),
+        ({"base_url": f"http://me:{SECRET}@host"}, "base_url: must not hold a user or password"),
+        ({"base_url": "http://me:pass/word@host"}, "base_url: must not hold a user or password"),
+        ({"base_url": "http://host?x=1"}, "base_url: must have no query"),
+        ({"auth": f"bearer:{SECRET}"}, "auth: a secret must be referred to"),
+        ({"auth": f"bearer:env:{SECRET}"}, "auth: a secret must be referred to"),
+        ({"auth": "bearer:file:"}, "auth: a secret must be referred to"),
+        ({"auth": "basic:env:A"}, "auth: must be none"),
+        ({"auth": "none:env:A"}, "auth: must be none"),
+        ({"auth": ""}, "auth: must be none"),
+        ({"auth": "api_key:X Key:env:A"}, "auth: a header's name may hold"),
+        ({"auth": "oauth2:https://host/token:env:ID"}, "auth: must be none"),
+        ({"auth": f"oauth2:{SECRET}:env:ID:env:KEY"}, "auth: the token URL of oauth2 must be http(s)://"),
+        ({"auth": f"oauth2:https://a:{SECRET}@host/t:env:ID:env:KEY"}, "auth: the token URL of oauth2"),
+        ({"auth": f"oauth2:https://host/token:env:ID:{SECRET}"}, "auth: must be none"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:read"}, "auth: a secret must be referred to"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope="}, "auth: the scope of oauth2"),
+        ({"auth": "oauth2:https://host/token:env:ID:env:KEY:scope=a\nb"}, "auth: the scope of oauth2"),
+        ({"tls": TlsFiles(client_key="/k.pem")}, "client_key: has no use without client_cert"),
+        ({"base_url": "http://host", "tls": TlsFiles(ca="/ca.pem")}, "ca: has no use for http://host"),
+        ({"base_url": "http://host", "tls": TlsFiles(client_cert="/c.pem")}, "client_cert: has no use for"),
     ],
 )
-def test_wrong_settings_are_refused_by_their_option(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+def test_wrong_settings_are_refused_by_their_field(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError) as caught:
         ConnectionSettings(**{"name": "claimx", "base_url": "https://claimx.example", **settings})
-    assert str(caught.value).startswith(message)
+    assert f"{caught.value.field}: {caught.value}".startswith(message)
     assert SECRET not in str(caught.value)
 
 

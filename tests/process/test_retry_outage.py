@@ -139,11 +139,11 @@ def test_an_error_in_one_line(error: Exception, line: str) -> None:
 
 
 CRASHING = """
-from itel_cabinet.io.worker import maybe_crash, prepare
+from itel_cabinet.io.worker import crash_points, prepare
 prepare()
 for turn in range(3):
-    maybe_crash("elsewhere")
-    maybe_crash("after-flush")
+    crash_points.maybe_crash("elsewhere")
+    crash_points.maybe_crash("after-flush")
     print(turn, flush=True)
 """
 

@@ -183,19 +183,19 @@ def test_a_renewed_client_certificate_needs_no_restart(authority: Authority, ser
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"ca": "none.pem"}, "--claimx_ca: '{0}/none.pem' cannot be read: No such file or directory"),
-        ({"ca": "."}, "--claimx_ca: '{0}' cannot be read: Is a directory"),
-        ({"ca": "junk.pem"}, "--claimx_ca: {0}/junk.pem holds no certificate in PEM form"),
-        ({"ca": "empty.pem"}, "--claimx_ca: {0}/empty.pem holds no certificate in PEM form"),
-        ({"ca": "huge.pem"}, "--claimx_ca: {0}/huge.pem is larger than 4194304 bytes"),
-        ({"client_cert": "none.pem"}, "--claimx_client_cert: '{0}/none.pem' cannot be read"),
-        ({"client_cert": "job.crt"}, "--claimx_client_cert: {0}/job.crt and the key in it are no certificate"),
-        ({"client_cert": "job.crt", "client_key": "none.pem"}, "--claimx_client_key: '{0}/none.pem' cannot be read"),
-        ({"client_cert": "job.crt", "client_key": "other.key"}, "--claimx_client_cert: {0}/job.crt and {0}/other.key"),
-        ({"client_cert": "job.crt", "client_key": "locked.key"}, "--claimx_client_key: {0}/locked.key needs a passphr"),
+        ({"ca": "none.pem"}, "ca: '{0}/none.pem' cannot be read: No such file or directory"),
+        ({"ca": "."}, "ca: '{0}' cannot be read: Is a directory"),
+        ({"ca": "junk.pem"}, "ca: {0}/junk.pem holds no certificate in PEM form"),
+        ({"ca": "empty.pem"}, "ca: {0}/empty.pem holds no certificate in PEM form"),
+        ({"ca": "huge.pem"}, "ca: {0}/huge.pem is larger than 4194304 bytes"),
+        ({"client_cert": "none.pem"}, "client_cert: '{0}/none.pem' cannot be read"),
+        ({"client_cert": "job.crt"}, "client_cert: {0}/job.crt and the key in it are no certificate"),
+        ({"client_cert": "job.crt", "client_key": "none.pem"}, "client_key: '{0}/none.pem' cannot be read"),
+        ({"client_cert": "job.crt", "client_key": "other.key"}, "client_cert: {0}/job.crt and {0}/other.key"),
+        ({"client_cert": "job.crt", "client_key": "locked.key"}, "client_key: {0}/locked.key needs a passphr"),
     ],
 )
-def test_unusable_files_are_refused_by_their_option(
+def test_unusable_files_are_refused_by_their_field(
     files: dict[str, str], message: str, authority: Authority, tmp_path: Path
 ) -> None:
     authority.issue("job")
@@ -209,7 +209,7 @@ def test_unusable_files_are_refused_by_their_option(
     for use in (settings.check, lambda: Connection(settings)):
         with pytest.raises(UnresolvedSecretError) as caught:
             use()
-        assert str(caught.value).startswith(message.format(tmp_path))
+        assert f"{caught.value.field}: {caught.value}".startswith(message.format(tmp_path))
 
 
 def test_a_token_endpoint_is_reached_over_the_same_tls(
