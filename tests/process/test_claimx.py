@@ -125,11 +125,11 @@ def test_an_outage_is_the_worlds_after_the_tries(status: int, client: Any) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "mend"), [(401, "--claimx_auth"), (403, "--claimx_auth"), (302, "--claimx_url"), (307, "--claimx_url")]
+    ("status", "fix"), [(401, "the credentials"), (403, "the credentials"), (302, "the URL"), (307, "the URL")]
 )
-def test_refused_credentials_and_redirects_are_the_worlds(status: int, mend: str, client: Any) -> None:
+def test_refused_credentials_and_redirects_are_the_worlds(status: int, fix: str, client: Any) -> None:
     claims, server = client(answer(status, location="/login"))
-    with pytest.raises(ClaimXOutageError, match=rf"status {status}.*: check {mend}"):
+    with pytest.raises(ClaimXOutageError, match=rf"status {status}.*: check {fix}"):
         claims.task_details(ASSIGNMENT, not_before=0)
     assert len(server.requests) == 1
 

@@ -540,7 +540,7 @@ def test_a_secret_gone_after_a_401_leaves_the_401(
     link = quick(server.url, pauses, auth=f"bearer:file:{token}")
     token.unlink()
     assert link.call("GET", "/x").status == 401
-    expected = f"claimx: after a 401: --claimx_auth: file:{token} cannot be read: No such file or directory"
+    expected = f"claimx: after a 401: file:{token} cannot be read: No such file or directory"
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [expected]
 
 
@@ -625,7 +625,8 @@ def test_a_file_without_a_usable_secret(make: Callable[[Path], Any], message: st
     make(path)
     with pytest.raises(UnresolvedSecretError) as caught:
         Connection(ConnectionSettings("itel", "https://itel.example", f"bearer:file:{path}"))
-    assert str(caught.value).startswith(f"--itel_auth: file:{path} {message}")
+    assert caught.value.field == "auth"
+    assert str(caught.value).startswith(f"file:{path} {message}")
     assert SECRET not in str(caught.value)
 
 
@@ -633,8 +634,9 @@ def test_a_variable_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ITEL_CABINET_API_TOKEN", raising=False)
     with pytest.raises(UnresolvedSecretError) as caught:
         ConnectionSettings("itel", "https://itel.example", "bearer:env:ITEL_CABINET_API_TOKEN").credentials()
+    assert caught.value.field == "auth"
     assert str(caught.value) == (
-        "--itel_auth: env:ITEL_CABINET_API_TOKEN is not set: set this environment variable where the job's workers run"
+        "env:ITEL_CABINET_API_TOKEN is not set: set this environment variable where the job's workers run"
     )
 
 

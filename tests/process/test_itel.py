@@ -115,7 +115,7 @@ def test_a_2xx_whose_body_is_lost_is_accepted(fault: Act, client: Any) -> None:
 
 def test_only_a_2xx_reaches_the_crash_point(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     reached: list[str] = []
-    monkeypatch.setattr(module, "maybe_crash", reached.append)
+    monkeypatch.setattr(module.crash_points, "maybe_crash", reached.append)
     api, _ = client(answer(400), answer(400, b"already exists"), answer(200))
     for number in range(3):
         api.submit(number, "e", PAYLOAD)

@@ -296,7 +296,7 @@ def test_a_refused_client_is_unauthorized_and_not_asked_again_at_once(
 def test_a_secret_gone_is_unauthorized(api: FaultyServer, connect: Any, tmp_path: Path) -> None:
     link = connect(api.url)
     (tmp_path / "secret").unlink()
-    with pytest.raises(CallError, match=r"secret cannot be read.*: check --claimx_auth") as caught:
+    with pytest.raises(CallError, match=r"secret cannot be read.*: check the credentials") as caught:
         link.call("GET", "/x")
     assert caught.value.kind == "unauthorized"
 
