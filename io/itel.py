@@ -29,7 +29,7 @@ from itel_cabinet.io.http import (
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import SettingError, metrics, retry_outage
+from itel_cabinet.io.worker import SettingError, crash_points, metrics, retry_outage
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub

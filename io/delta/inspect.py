@@ -114,7 +114,7 @@ def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
 
 
 def _check_store(spec: TableSpec) -> None:
-    """Refuse S3 unless the options say how to make a commit atomic: two writers could otherwise both make one version."""
+    """Refuse S3 unless the options say how a commit is atomic: two writers could otherwise both make one version."""
     if not spec.uri.startswith(("s3://", "s3a://")):
         return
     options = {k.lower().removeprefix("aws_"): v for k, v in {**os.environ, **dict(spec.storage_options)}.items()}

@@ -208,15 +208,15 @@ def test_a_photo_is_known_by_its_id_whatever_its_name(claimx: ClaimXSimulator, l
 
 FAULTS = {
     "unlisted": (MediaFault(unlisted=True), "not_listed: ClaimX tells no link for it"),
-    "private": (MediaFault(link="https://10.0.0.1/x"), "refused: 10.0.0.1 is not among --media_allowed_hosts"),
+    "private": (MediaFault(link="https://10.0.0.1/x"), "refused: 10.0.0.1 is not an allowed host"),
     "metadata service": (
         MediaFault(link="http://169.254.169.254/latest/meta-data/"),
-        "refused: 169.254.169.254 is not among --media_allowed_hosts",
+        "refused: 169.254.169.254 is not an allowed host",
     ),
     "scheme": (MediaFault(link="file:///etc/passwd"), "refused: the link is not http(s)://HOST/..."),
     "redirect": (
         MediaFault(status=302, redirect="https://[::1]/x", body=b""),
-        "refused: ::1 is not among --media_allowed_hosts",
+        "refused: ::1 is not an allowed host",
     ),
     "type": (MediaFault(content_type="text/html"), "wrong_type: the answer is no image"),
     "huge": (MediaFault(body=b"x" * 2_000_000), "too_large: more than 1000000 bytes"),

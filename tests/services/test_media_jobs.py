@@ -136,7 +136,7 @@ def test_a_photo_that_is_refused_costs_a_warning_and_nothing_else(folder: Stack)
     folder.tell(tracking_message(), PHOTOS)
     job = folder.run("cabinet")
     assert photo_rows(folder) == {
-        11: (None, "refused: 169.254.169.254 is not among --media_allowed_hosts"),
+        11: (None, "refused: 169.254.169.254 is not an allowed host"),
         12: (f"{folder.media_uri}/{PATH.format(12)}", None),
     }
     assert [form["assignment_id"] for form in folder.forms()] == [5430007]
@@ -151,7 +151,7 @@ def test_a_photo_that_is_refused_costs_a_warning_and_nothing_else(folder: Stack)
 def test_the_simulators_own_address_is_refused_unless_it_is_allowed(folder: Stack) -> None:
     folder.tell(tracking_message(), PHOTOS)
     folder.run("cabinet", media_allowed_hosts="*.amazonaws.com")
-    refused = (None, "refused: 127.0.0.1 is not among --media_allowed_hosts")
+    refused = (None, "refused: 127.0.0.1 is not an allowed host")
     assert photo_rows(folder) == {11: refused, 12: refused}
     assert stored(folder) == {}
 
