@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_the_worlds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutageError) as caught:
         FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD)
-    assert str(caught.value) == f"--itel_url: folder {tmp_path / 'file'} cannot be written: File exists"
+    assert str(caught.value) == f"folder {tmp_path / 'file'} cannot be written: File exists"
     (tmp_path / "file").unlink()
     assert isinstance(FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD), Accepted)
 
@@ -639,25 +639,6 @@ def test_patience_is_an_option(tmp_path: Path) -> None:
 
 
 # -- settings
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"path": "api"}, "--itel_path: must begin with /, got 'api'"),
-        ({"batch_size": 0}, "--itel_batch_size: must be 1 or more, got 0"),
-        ({"batch_path": "batch"}, "--itel_batch_path: must begin with /, got 'batch'"),
-        ({"method": "GET"}, "--itel_method: must be POST, PUT or PATCH, got 'GET'"),
-        (
-            {"idempotency_header": "a b"},
-            "--itel_idempotency_header: a header's name may hold letters, digits and -",
-        ),
-    ],
-)
-def test_wrong_settings_are_refused_by_their_option(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
-        ItelSettings(ConnectionSettings("itel", "https://itel.example"), **settings)
-    assert str(caught.value) == message
 
 
 def test_a_process_has_one_connection_for_its_settings(tmp_path: Path) -> None:
