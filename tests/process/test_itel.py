@@ -292,7 +292,7 @@ def test_a_folders_url(url: str, folder: Path | None) -> None:
 
 @pytest.mark.parametrize("url", ["file:", "file://", "file://host/dir", "file:a\0b"])
 def test_a_folders_url_that_names_none(url: str) -> None:
-    with pytest.raises(ValueError, match=r"^--itel_url: "):
+    with pytest.raises(ValueError, match=r"^(file:|write file:DIR)"):
         folder_of(url)
 
 
