@@ -544,7 +544,7 @@ def required_options(job: Job) -> list[str]:
 
 def name_option(group: str, error: Exception) -> OptionError:
     """An error that io raises for the settings made of a group, with the option of the field at fault."""
-    field = getattr(error, "field", None)
+    field = getattr(error, "field", None) or ""
     # What is fetched from ClaimX has settings of both groups.
     for kind in (Settings.model_fields[name].annotation for name in (group, "claimx")):
         fields = getattr(kind, "model_fields", {})

@@ -240,7 +240,7 @@ def test_a_folder_that_cannot_be_written_is_the_worlds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutageError) as caught:
         FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD)
-    assert str(caught.value) == f"folder {tmp_path / 'file'} cannot be written: File exists"
+    assert str(caught.value) == f"folder {tmp_path / 'file'} for submissions cannot be written: File exists"
     (tmp_path / "file").unlink()
     assert isinstance(FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD), Accepted)
 

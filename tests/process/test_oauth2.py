@@ -285,7 +285,7 @@ def test_a_refused_client_is_unauthorized_and_not_asked_again_at_once(
         assert (caught.value.kind, caught.value.attempts) == ("unauthorized", 1)
         assert str(caught.value) == (
             f"{api.url}: token endpoint {authority.url}: gives no token (status 401, invalid_client): "
-            "check --claimx_auth (1 try in 0.0 s)"
+            "check the credentials (1 try in 0.0 s)"
         )
     assert (authority.asked, api.requests) == (1, [])
     (tmp_path / "secret").write_text(SECRET)  # rotated secrets need no restart
@@ -304,7 +304,7 @@ def test_a_secret_gone_is_unauthorized(api: FaultyServer, connect: Any, tmp_path
 def test_a_missing_secret_is_refused_before_any_call(authority: OAuth2Simulator, tmp_path: Path) -> None:
     (tmp_path / "secret").unlink()
     settings = ConnectionSettings("itel", "https://itel.example", written(authority, tmp_path))
-    with pytest.raises(UnresolvedSecretError, match=r"^--itel_auth: file:.*secret cannot be read"):
+    with pytest.raises(UnresolvedSecretError, match=r"^file:.*secret cannot be read"):
         settings.check()
 
 
@@ -338,7 +338,7 @@ def test_claimx_waits_for_an_endpoint_and_itel_s_submission_is_told_why(
         rejected = submit.submit(1, "e", b"{}")
         assert isinstance(rejected, Rejected)
         assert (rejected.error_class, rejected.attempts) == ("unauthorized", 1)
-        with pytest.raises(ClaimXOutageError, match="check --claimx_auth"):
+        with pytest.raises(ClaimXOutageError, match="check the credentials"):
             look_up.task_details(1, not_before=0)
         (tmp_path / "secret").write_text(SECRET)
 

@@ -95,7 +95,7 @@ def test_an_outage_longer_than_the_patience_is_the_worlds(lookup: Any) -> None:
 
 def test_without_patience_an_outage_is_the_worlds_at_once(lookup: Any) -> None:
     patient, server, patience = lookup(reply(401), outage_seconds=0.0)
-    with pytest.raises(OutageError, match=r"^ClaimX: .*: status 401: check --claimx_auth$"):
+    with pytest.raises(OutageError, match=r"^ClaimX: .*: status 401: check the credentials$"):
         patient.task(ASSIGNMENT_ID, not_before=0.0)
     assert (len(server.requests), patience.naps) == (1, [])
 
