@@ -17,6 +17,7 @@ from rich.table import Table
 
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.pipeline.commands import BROKER_SECONDS, PROGRAM, CommandError, Servers, asking
+from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, TASK_EVENTS
 
 __all__ = ["produce", "simulate"]
 
@@ -28,7 +29,7 @@ class Flavour(StrEnum):
     CLAIMX = "claimx"
 
 
-_FLAVOUR_TOPICS = {Flavour.TRACKING: "itel.cabinet.task.tracking", Flavour.CLAIMX: "claimx.events.enriched"}
+_FLAVOUR_TOPICS = {Flavour.TRACKING: TASK_EVENTS, Flavour.CLAIMX: CLAIMX_EVENTS}
 
 
 def produce(

@@ -36,15 +36,11 @@ from itel_cabinet.local.samples import Expect, Generator, Produced, produce
 from itel_cabinet.local.services import HOST, ArtifactError, Broker, BrokerError, FlinkCluster, FlinkError
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
-from itel_cabinet.pipeline.topics import TOPICS
+from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, ITEL_ERRORS, ITEL_SUCCESSES, TASK_ERRORS, TASK_EVENTS, TOPICS
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 
 __all__ = ["Demo", "main"]
 
-_CLAIMX_EVENTS = "claimx.events.enriched"
-_TASKS = "itel.cabinet.task.tracking"
-_ERROR_TOPICS = (f"{_TASKS}.errors", "itel.cabinet.api.errors")
-_SUCCESSES = "itel.cabinet.api.success"
 
 _MARKER = ".itel-cabinet-demo"
 _TASK_MANAGERS = 2
@@ -78,13 +74,13 @@ class Demo:
             self.broker.create_topic(topic.name, topic.partitions, topic.config)
         # Events are of the recent past, so that the last of them are of about now.
         events = Generator(seed, start=datetime.now(UTC) - 2 * records * _STEP, step=_STEP)
-        claimx_events = self._produce(_CLAIMX_EVENTS, events.claimx_events(records))
-        yield f"{_CLAIMX_EVENTS} -> the trigger job", self._trigger(claimx_events)
-        task_messages = self._produce(_TASKS, events.tracking_messages(records))
-        yield f"{_TASKS} -> the cabinet job", self._cabinet(task_messages)
+        claimx_events = self._produce(CLAIMX_EVENTS, events.claimx_events(records))
+        yield f"{CLAIMX_EVENTS} -> the trigger job", self._trigger(claimx_events)
+        task_messages = self._produce(TASK_EVENTS, events.tracking_messages(records))
+        yield f"{TASK_EVENTS} -> the cabinet job", self._cabinet(task_messages)
 
     def _trigger(self, produced: Mapping[str, Produced]) -> Ledger:
-        skipped = self.jobs.run("trigger", first=lambda: any(self.broker.end_offsets(_TASKS).values()))
+        skipped = self.jobs.run("trigger", first=lambda: any(self.broker.end_offsets(TASK_EVENTS).values()))
         books = Ledger({at: Entry(one.kind, _ENDS[one.expect]) for at, one in produced.items()}, skipped)
         for headers, _, _ in self._tasks():
             if source := headers.get("x-source"):
@@ -126,7 +122,9 @@ class Demo:
         self._find_dead_letters("cabinet", books)
         assignments = {submission.assignment_id for submission in submissions}
         books.compare("skipped for iTel alone, rows alone", only_tracked, books.totals().get(End.ROW, 0))
-        books.compare("calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(_SUCCESSES)))
+        books.compare(
+            "calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(ITEL_SUCCESSES))
+        )
         books.compare("assignments iTel knows, forms kept", len(assignments), len(self.rows(FORMS)))
         return books
 
@@ -142,7 +140,7 @@ class Demo:
 
     def dead_letters(self) -> Iterator[DeadLetter]:
         """All dead letters of both error topics."""
-        for topic in _ERROR_TOPICS:
+        for topic in (TASK_ERRORS, ITEL_ERRORS):
             for message in self.broker.read(topic):
                 yield decode_dead_letter(message.value or b"")
 
@@ -153,8 +151,8 @@ class Demo:
 
     def _tasks(self) -> Iterator[tuple[dict[str, bytes | None], str, bytes]]:
         """Headers, coordinates and value of each record on the tracking topic."""
-        topic_id = self._topic_id(_TASKS)
-        for message in self.broker.read(_TASKS):
+        topic_id = self._topic_id(TASK_EVENTS)
+        for message in self.broker.read(TASK_EVENTS):
             yield dict(message.headers), f"{topic_id}/{message.partition}/{message.offset}", message.value or b""
 
     def _produce(self, topic: str, records: Iterable[Produced]) -> dict[str, Produced]:

@@ -16,7 +16,7 @@ from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, pre
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
 from itel_cabinet.pipeline.tables import table_specs
-from itel_cabinet.transforms.triggers import Rules, load_default_rules, load_rules
+from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
 __all__ = ["Wiring"]
 
@@ -95,9 +95,16 @@ class Wiring:
 
     @cached_property
     def trigger_rules(self) -> Rules:
-        """Raises RulesError, or OSError or UnicodeDecodeError for a file that cannot be read."""
+        """Raises RulesError."""
         path = self.settings.outputs.triggers
-        return load_rules(Path(path).read_text(encoding="utf-8"), path) if path else load_default_rules()
+        if not path:
+            return load_default_rules()
+        try:
+            return load_rules(Path(path).read_text(encoding="utf-8"), path)
+        except OSError as error:
+            raise RulesError(f"{path} cannot be read: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise RulesError(f"{path} is not UTF-8 text") from None
 
     @property
     def trigger_topics(self) -> frozenset[str]:

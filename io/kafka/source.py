@@ -738,7 +738,7 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         while deliveries.pending.total() and time.monotonic() - began < limit_wait(self._settings.outage_seconds + 10):
             producer.flush(_SLICE_SECONDS)
         if deliveries.failed is not None or deliveries.pending.total():
-            _producer.forget()
+            _producer.cache_clear()  # type: ignore[attr-defined]
             for topic, count in deliveries.undelivered().items():
                 metrics.PUBLISH_FAILURES.labels(topic).inc(count)
             reason = deliveries.failed.str() if deliveries.failed else "no delivery report"

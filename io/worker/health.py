@@ -25,6 +25,7 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker.errors import RefusedError
 from itel_cabinet.io.worker.logs import LogFormat
 from itel_cabinet.io.worker.process import once_per_process
 
@@ -168,8 +169,11 @@ class _QuietHandler(WSGIRequestHandler):
 
 
 def check_port(port: int) -> None:
-    """Raise OSError unless a server can listen there; free it again at once."""
-    _listen(port).server_close()
+    """Raise RefusedError unless a server can listen there; free it again at once."""
+    try:
+        _listen(port).server_close()
+    except OSError as error:
+        raise RefusedError(f"{port} cannot be used ({error.strerror}): give another one") from None
 
 
 def _listen(port: int) -> WSGIServer:

@@ -32,6 +32,7 @@ from itel_cabinet.pipeline.commands.shared import (
     storing,
     tables_at,
 )
+from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, Replay
 
 __all__ = [
-    "ITEL_ERRORS",
-    "TRACKING_ERRORS",
     "DeadLetterTopic",
     "ItelErrorsTopic",
     "error_topics",
@@ -65,8 +64,6 @@ OfPartition = Annotated[int | None, typer.Option("--partition", min=0, help="...
 OfOffset = Annotated[
     str | None, typer.Option("--offset", metavar="N[-M]", help="... with this offset, or from N to M.")
 ]
-TRACKING_ERRORS = "itel.cabinet.task.tracking.errors"
-ITEL_ERRORS = "itel.cabinet.api.errors"
 _MOST_REASONS = 20
 
 
@@ -146,7 +143,7 @@ def list_dead_letters(
     partition: OfPartition = None,
     offset: OfOffset = None,
     count: Annotated[bool, typer.Option("--count", help="Only how many there are of each stage and reason.")] = False,
-    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TASK_ERRORS,
     itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     kafka_config: KafkaConfig = "{}",
     as_json: AsJson = False,
@@ -202,7 +199,7 @@ def show_dead_letter(
     bootstrap_servers: Servers,
     raw: Annotated[bool, typer.Option("--raw", help="Print the record's value as it is, and nothing else.")] = False,
     consumer_group: OfGroup = None,
-    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TASK_ERRORS,
     itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
     kafka_config: KafkaConfig = "{}",
@@ -290,7 +287,7 @@ def replay_dead_letters(
             "--transactions/--no_transactions", help="Off for brokers without: a replay cut off may then repeat some."
         ),
     ] = True,
-    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TASK_ERRORS,
     itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
     kafka_config: KafkaConfig = "{}",

@@ -19,14 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.pipeline.commands.letters import (
-    ITEL_ERRORS,
-    TRACKING_ERRORS,
     DeadLetterTopic,
     ItelErrorsTopic,
     error_topics,
     warn_of,
 )
 from itel_cabinet.pipeline.commands.shared import CommandError, KafkaConfig, StorageOptions, TablesRoot, tables_at
+from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -135,7 +134,7 @@ def report(
             help="Kafka brokers, for the failures; without, the page says how to see them.",
         ),
     ] = None,
-    dead_letter_topic: DeadLetterTopic = TRACKING_ERRORS,
+    dead_letter_topic: DeadLetterTopic = TASK_ERRORS,
     itel_errors_topic: ItelErrorsTopic = ITEL_ERRORS,
     kafka_config: KafkaConfig = "{}",
 ) -> None:

@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -17,7 +17,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableError, TableSpec, create_table
+from itel_cabinet.io.delta import TableError, create_table
+from itel_cabinet.io.http import ConnectionSettings
 from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecretError
@@ -61,57 +62,45 @@ class JobFailedError(RefusedError):
 def check(settings: Settings) -> None:
     """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchError."""
     wiring = Wiring(settings)
-    with _naming_options("claimx"):
-        settings.claimx_connection().check()
-    if settings.job.calls_itel and settings.itel.folder is not None:
-        try:
-            get_objects(ObjectStoreSettings(str(settings.itel.folder))).check()
-        except ObjectStoreError as error:
-            raise LaunchError(f"--itel_url: {error}: give another folder") from None
+    _check_connection("claimx", settings.claimx_connection())
+    if settings.job.calls_itel and settings.itel.folder is None:
+        _check_connection("itel", settings.itel_connection())
     elif settings.job.calls_itel:
-        with _naming_options("itel"):
-            settings.itel_connection().check()
-    try:
-        if settings.fetches_media:
+        with _naming("itel_url", ObjectStoreError, hint="give another folder"):
+            get_objects(ObjectStoreSettings(str(settings.itel.folder))).check()
+    if settings.fetches_media:
+        with _naming("media_root", ObjectStoreError, hint="give a folder or object-store URI that can be written"):
             get_objects(settings.media_settings().store).check()
-        try:
-            client = resolve_config(wiring.source.client)
-        except UnresolvedSecretError as error:
-            raise LaunchError(f"--kafka_config: {error}") from None
-        _check_topics(wiring, Cluster(client, timeout=_CHECK_SECONDS).names())
-        if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
-            raise LaunchError(
-                f"--start_offset=latest: the group {settings.source.group} has no offsets yet, so what arrives before "
-                "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
-            )
+    try:
+        _check_kafka(wiring)
         if settings.job.writes_tables:
-            for spec in _find_tables(wiring):
+            with _naming("partition_by", ValueError):
+                specs = wiring.tables.values()
+            for spec in specs:
                 create_table(spec)
     except KafkaException as error:
         raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None
-    except ObjectStoreError as error:
-        raise LaunchError(f"--media_root: {error}: give a folder or object-store URI that can be written") from None
     except (TableError, OutageError) as error:
         raise LaunchError(describe_table_error(error)) from None
 
 
 @contextmanager
-def _naming_options(group: str) -> Iterator[None]:
-    """In it, what io refuses of a group's settings becomes a LaunchError that names the option."""
+def _naming(option: str, *errors: type[Exception], hint: str = "") -> Iterator[None]:
+    """In it, these errors become a LaunchError that names the option."""
     try:
         yield
-    except (UnresolvedSecretError, ValueError) as error:
+    except errors as error:
+        raise LaunchError(f"--{option}: {error}{f': {hint}' if hint else ''}") from None
+
+
+def _check_connection(group: str, connection: ConnectionSettings) -> None:
+    try:
+        connection.check()
+    except UnresolvedSecretError as error:
         raise LaunchError(str(name_option(group, error))) from None
 
 
-def _find_tables(wiring: Wiring) -> Iterable[TableSpec]:
-    try:
-        return wiring.tables.values()
-    except ValueError as error:
-        raise LaunchError(f"--partition_by: {describe_error(error)}") from None
-
-
-def _check_topics(wiring: Wiring, known: Set[str]) -> None:
+def _check_kafka(wiring: Wiring) -> None:
     settings, outputs = wiring.settings, wiring.settings.outputs
     needed = {"input_topic": {settings.source.topic}, "dead_letter_topic": {outputs.dead_letter_topic}}
     if settings.job.calls_itel:
@@ -120,32 +109,22 @@ def _check_topics(wiring: Wiring, known: Set[str]) -> None:
     if settings.job.writes_tables and outputs.tracking_success_topic:
         needed["tracking_success_topic"] = {outputs.tracking_success_topic}
     if settings.job is Job.TRIGGER:
-        needed["output_topic"] = _find_trigger_topics(wiring)
+        with _naming("triggers", RulesError):
+            needed["output_topic"] = {*wiring.trigger_topics}
+    with _naming("kafka_config", UnresolvedSecretError):
+        client = resolve_config(wiring.source.client)
+    known = Cluster(client, timeout=_CHECK_SECONDS).names()
     for option, topics in needed.items():
         for topic in sorted(topics - known):
             raise LaunchError(
                 f"--{option}: topic {topic} does not exist at {settings.source.bootstrap_servers}: "
                 "create it with `itel-cabinet topics create`"
             )
-
-
-def _find_trigger_topics(wiring: Wiring) -> set[str]:
-    file = wiring.settings.outputs.triggers
-    try:
-        return set(wiring.trigger_topics)
-    except RulesError as error:
-        raise LaunchError(f"--triggers: {error}") from None
-    except OSError as error:
-        raise LaunchError(f"--triggers: {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise LaunchError(f"--triggers: {file} is not UTF-8 text") from None
-
-
-def _check_port(port: int) -> None:
-    try:
-        check_port(port)
-    except OSError as error:
-        raise LaunchError(f"--metrics_port: {port} cannot be used ({error.strerror}): give another one") from None
+    if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
+        raise LaunchError(
+            f"--start_offset=latest: the group {settings.source.group} has no offsets yet, so what arrives before "
+            "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"
+        )
 
 
 def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
@@ -274,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_job_server(beam_options)
         check(settings)
         if settings.monitoring.metrics_port and not is_on_flink(beam_options):
-            _check_port(settings.monitoring.metrics_port)
+            with _naming("metrics_port", RefusedError):
+                check_port(settings.monitoring.metrics_port)
         logging.getLogger().setLevel(logging.INFO)
         prepare(dataclasses.replace(Wiring(settings).worker, metrics_port=0))
         counters = launch(settings, beam_options)

@@ -9,7 +9,16 @@ from contextlib import closing
 import pytest
 import requests
 
-from itel_cabinet.io.worker import PULSE, OutageError, WorkerSettings, check_port, metrics, retry_outage, serve
+from itel_cabinet.io.worker import (
+    PULSE,
+    OutageError,
+    RefusedError,
+    WorkerSettings,
+    check_port,
+    metrics,
+    retry_outage,
+    serve,
+)
 from itel_cabinet.io.worker.health import Health, Pulse
 from itel_cabinet.local.services import free_port
 
@@ -120,7 +129,7 @@ def test_served_over_a_socket_with_the_labels_of_the_job() -> None:
 def test_the_next_free_port_is_taken_and_none_is_no_reason_to_fail(caplog: pytest.LogCaptureFixture) -> None:
     first = free_port()
     with closing(socket.create_server(("", first))):
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(RefusedError, match="in use"):
             check_port(first)
         port = serve(settings(first))
         assert port is not None
