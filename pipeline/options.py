@@ -42,7 +42,7 @@ __all__ = [
     "JOB_DEFAULTS",
     "OLD_NAMES",
     "Job",
-    "JsonObject",
+    "LibrdkafkaConfig",
     "OptionError",
     "Settings",
     "find_nearest",
@@ -185,6 +185,7 @@ _STORE_SECRET = re.compile(
 )
 
 JsonObject = Annotated[dict[str, str], BeforeValidator(_parse_json_object)]
+LibrdkafkaConfig = Annotated[JsonObject, AfterValidator(_check_kafka_config)]
 StoreOptions = Annotated[JsonObject, AfterValidator(_refuse_secrets)]
 Reference = Annotated[str, AfterValidator(_check_auth)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
@@ -211,7 +212,7 @@ class SourceOptions(_Group):
 
     bootstrap_servers: str = Field(min_length=1)
     """Kafka brokers, HOST:PORT[,HOST:PORT]; else KAFKA_BOOTSTRAP_SERVERS."""
-    kafka_config: Annotated[JsonObject, AfterValidator(_check_kafka_config)] = {}
+    kafka_config: LibrdkafkaConfig = {}
     """More librdkafka settings as a JSON object; passwords as env:NAME or file:PATH."""
     topic: Topic = Field(alias="input_topic")
     """The topic to read."""

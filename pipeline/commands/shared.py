@@ -118,18 +118,16 @@ def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, obje
     """librdkafka's settings, with the secrets in."""
     from pydantic import TypeAdapter, ValidationError
 
-    from itel_cabinet.io.kafka import ConfigError, client_config, resolve_config
+    from itel_cabinet.io.kafka import client_config, resolve_config
     from itel_cabinet.io.secrets import UnresolvedSecretError
-    from itel_cabinet.pipeline.options import JsonObject
+    from itel_cabinet.pipeline.options import LibrdkafkaConfig
 
     try:
-        more: dict[str, str] = TypeAdapter(JsonObject).validate_python(kafka_config)
+        more: dict[str, str] = TypeAdapter(LibrdkafkaConfig).validate_python(kafka_config)
         return resolve_config(client_config(bootstrap_servers, more))
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise CommandError(f"--kafka_config: {reason}", wrong_use=True) from None
-    except ConfigError as error:
-        raise CommandError(f"--kafka_config: {error}", wrong_use=True) from None
     except UnresolvedSecretError as error:
         raise CommandError(f"--kafka_config: {error}") from None
 
