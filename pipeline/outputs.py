@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import apache_beam as beam
 
@@ -18,7 +19,7 @@ from itel_cabinet.transforms.results import encode_submission_result, encode_tra
 from itel_cabinet.transforms.submissions import Submitted
 from itel_cabinet.transforms.triggers import Publication
 
-__all__ = ["PublishMessages", "SendResults", "SendTracked", "WriteDeadLetters"]
+__all__ = ["PublishMessages", "SendMessages", "WriteDeadLetters", "encode_rows", "encode_submissions"]
 
 _LOGGER = logging.getLogger(__name__)
 _MOST_LOGGED = 5  # of a batch: a topic full of poison must not fill the disk
@@ -97,49 +98,28 @@ def _give_up(refused: Refused) -> None:
 
 
 @dataclass
-class SendResults(beam.PTransform):  # type: ignore[misc]
-    """Lists of Submitted -> one message each on the success topic. At least once, keyed by event id."""
+class SendMessages(beam.PTransform):  # type: ignore[misc]
+    """Items -> the messages that ``encode`` makes of each. At least once; confirmed before the bundle ends."""
 
     kafka: KafkaSinkSettings
-    topic: str
-    clock: Callable[[], float]
+    encode: Callable[[Any], Iterable[Message]]
 
     def __post_init__(self) -> None:
         super().__init__()
 
-    def expand(self, submitted: beam.PCollection) -> beam.PCollection:
-        return (
-            submitted
-            | "Encode" >> beam.FlatMap(functools.partial(_successes, topic=self.topic, clock=self.clock))
-            | "Send" >> WriteToKafka(self.kafka)
-        )
+    def expand(self, items: beam.PCollection) -> beam.PCollection:
+        return items | "Encode" >> beam.FlatMap(self.encode) | "Send" >> WriteToKafka(self.kafka)
 
 
-def _successes(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
+def encode_submissions(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
+    """A message each, keyed by event id."""
     for one in submitted:
         key, value, headers = encode_submission_result(one, clock())
         yield Message(topic, key, value, tuple(headers))
 
 
-@dataclass
-class SendTracked(beam.PTransform):  # type: ignore[misc]
-    """WriteResults of the tracking table -> one message a row, also for rows that an earlier run had committed."""
-
-    kafka: KafkaSinkSettings
-    topic: str
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def expand(self, results: beam.PCollection) -> beam.PCollection:
-        return (
-            results
-            | "Encode" >> beam.FlatMap(functools.partial(_tracked, topic=self.topic))
-            | "Send" >> WriteToKafka(self.kafka)
-        )
-
-
-def _tracked(result: WriteResult, *, topic: str) -> Iterator[Message]:
+def encode_rows(result: WriteResult, *, topic: str) -> Iterator[Message]:
+    """A message each row, also for rows that an earlier run had committed."""
     for row in (*result.written, *result.replayed):
         key, value, headers = encode_tracking_result(row)
         yield Message(topic, key, value, tuple(headers))

@@ -14,7 +14,13 @@ from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.task_lookup import get_task_lookup
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.outputs import PublishMessages, SendResults, SendTracked, WriteDeadLetters
+from itel_cabinet.pipeline.outputs import (
+    PublishMessages,
+    SendMessages,
+    WriteDeadLetters,
+    encode_rows,
+    encode_submissions,
+)
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
@@ -128,11 +134,12 @@ class Wiring:
             self.sink, topic, settings.job.value, settings.source.group, settings.outputs.dead_letter_max_bytes
         )
 
-    def itel_success_sink(self) -> SendResults:
-        return SendResults(self.sink, self.settings.outputs.itel_success_topic, time.time)
+    def itel_success_sink(self) -> SendMessages:
+        topic = self.settings.outputs.itel_success_topic
+        return SendMessages(self.sink, partial(encode_submissions, topic=topic, clock=time.time))
 
-    def tracking_success_sink(self) -> SendTracked:
-        return SendTracked(self.sink, self.settings.outputs.tracking_success_topic)
+    def tracking_success_sink(self) -> SendMessages:
+        return SendMessages(self.sink, partial(encode_rows, topic=self.settings.outputs.tracking_success_topic))
 
     def publication_sink(self) -> PublishMessages:
         return PublishMessages(self.sink, time.time)
