@@ -47,7 +47,7 @@ def describe_error(error: BaseException) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     text = re.sub(r"(https?://[^\s?]*)\?[^\s)\"']*", r"\1?...", text)
     text = re.sub(r"<\?xml.*?<Code>(\w+)</Code>.*</Error>", r"\1", text, flags=re.DOTALL)
-    text = re.sub(r" in [\d.]+m?s - Server returned non-2xx status code(?=[:\s])", "", text)
+    text = re.sub(r" in [\d.]+[mµn]?s - Server returned non-2xx status code(?=[:\s])", "", text)
     text = " ".join(re.sub(r"\s*↳\s*", ": ", text).split()) or type(error).__name__
     return text if len(text) <= _MOST_CHARACTERS else text[: _MOST_CHARACTERS - 3] + "..."
 

@@ -132,6 +132,13 @@ def test_waits_are_drawn_from_the_whole_span() -> None:
             ),
             "Generic error: Error performing GET https://a.example/c?...: 404 Not Found: ContainerNotFound",
         ),
+        *(
+            (
+                OSError(f"Error performing PUT http://a/c in {took} - Server returned non-2xx status code: 409"),
+                "Error performing PUT http://a/c: 409",
+            )
+            for took in ("1.2s", "13.2ms", "961.7µs", "80ns")
+        ),
     ],
 )
 def test_an_error_in_one_line(error: Exception, line: str) -> None:

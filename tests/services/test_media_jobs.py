@@ -142,7 +142,7 @@ def test_a_photo_that_is_refused_costs_a_warning_and_nothing_else(folder: Stack)
     assert [form["assignment_id"] for form in folder.forms()] == [5430007]
     assert len(folder.itel.submissions()) == 1
     [warning] = [line["message"] for line in job.lines if line["level"] == "WARNING"]
-    assert warning.startswith("assignment 5430007: photo 11: refused: 169.254.169.254 is not among")
+    assert warning.startswith("assignment 5430007: photo 11: refused: 169.254.169.254 is not an allowed host")
     assert "media:refused: 1" in job.errors
     assert "media:stored: 1" in job.errors
     assert folder.dead_letters() == []

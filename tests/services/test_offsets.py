@@ -373,7 +373,7 @@ def test_a_topic_made_anew_is_noticed(stack: Stack, printed: Printed, tmp_path: 
         f"--from_json: {saved} is about the topic {first}, which was deleted: this one is {topic_id(stack)}"
     )
     assert printed.error(1, *reset, "--to_start", f"--topic_id={first}").startswith(
-        f"--topic_id: topic {topic} is {topic_id(stack)} now, not {first}: it was deleted and made anew"
+        f"--topic_id: topic {topic} is {topic_id(stack)} now, not {first}: it was deleted and created again"
     )
     copy = ["offsets", "copy", show[0], show[2], f"--from={stack.prefix}.tracking", "--to=x"]
     assert printed.error(1, *copy) == (
