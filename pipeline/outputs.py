@@ -11,7 +11,7 @@ from typing import Any
 import apache_beam as beam
 
 from itel_cabinet.io.delta import WriteResult
-from itel_cabinet.io.kafka import KafkaSinkSettings, Message, Refused, WriteToKafka
+from itel_cabinet.io.kafka import KafkaSinkSettings, Message, RefusedMessage, WriteToKafka
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
 from itel_cabinet.transforms.records import Failure
@@ -80,7 +80,7 @@ def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message
     return map(encode, failures)
 
 
-def _in_short(refused: Refused, *, encode: Callable[[Failure], Message]) -> Message:
+def _in_short(refused: RefusedMessage, *, encode: Callable[[Failure], Message]) -> Message:
     return encode(refused.message.origin)
 
 
@@ -89,7 +89,7 @@ def _dead_letter(failure: Failure, *, topic: str, job: str, group: str, max_byte
     return Message(topic, key, value, tuple(headers), origin=failure)
 
 
-def _give_up(refused: Refused) -> None:
+def _give_up(refused: RefusedMessage) -> None:
     record = refused.message.origin.record
     raise ValueError(
         f"topic {refused.message.topic} takes not even a dead letter without its value "
@@ -149,7 +149,7 @@ def _publications(publications: list[Publication]) -> Iterator[Message]:
         yield Message(one.topic, one.key, one.value, one.headers, one.record, one.record.timestamp_ms)
 
 
-def _unpublished(refused: Refused, *, clock: Callable[[], float]) -> list[Failure]:
+def _unpublished(refused: RefusedMessage, *, clock: Callable[[], float]) -> list[Failure]:
     now = clock()
     metrics.DEAD_LETTERS.labels("publish", "too_large").inc()
     return [Failure(refused.message.origin, "publish", "too_large", refused.reason, now, now)]

@@ -19,19 +19,15 @@ from itel_cabinet.io.kafka.admin import (
 )
 from itel_cabinet.io.kafka.config import ConfigError, client_config, resolve_config
 from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupError, Shift, shifts
-from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, Outgoing, UnwritableError
+from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, UnwritableError
+from itel_cabinet.io.kafka.producer import Message
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
-    from itel_cabinet.io.kafka.source import (
-        KafkaSinkSettings,
-        KafkaSource,
-        Message,
-        ReadFromKafka,
-        Refused,
-        WriteToKafka,
-        has_committed_offsets,
-    )
+    from itel_cabinet.io.kafka.reader import has_committed_offsets
+    from itel_cabinet.io.kafka.sink import KafkaSinkSettings, RefusedMessage, WriteToKafka
+    from itel_cabinet.io.kafka.source import ReadFromKafka
+    from itel_cabinet.io.kafka.spec import KafkaSource
 
 __all__ = [
     "KEY_GROUPS",
@@ -46,10 +42,9 @@ __all__ = [
     "LogReader",
     "LogWriter",
     "Message",
-    "Outgoing",
     "PartitionLag",
     "ReadFromKafka",
-    "Refused",
+    "RefusedMessage",
     "Shift",
     "Topic",
     "UnknownTopicError",
@@ -68,14 +63,9 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "key_groups": ["KEY_GROUPS"],
-        "source": [
-            "KafkaSinkSettings",
-            "KafkaSource",
-            "Message",
-            "ReadFromKafka",
-            "Refused",
-            "WriteToKafka",
-            "has_committed_offsets",
-        ],
+        "reader": ["has_committed_offsets"],
+        "sink": ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"],
+        "source": ["ReadFromKafka"],
+        "spec": ["KafkaSource"],
     },
 )

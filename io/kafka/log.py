@@ -9,18 +9,18 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_outage
 from itel_cabinet.io.kafka.config import make_record
+from itel_cabinet.io.kafka.producer import Message, make_producer, produce
 from itel_cabinet.transforms.records import Record
 
-__all__ = ["FencedError", "LogReader", "LogWriter", "Outgoing", "UnwritableError"]
+__all__ = ["FencedError", "LogReader", "LogWriter", "UnwritableError"]
 
 _POLL_SECONDS = 0.1
 _PREFETCH_KB = 16 * 1024
@@ -31,17 +31,6 @@ _NEAR = 500
 _TRANSACTION_MS = 15_000
 _ATTEMPTS = 3
 _OVERTAKEN = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to be written; ``partition`` None leaves it to the key."""
-
-    topic: str
-    partition: int | None
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 class FencedError(RuntimeError):
@@ -173,22 +162,12 @@ class LogWriter:
     ) -> None:
         self._timeout = timeout
         self.transactions = transactions
-        transactional = {"transactional.id": name, "transaction.timeout.ms": _TRANSACTION_MS} if transactions else {}
-        self._producer = Producer(
-            {"linger.ms": 5, "compression.type": "lz4"}
-            | dict(client)
-            | {
-                "enable.idempotence": True,
-                "delivery.timeout.ms": _TRANSACTION_MS,
-                "message.max.bytes": 100_000_000,  # only the broker knows its own limit
-                "logger": QUIET,
-            }
-            | transactional
-        )
+        transactional = {"transactional_id": name, "transaction_timeout_ms": _TRANSACTION_MS} if transactions else {}
+        self._producer = make_producer(client, delivery_seconds=_TRANSACTION_MS / 1000, logger=QUIET, **transactional)
         if transactions:
             self._producer.init_transactions(timeout)
 
-    def write(self, messages: Sequence[Outgoing], then: Sequence[Outgoing] = ()) -> None:
+    def write(self, messages: Sequence[Message], then: Sequence[Message] = ()) -> None:
         """Write ``messages`` and ``then``, in order within each partition; they are durable when this returns.
 
         Without transactions ``then`` is begun once ``messages`` are durable. Raises UnwritableError and FencedError,
@@ -213,13 +192,13 @@ class LogWriter:
                 if not error.txn_requires_abort() or attempt + 1 == _ATTEMPTS:
                     raise
 
-    def _commit(self, messages: Sequence[Outgoing]) -> None:
+    def _commit(self, messages: Sequence[Message]) -> None:
         self._producer.begin_transaction()
         for message in messages:
             self._produce(message, [])
         self._producer.commit_transaction(self._timeout)  # tells the reason if a message has failed
 
-    def _deliver(self, messages: Sequence[Outgoing]) -> None:
+    def _deliver(self, messages: Sequence[Message]) -> None:
         failures: list[KafkaError] = []
         for message in messages:
             self._produce(message, failures)
@@ -229,16 +208,13 @@ class LogWriter:
         if left:
             raise KafkaException(KafkaError(KafkaError._TIMED_OUT, "no delivery report"))
 
-    def _produce(self, message: Outgoing, failures: list[KafkaError]) -> None:
+    def _produce(self, message: Message, failures: list[KafkaError]) -> None:
         while True:
             try:
-                self._producer.produce(
-                    message.topic,
-                    message.value,
-                    message.key,
-                    **({} if message.partition is None else {"partition": message.partition}),
-                    headers=list(message.headers),
-                    on_delivery=lambda error, _: failures.append(error) if error is not None else None,
+                produce(
+                    self._producer,
+                    message,
+                    lambda error, _: failures.append(error) if error is not None else None,
                 )
                 return
             except BufferError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from itel_cabinet.io.kafka import LogReader, LogWriter, Outgoing, UnknownTopicError, UnwritableError
+from itel_cabinet.io.kafka import LogReader, LogWriter, Message, UnknownTopicError, UnwritableError
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.pipeline.refusals import describe_missing_topic
@@ -59,8 +59,8 @@ class Replay:
 @dataclass(frozen=True, slots=True)
 class _Ready:
     entry: Entry
-    record: Outgoing
-    note: Outgoing
+    record: Message
+    note: Message
 
 
 def may_have_row(entry: Entry) -> bool:
@@ -153,7 +153,7 @@ class Replayer:
             return self._parked(entry, times)
         return _Ready(entry, self._outgoing(entry, record, times), self._note(entry))
 
-    def _outgoing(self, entry: Entry, record: Record, times: int) -> Outgoing:
+    def _outgoing(self, entry: Entry, record: Record, times: int) -> Message:
         # The same partition keeps the order of an assignment's events, no matter who produced them.
         known = record.partition in self.originals.topic(record.topic).partitions
         headers = make_replay_headers(
@@ -162,10 +162,10 @@ class Replayer:
             count=times + entry.replayed + 1,
             tracked=entry.tracked or has_row(record),
         )
-        return Outgoing(record.topic, record.partition if known else None, record.key, record.value, headers)
+        return Message(record.topic, record.key, record.value, headers, partition=record.partition if known else None)
 
-    def _note(self, entry: Entry) -> Outgoing:
-        return Outgoing(entry.topic, None, *encode_replay_note(entry.letter, self.clock()))
+    def _note(self, entry: Entry) -> Message:
+        return Message(entry.topic, *encode_replay_note(entry.letter, self.clock()))
 
     def _write(self, chunk: Sequence[_Ready]) -> Iterator[Replay]:
         if self.writer is not None:

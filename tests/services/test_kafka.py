@@ -31,7 +31,8 @@ from itel_cabinet.io.kafka import (
     client_config,
     group_lag,
 )
-from itel_cabinet.io.kafka.source import ShardPosition, ShardTracker
+from itel_cabinet.io.kafka.source import ShardTracker
+from itel_cabinet.io.kafka.spec import ShardPosition
 from itel_cabinet.io.worker import STOP
 from itel_cabinet.local.services import Broker
 from itel_cabinet.transforms.records import Record
@@ -145,9 +146,9 @@ def test_an_abandoned_shard_is_noticed() -> None:
     ("key", "value", "reason"),
     [
         ("enable.auto.commit", True, "after the sinks"),
-        ("auto.offset.reset", "latest", "--start_offset"),
+        ("auto.offset.reset", "latest", "given by itself; an offset lost to retention"),
         ("isolation.level", "read_uncommitted", "aborted"),
-        ("group.id", "x", "--consumer_group"),
+        ("group.id", "x", "the group is given by itself"),
         ("sasl.password", "hunter2", "must be a reference"),
     ],
 )

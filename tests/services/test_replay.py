@@ -17,7 +17,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from itel_cabinet.io.kafka import FencedError, LogReader, LogWriter, Outgoing, UnwritableError
+from itel_cabinet.io.kafka import FencedError, LogReader, LogWriter, UnwritableError
+from itel_cabinet.io.kafka import Message as Outgoing
 from itel_cabinet.local.services import Broker, Message
 from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.operate import Filter, Outcome, Replayer, error_log
@@ -386,11 +387,11 @@ def test_a_writer_gives_way_to_the_next_of_its_name(broker: Broker, topic: Topic
     name = topic(1)
     client = {"bootstrap.servers": broker.bootstrap_servers}
     first = LogWriter(client, name)
-    first.write([Outgoing(name, 0, b"k", b"first")], then=[Outgoing(name, None, b"k", None, (("h", None),))])
+    first.write([Outgoing(name, b"k", b"first", partition=0)], then=[Outgoing(name, b"k", None, (("h", None),))])
     second = LogWriter(client, name)
     with pytest.raises(FencedError):
-        first.write([Outgoing(name, 0, b"k", b"late")])
-    second.write([Outgoing(name, 0, b"k", b"second")])
+        first.write([Outgoing(name, b"k", b"late", partition=0)])
+    second.write([Outgoing(name, b"k", b"second", partition=0)])
     assert [m.value for m in broker.read(name)] == [b"first", None, b"second"]
 
 
@@ -402,9 +403,9 @@ def test_a_list_with_a_message_too_large_is_not_written(
     writer = LogWriter({"bootstrap.servers": broker.bootstrap_servers}, name, transactions=transactions)
     large = Random(0).randbytes(50_000)
     with pytest.raises(UnwritableError):
-        writer.write([Outgoing(name, 0, None, large)], then=[Outgoing(notes, 0, None, b"note")])
+        writer.write([Outgoing(name, None, large, partition=0)], then=[Outgoing(notes, None, b"note", partition=0)])
     assert [broker.read(name), broker.read(notes)] == [[], []]
-    writer.write([Outgoing(name, 0, None, b"small")], then=[Outgoing(notes, 0, None, b"note")])
+    writer.write([Outgoing(name, None, b"small", partition=0)], then=[Outgoing(notes, None, b"note", partition=0)])
     assert [m.value for at in (name, notes) for m in broker.read(at)] == [b"small", b"note"]
 
 

@@ -1,0 +1,347 @@
+"""The consumer of a shard, and the commits of its group's offsets: what lives in a process between bundles."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message as KafkaMessage
+
+from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_outage
+from itel_cabinet.io.kafka.config import ClientConfig, make_record, resolve_config
+from itel_cabinet.io.kafka.spec import KafkaSource, Loss, ShardPosition
+from itel_cabinet.io.worker import (
+    PULSE,
+    STOP,
+    OutageError,
+    beat,
+    crash_points,
+    describe_error,
+    metrics,
+    once_per_process,
+    retry_outage,
+)
+from itel_cabinet.transforms.records import Record
+
+__all__ = ["OffsetError", "get_group_offsets", "get_shard_reader", "has_committed_offsets"]
+
+_LOGGER = logging.getLogger(__name__)
+
+# A poll with nothing to read waits this long: FnApiRunner ignores resume delays, so the reader itself must not spin.
+_IDLE_SECONDS = 0.5
+# A poll is cut into slices of this length, to notice a stop.
+_SLICE_SECONDS = 0.1
+# What a consumer reads ahead; librdkafka's own limit of 64 MB would be a sixth of a worker's memory.
+_PREFETCH_KB = 16 * 1024
+# A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
+_UNREAD_SECONDS = 120.0
+# Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
+_RECOMMIT_SECONDS = 3600.0
+_COMMIT_RETRY_SECONDS = 15.0
+_COMMIT_WAIT_MS = 6_000
+
+
+class OffsetError(RuntimeError):
+    """The group is ahead of the log's end: the log was cut, and going on would hide new records behind the fences."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    records: list[Record]
+    position: ShardPosition
+    losses: list[Loss]
+
+
+class _ShardReader:
+    """The consumer of one shard, kept for the life of the process. A lock lets one bundle at a time read from it."""
+
+    def __init__(self, source: KafkaSource, shard: int, shards: int) -> None:
+        self._source = source
+        self._shard = shard
+        self._shards = shards
+        self._lock = threading.Lock()
+        self._trouble = threading.Event()
+        self._cluster = Cluster(resolve_config(source.client))
+        self._consumer = Consumer(
+            {"queued.max.messages.kbytes": _PREFETCH_KB}
+            | resolve_config(source.client)
+            | {
+                "group.id": source.group,
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "auto.offset.reset": "error",
+                "isolation.level": "read_committed",
+                "fetch.wait.max.ms": 100,
+                "error_cb": lambda _error: self._trouble.set(),
+            }
+        )
+        self._position: ShardPosition | None = None
+        self._listed_at = -float("inf")
+        self._read_at = -float("inf")
+        self._losses: list[Loss] = []
+
+    def initial(self) -> ShardPosition:
+        """Where this shard begins: at the group's offsets, else where ``start_offset`` says."""
+        with self._lock:
+            position: ShardPosition = self._patiently(self._initial)
+            return position
+
+    def read(self, start: ShardPosition) -> _Batch:
+        """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
+        beat()
+        with self._lock:
+            if self._position != start:
+                self._assign(start)
+            position = self._relisted(start)
+            if position is start:
+                messages = self._poll(start)
+                position, records = self._confirmed(start, messages)
+            else:
+                records = []
+            self._position = position
+            self._read_at = time.monotonic()
+            losses, self._losses = self._losses, []
+            self._measure(records, losses)
+            return _Batch(records, position, losses)
+
+    def _measure(self, records: Sequence[Record], losses: Sequence[Loss]) -> None:
+        topic = self._source.topic
+        for partition, count in Counter(record.partition for record in records).items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
+        for loss in losses:
+            metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
+
+    def _lag(self, partition: int) -> int | None:
+        """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
+        position = self._position
+        unread = time.monotonic() - self._read_at > _UNREAD_SECONDS and not PULSE.waits
+        if position is None or partition not in position.offsets or unread:
+            return None
+        # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
+        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._source.topic, partition), cached=True)
+        return max(0, end - position.offsets[partition]) if end >= 0 else None
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        servers = dict(self._source.client)["bootstrap.servers"]
+        answer = retry_outage(
+            call,
+            what=f"Kafka at {servers}, topic {self._source.topic}",
+            seconds=self._source.outage_seconds,
+            is_outage=lambda error: is_outage(error) or isinstance(error, LookupError),
+            describe=_describe,
+        )
+        self._trouble.clear()
+        return answer
+
+    def _describe(self) -> Topic:
+        topic = self._cluster.topic(self._source.topic, epoch=self._source.topic_epoch)
+        self._listed_at = time.monotonic()
+        return topic
+
+    def _mine(self, topic: Topic) -> list[int]:
+        return [p for p in topic.partitions if p % self._shards == self._shard]
+
+    def _initial(self, topic: Topic | None = None) -> ShardPosition:
+        topic = topic or self._describe()
+        committed = committed_offsets(self._consumer, topic)
+        bounds = self._cluster.bounds(topic.name, self._mine(topic))
+        # A group that knows the topic meets a partition it has no offset of: the partition is new, and read whole.
+        latest = self._source.start_offset == "latest" and not committed
+        offsets = {p: committed.get(p, high if latest else low) for p, (low, high) in bounds.items()}
+        for p, (low, high) in bounds.items():
+            offsets[p] = self._within(p, offsets[p], low, high)
+        ends = {p: high for p, (_, high) in bounds.items()} if self._source.until_caught_up else None
+        return ShardPosition(topic.topic_id, offsets, ends)
+
+    def _within(self, partition: int, offset: int, low: int, high: int) -> int:
+        if offset > high:
+            raise OffsetError(
+                f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
+                f"stands at {offset}: the log was cut; set the group's offset and the tables' fences back before "
+                "reading on"
+            )
+        if offset < low:
+            _LOGGER.error(
+                "lost to retention: topic %s partition %d offsets [%d, %d); reading goes on at %d",
+                self._source.topic, partition, offset, low, low,
+            )  # fmt: skip
+            self._losses.append(Loss(partition, offset, low))
+        return max(offset, low)
+
+    def _assign(self, position: ShardPosition) -> None:
+        topic = self._source.topic
+        self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
+        self._position = position
+        for partition in position.offsets:
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(0)  # there from the first scrape on
+            metrics.RECORDS_LOST.labels(topic, partition).inc(0)
+            metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
+
+    def _relisted(self, position: ShardPosition) -> ShardPosition:
+        """``position`` itself, or another one where partitions were added or the topic is another incarnation."""
+        if not self._trouble.is_set() and time.monotonic() - self._listed_at < self._source.relist_seconds:
+            return position
+        topic = self._patiently(self._describe)
+        if topic.topic_id != position.topic_id:
+            return self._recreated(topic)
+        new = [p for p in self._mine(topic) if p not in position.offsets] if position.ends is None else []
+        if not new:
+            return position
+        bounds = self._patiently(lambda: self._cluster.bounds(topic.name, new))
+        _LOGGER.info("topic %s has new partitions %s: read from their beginning", topic.name, new)
+        grown = replace(position, offsets={**position.offsets, **{p: bounds[p][0] for p in new}})
+        self._assign(grown)
+        return grown
+
+    def _recreated(self, topic: Topic) -> ShardPosition:
+        _LOGGER.warning("topic %s was deleted and created again: read from its beginning", topic.name)
+        position: ShardPosition = self._patiently(lambda: self._initial(topic))
+        self._assign(position)
+        return position
+
+    def _poll(self, start: ShardPosition) -> list[KafkaMessage]:
+        source = self._source
+        idle_until = time.monotonic() + _IDLE_SECONDS
+        messages: list[KafkaMessage] = []
+        while not messages and not STOP.is_set() and time.monotonic() < idle_until and not self._trouble.is_set():
+            messages = self._consumer.consume(1, timeout=_SLICE_SECONDS)
+            if not messages and start.ends is not None and replace(start, offsets=self._offsets(start)).caught_up:
+                break
+        full_at = time.monotonic() + source.max_batch_seconds
+        while messages and len(messages) < source.max_batch_records and not STOP.is_set():
+            left = full_at - time.monotonic()
+            if left <= 0:
+                break
+            messages += self._consumer.consume(
+                source.max_batch_records - len(messages), timeout=min(left, _SLICE_SECONDS)
+            )
+        return messages
+
+    def _offsets(self, start: ShardPosition) -> dict[int, int]:
+        """The consumer's own positions: unlike the last record + 1, they step over transaction markers."""
+        partitions = [TopicPartition(self._source.topic, p) for p in start.offsets]
+        positions = {e.partition: e.offset for e in self._consumer.position(partitions)}
+        return {p: positions[p] if positions[p] >= 0 else offset for p, offset in start.offsets.items()}
+
+    def _confirmed(self, start: ShardPosition, messages: Sequence[KafkaMessage]) -> tuple[ShardPosition, list[Record]]:
+        """What may be handed on of ``messages``, once the broker says that the topic is still this one."""
+        errors = [m for m in messages if m.error() is not None]
+        good = [m for m in messages if m.error() is None]
+        if not messages:
+            return replace(start, offsets=self._offsets(start)), []
+        topic = self._patiently(self._describe)
+        if topic.topic_id != start.topic_id:
+            return self._recreated(topic), []
+        position = replace(start, offsets=self._offsets(start))
+        for message in errors:
+            error = message.error()
+            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                position = self._back_in_range(position, message.partition())
+            elif error.fatal():
+                raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
+            else:
+                self._trouble.set()
+        return position, [make_record(m, start.topic_id) for m in good]
+
+    def _back_in_range(self, position: ShardPosition, partition: int) -> ShardPosition:
+        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [partition]))
+        offset = self._within(partition, position.offsets[partition], *bounds[partition])
+        position = replace(position, offsets={**position.offsets, partition: offset})
+        self._assign(position)
+        return position
+
+
+def _describe(error: Exception) -> str:
+    return str(error.args[0].str()) if isinstance(error, KafkaException) else describe_error(error)
+
+
+class _GroupOffsets:
+    """Commits one group's offsets in one topic, never backwards; one a process and group. Thread-safe.
+
+    Runners call finalizers concurrently and out of order (Flink: all bundles finished since the last checkpoint), and
+    Beam swallows what a finalizer raises, so failures are retried for a while, logged and counted here. A commit that
+    fails for good costs nothing but a replay after a restart, which the fences drop.
+    """
+
+    def __init__(self, client: ClientConfig, group: str, topic: str) -> None:
+        self._lock = threading.Lock()
+        self._topic = topic
+        self._consumer = Consumer(
+            resolve_config(client)
+            # How long librdkafka lets a commit wait for the group's coordinator; the group has no members.
+            | {"group.id": group, "enable.auto.commit": False, "session.timeout.ms": _COMMIT_WAIT_MS}
+        )
+        self._committed: dict[tuple[str, int], int] = {}
+        self._committed_at = -float("inf")
+
+    def stale(self) -> bool:
+        """Whether to commit without news: at the start, so that ``latest`` holds; after a failure; and now and then,
+        lest Kafka forget.
+        """
+        return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
+
+    def commit(self, position: ShardPosition) -> None:
+        crash_points.maybe_crash("before-finalizer")
+        with self._lock:
+            ahead = self._committed
+            due = {p: max(o, ahead.get((position.topic_id, p), 0)) for p, o in position.offsets.items()}
+            if not due:
+                # A shard without partitions; librdkafka takes an empty commit for one of its own stored offsets.
+                return
+            if not self.stale() and all(ahead.get((position.topic_id, p)) == o for p, o in due.items()):
+                return
+            offsets = [TopicPartition(self._topic, p, o, position.topic_id) for p, o in due.items()]
+            try:
+                retry_outage(
+                    lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
+                    what=f"offset commit for topic {self._topic}",
+                    seconds=_COMMIT_RETRY_SECONDS,
+                    is_outage=is_outage,
+                )
+            except (OutageError, KafkaException) as error:
+                metrics.OFFSET_COMMIT_FAILURES.labels(self._topic).inc()
+                self._committed_at = -float("inf")
+                _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
+                return
+            self._committed |= {(position.topic_id, p): o for p, o in due.items()}
+            for partition, offset in due.items():
+                metrics.COMMITTED_OFFSET.labels(self._topic, partition).set(offset)
+            self._committed_at = time.monotonic()
+
+
+@once_per_process
+def get_group_offsets(client: ClientConfig, group: str, topic: str) -> _GroupOffsets:
+    """The process's one committer of a group's offsets in a topic."""
+    return _GroupOffsets(client, group, topic)
+
+
+def get_shard_reader(source: KafkaSource, element: str) -> _ShardReader:
+    """The process's reader of the shard that an element of the source names."""
+    document = json.loads(element)
+    if document.get("v") != 1:
+        raise ValueError(f"a shard of version {document.get('v')!r}: this build reads version 1")
+    reader: _ShardReader = _shard_reader(source, document["shard"], document["shards"])
+    return reader
+
+
+@once_per_process
+def _shard_reader(source: KafkaSource, shard: int, shards: int) -> _ShardReader:
+    return _ShardReader(source, shard, shards)
+
+
+def has_committed_offsets(source: KafkaSource) -> bool:
+    """Whether the source's group has an offset in the present incarnation of the topic. Raises as kafka_admin does."""
+    topic = Cluster(resolve_config(source.client)).topic(source.topic, epoch=source.topic_epoch)
+    consumer = Consumer(resolve_config(source.client) | {"group.id": source.group})
+    try:
+        return bool(committed_offsets(consumer, topic))
+    finally:
+        consumer.close()
