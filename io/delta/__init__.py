@@ -21,9 +21,10 @@ from itel_cabinet.io.delta.inspect import (
 )
 from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, vacuum
 from itel_cabinet.io.delta.spec import Append, Row, RowError, TableError, TableSpec, TableState, Upsert, WriteResult
+from itel_cabinet.io.delta.table import FencedTable, get_table
 
 if TYPE_CHECKING:
-    from itel_cabinet.io.delta.table import FencedTable, WriteToDelta, get_table
+    from itel_cabinet.io.delta.sink import WriteToDelta
 
 __all__ = [
     "SAFE_RETENTION_HOURS",
@@ -57,9 +58,4 @@ __all__ = [
 ]
 
 # Beam takes a second to import, and most commands do without it.
-__getattr__, _, _ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "table": ["FencedTable", "WriteToDelta", "get_table"],
-    },
-)
+__getattr__, _, _ = lazy_loader.attach(__name__, submod_attrs={"sink": ["WriteToDelta"]})

@@ -1,37 +1,5 @@
-"""Exactly-once writes from Apache Beam into Delta tables. Knows nothing of what the rows are about.
+"""A Delta table whose commits carry fences, so that each record's rows are written once. Needs no Beam.
 
-:class:`WriteToDelta` takes rows that carry the coordinates of the record they come from (a topic's id, a partition, an
-offset), and commits each bundle's rows as one version of a table. However often a bundle is repeated, by a retry, a
-restart, an offset reset or a second live copy of the job, each record's rows are in the table once::
-
-    import pyarrow as pa
-    import apache_beam as beam
-    from itel_cabinet.io.delta.table import Append, TableSpec, WriteToDelta
-
-    readings = TableSpec(
-        uri="readings",
-        schema=pa.schema(
-            [
-                ("sensor", pa.string()),
-                ("celsius", pa.float64()),
-                ("kafka_topic_id", pa.string()),
-                ("kafka_partition", pa.int32()),
-                ("kafka_offset", pa.int64()),
-            ]
-        ),
-        mode=Append(),
-    )
-    source = {"kafka_topic_id": "Zx3kQ", "kafka_partition": 0}
-    rows = [
-        {"sensor": "attic", "celsius": 31.5, "kafka_offset": 0, **source},
-        {"sensor": "cellar", "celsius": 12.0, "kafka_offset": 1, **source},
-    ]
-    for run in range(2):  # the second run adds nothing: its rows are recognised as written
-        with beam.Pipeline("BundleBasedDirectRunner") as pipeline:
-            pipeline | beam.Create([rows]) | WriteToDelta(readings)
-
-The fence
----------
 Every commit carries, for each partition in it, a Delta ``txn`` action: application id ``{prefix}/{topic
 id}/{partition}``, version = highest offset + 1. Before a commit the sink brings its handle up to date, reads the
 fences, drops the rows below them and commits the rest *through that same handle*, with the new fences in the same
@@ -56,22 +24,15 @@ import logging
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
-import apache_beam as beam
 import pyarrow as pa
 import pyarrow.compute as pc
-from apache_beam.coders import registry
-from apache_beam.metrics import Metrics
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
-from apache_beam.utils.windowed_value import WindowedValue
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from itel_cabinet.io.batches import UnweighedCoder
 from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to_arrow
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
@@ -90,11 +51,10 @@ from itel_cabinet.io.delta.spec import (
     Upsert,
     WriteResult,
 )
-from itel_cabinet.io.worker import OutageError, beat, crash_points, full_jitter, metrics, once_per_process, retry_outage
+from itel_cabinet.io.worker import OutageError, crash_points, full_jitter, metrics, once_per_process, retry_outage
 
 __all__ = [
     "FencedTable",
-    "WriteToDelta",
     "get_table",
 ]
 
@@ -110,10 +70,6 @@ _APPEND_FILE_BYTES = 8 * 1024 * 1024
 # The writer holds a row group until it is full; of the usual million rows that is the worker's memory.
 _PARQUET = WriterProperties(max_row_group_size=4_096, compression="SNAPPY")
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The table
 
 
 class FencedTable:
@@ -380,77 +336,3 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
 def get_table(spec: TableSpec) -> FencedTable:
     """This process's one :class:`FencedTable` for a specification: runners make many copies of a DoFn."""
     return FencedTable(spec)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Beam
-
-registry.register_coder(WriteResult, UnweighedCoder)
-
-
-@dataclass(eq=False)
-class WriteToDelta(beam.PTransform):  # type: ignore[misc]
-    """PCollection of rows, or better of sequences of rows -> PCollection of :class:`WriteResult`, one a bundle with
-    rows.
-
-    All rows of a bundle are one commit. Nothing is shuffled: where the source confirms its records when a bundle ends,
-    they are durable by then. Exceptions of :meth:`FencedTable.write` fail the bundle. Results are in the global window
-    and bear the bundle's latest timestamp. Counters, in the namespace ``delta``: ``rows_written``, ``rows_replayed``,
-    ``commits``, ``conflicts``.
-    """
-
-    spec: TableSpec
-
-    def __post_init__(self) -> None:
-        super().__init__()
-
-    def default_label(self) -> str:
-        return f"WriteToDelta({self.spec.name})"
-
-    def expand(self, rows: beam.PCollection) -> beam.PCollection:
-        if not isinstance(rows.windowing.windowfn, GlobalWindows):
-            rows |= "One window" >> beam.WindowInto(GlobalWindows())
-        return rows | "Commit" >> beam.ParDo(_CommitBundle(self.spec)).with_output_types(WriteResult)
-
-
-class _CommitBundle(beam.DoFn):  # type: ignore[misc]
-    """Gathers a bundle's rows and commits them when it ends."""
-
-    def __init__(self, spec: TableSpec) -> None:
-        self._spec = spec
-        names = ("rows_written", "rows_replayed", "commits", "conflicts")
-        self._counters = {name: Metrics.counter("delta", name) for name in names}
-
-    def start_bundle(self) -> None:
-        self._rows: list[Row] = []
-        self._earliest, self._latest = MAX_TIMESTAMP, MIN_TIMESTAMP
-
-    def process(self, element: Row | Sequence[Row], timestamp: Timestamp = beam.DoFn.TimestampParam) -> None:
-        self._earliest, self._latest = min(self._earliest, timestamp), max(self._latest, timestamp)
-        if isinstance(element, Mapping):
-            self._rows.append(element)
-        else:
-            self._rows.extend(element)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        rows, self._rows = self._rows, []
-        if not rows:
-            return
-        with metrics.COMMIT_SECONDS.labels(self._spec.name).time():
-            result = get_table(self._spec).write(rows)
-        beat()
-        self._measure(result)
-        self._counters["rows_written"].inc(len(result.written))
-        self._counters["rows_replayed"].inc(len(result.replayed))
-        self._counters["commits"].inc(result.version is not None)
-        self._counters["conflicts"].inc(result.conflicts)
-        yield WindowedValue(result, self._latest, (GlobalWindow(),))
-
-    def _measure(self, result: WriteResult) -> None:
-        table = self._spec.name
-        metrics.ROWS_WRITTEN.labels(table).inc(len(result.written))
-        metrics.ROWS_REPLAYED.labels(table).inc(len(result.replayed))
-        if result.version is not None:
-            metrics.COMMITS.labels(table).inc()
-        if result.written and self._earliest > MIN_TIMESTAMP:  # without timestamps nothing is known of age
-            metrics.observe_freshness(table, self._earliest.micros / 1_000_000)

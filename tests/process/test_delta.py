@@ -32,8 +32,8 @@ from itel_cabinet.io.delta import (
     describe_table,
     get_table,
     glance_at_table,
+    sink,
 )
-from itel_cabinet.io.delta import table as delta
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.local.services import free_port
 from tests.support.delta_rows import READINGS, SOURCE, just_before_commit, reading, readings, source, stored, version
@@ -410,8 +410,8 @@ def test_errors_do_not_tell_storage_options(tmp_path: Path) -> None:
 
 def test_the_example_in_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert delta.__doc__ is not None
-    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", delta.__doc__)
+    assert sink.__doc__ is not None
+    (example,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", sink.__doc__)
     exec(compile(textwrap.dedent(example), "example", "exec"), {})
     rows = DeltaTable("readings").to_pyarrow_table().sort_by("kafka_offset").to_pylist()
     assert [(row["sensor"], row["celsius"], row["kafka_offset"]) for row in rows] == [
