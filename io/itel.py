@@ -1,8 +1,4 @@
-"""Handing completed forms to iTel, or to a folder while there is no endpoint yet.
-
-A submission's end is a value, :class:`Accepted` or :class:`Rejected`, no matter what the API does: one bad task, or an
-hour's outage, must not hold up the tables. Those who would rather wait for iTel take a :class:`WaitingItel`.
-"""
+"""iTel over HTTP, or a folder while there is no endpoint yet; and, for those who would rather wait, WaitingItel."""
 
 from __future__ import annotations
 
@@ -12,12 +8,10 @@ import math
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 from urllib.parse import quote
 
 from itel_cabinet.io.http import (
@@ -29,25 +23,20 @@ from itel_cabinet.io.http import (
     get_connection,
     is_transient,
 )
-from itel_cabinet.io.worker import SettingError, crash_points, metrics, retry_outage
-from itel_cabinet.transforms.ordering import map_in_key_order
-from itel_cabinet.transforms.records import Failure
-from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
+from itel_cabinet.io.worker import SettingError, crash_points, retry_outage
+from itel_cabinet.transforms.submissions import Submission
+from itel_cabinet.transforms.submitting import Accepted, Itel, Rejected
 
 __all__ = [
     "OUTCOMES",
-    "Accepted",
     "FolderItel",
     "HttpItel",
-    "Itel",
     "ItelSettings",
-    "Rejected",
     "WaitingItel",
     "batch_key",
     "folder_of",
     "get_itel",
     "idempotency_key",
-    "submit",
 ]
 
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
@@ -56,62 +45,6 @@ _LONGEST_NAME = 180  # with the marks of a temporary file it stays under the 255
 
 OUTCOMES = ("accepted", "duplicate", "refused", "redirected", *get_args(FailureKind))
 """What can become of a submission: see Accepted and Rejected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """iTel has the submission. ``duplicate``: it had it before this call. ``excerpt`` is the answer's beginning, one
-    line."""
-
-    status: int
-    attempts: int
-    excerpt: str
-    duplicate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """iTel does not have the submission, as far as is known.
-
-    ``error_class`` is a stable name: ``refused`` (4xx, 501), ``unauthorized`` (401, 403), ``redirected`` (3xx),
-    ``outage`` (5xx, 408, 425, 429 to the last try), ``timeout``, ``unreachable``, ``reset``, ``breaker_open`` (not even
-    tried: too many calls have failed). ``status`` is that of the last answer, if one came. ``error`` is one line for a
-    person, without anything from the answer's body; ``excerpt`` is the body's beginning, which may repeat what was
-    sent.
-    """
-
-    error_class: str
-    status: int | None
-    attempts: int
-    error: str
-    excerpt: str = ""
-
-    @property
-    def outage(self) -> bool:
-        """Whether iTel or its credentials are at fault, so that the same submission may well be accepted later."""
-        return self.error_class not in ("refused", "redirected")
-
-    @property
-    def divisible(self) -> bool:
-        """Of a batch: whether one of its submissions may be at fault, so that each must be tried alone.
-
-        That a server breaks (500) over one of them is likelier than that it is down, which gateways tell by 502 to 504.
-        """
-        return self.error_class == "refused" or self.status == 500
-
-
-class Itel(Protocol):
-    """Where submissions go. Thread-safe; a call may be repeated, which the other side recognises by its key."""
-
-    @property
-    def batch_size(self) -> int:
-        """How many submissions one call may take; with 1 there are no batches."""
-
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
-        """Hand in one form; its key is ``event_id``."""
-
-    def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
-        """Hand in some forms, ``batch_size`` at most and of different assignments: all are accepted, or none is."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the API
@@ -341,99 +274,6 @@ def folder_of(url: str) -> Path | None:
     if not folder or "\0" in folder:
         raise SettingError(f"file: must be followed by a folder, got {url!r}", field="base_url")
     return Path(folder)
-
-
-# ------------------------------------------------------------------------------------------------------- many at once
-
-
-def submit(
-    submissions: Sequence[Submission],
-    *,
-    client: Callable[[], Itel],
-    pool: Callable[[], Executor],
-    clock: Callable[[], float],
-) -> list[Submitted | Failure]:
-    """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
-
-    In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours. Returns the outcomes in the order of ``submissions``; returns or raises (OutageError) only when
-    every call has ended.
-    """
-    api = client()
-
-    def hand_in(submission: Submission) -> Submitted | Failure:
-        first_at = clock()
-        answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
-        return describe([submission], answer, first_at)[0]
-
-    def hand_in_batch(batch: Sequence[Submission]) -> list[Submitted | Failure]:
-        if len(batch) == 1:
-            return [hand_in(batch[0])]
-        first_at = clock()
-        answer = api.submit_batch(batch)
-        if isinstance(answer, Rejected) and answer.divisible:
-            return [hand_in(one) for one in batch]
-        return describe(batch, answer, first_at)
-
-    def describe(
-        batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float
-    ) -> list[Submitted | Failure]:
-        excerpt = scrub(answer.excerpt, batch)
-        metrics.SUBMISSIONS.labels(_outcome(answer)).inc(len(batch))
-        if isinstance(answer, Accepted):
-            for one in batch:
-                metrics.observe_freshness("itel", one.record.timestamp_ms / 1000)
-            return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
-        error = f"{answer.error}: {excerpt}" if excerpt else answer.error
-        now = clock()
-        return [
-            Failure(
-                one.record,
-                "submit",
-                answer.error_class,
-                error,
-                first_at,
-                now,
-                answer.attempts,
-                one.event_id,
-                one.assignment_id,
-            )
-            for one in batch
-        ]
-
-    if api.batch_size == 1:
-        return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
-    outcomes: dict[int, Submitted | Failure] = {}
-    for turn in _turns(submissions):
-        batches = [turn[start : start + api.batch_size] for start in range(0, len(turn), api.batch_size)]
-        answers = map_in_key_order(
-            batches, lambda batch: batch[0], lambda batch: hand_in_batch([submissions[at] for at in batch]), pool()
-        )
-        for batch, answer in zip(batches, answers, strict=True):
-            outcomes.update(zip(batch, answer, strict=True))
-    return [outcomes[index] for index in range(len(submissions))]
-
-
-def _outcome(answer: Accepted | Rejected) -> str:
-    if isinstance(answer, Rejected):
-        return answer.error_class
-    return "duplicate" if answer.duplicate else "accepted"
-
-
-def _turns(submissions: Sequence[Submission]) -> list[list[int]]:
-    """Indices of submissions: the first of each assignment, then the second of each that has more, and so on.
-
-    Turn by turn, no batch holds two of one assignment, and a later one is sent when the earlier is answered.
-    """
-    turns: list[list[int]] = []
-    seen: Counter[int] = Counter()
-    for index, submission in enumerate(submissions):
-        turn = seen[submission.assignment_id]
-        seen[submission.assignment_id] += 1
-        if turn == len(turns):
-            turns.append([])
-        turns[turn].append(index)
-    return turns
 
 
 def get_itel(

@@ -20,10 +20,9 @@ import apache_beam as beam
 
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import WriteToDelta
-from itel_cabinet.io.itel import submit
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.steps import Step, count_photos
+from itel_cabinet.pipeline.steps import Step, count_photos, count_submissions
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
@@ -31,6 +30,7 @@ from itel_cabinet.transforms.events import parse_claimx_events, parse_task_event
 from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
+from itel_cabinet.transforms.submitting import submit
 from itel_cabinet.transforms.triggers import apply_rules
 
 __all__ = ["build"]
@@ -100,7 +100,7 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     )
     submissions.failures | "Incomplete" >> wiring.itel_error_sink()
     answers = submissions.results | "Submit" >> Step(
-        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time)
+        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time, count=count_submissions)
     )
     answers.failures | "Refused" >> wiring.itel_error_sink()
     answers.results | "Tell of submissions" >> wiring.itel_success_sink()

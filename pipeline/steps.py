@@ -7,7 +7,7 @@ can then work on a batch side by side.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,9 @@ from apache_beam.metrics import Metrics
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.records import Failure, Skip
+from itel_cabinet.transforms.submissions import Submission
 
-__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_photos"]
+__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_photos", "count_submissions"]
 
 RESULTS = "results"
 FAILURES = "failures"
@@ -78,3 +79,11 @@ def count_photos(outcome: str, number: int) -> None:
     """Count what became of photos; to be called in a bundle's own thread."""
     metrics.PHOTOS.labels(outcome).inc(number)
     Metrics.counter(NAMESPACE, f"media:{outcome}").inc(number)
+
+
+def count_submissions(outcome: str, submissions: Sequence[Submission]) -> None:
+    """Count what became of submissions, and how old an accepted one's record is. Thread-safe."""
+    metrics.SUBMISSIONS.labels(outcome).inc(len(submissions))
+    if outcome in ("accepted", "duplicate"):
+        for one in submissions:
+            metrics.observe_freshness("itel", one.record.timestamp_ms / 1000)

@@ -7,11 +7,11 @@ from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 
+from itel_cabinet.io.claimx import get_task_lookup
 from itel_cabinet.io.delta import TableSpec
-from itel_cabinet.io.itel import OUTCOMES, Itel, get_itel
+from itel_cabinet.io.itel import OUTCOMES, get_itel
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
-from itel_cabinet.io.task_lookup import get_task_lookup
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import (
@@ -22,6 +22,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_submissions,
 )
 from itel_cabinet.pipeline.tables import table_specs
+from itel_cabinet.transforms.submitting import Itel
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
 __all__ = ["Wiring"]

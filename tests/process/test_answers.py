@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from itel_cabinet.io.claimx import Answer, ClaimX, ClaimXOutageError, ClaimXSettings, LookupRefused
 from itel_cabinet.io.http import BreakerSettings, Connection, ConnectionSettings
-from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings, Rejected
+from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
+from itel_cabinet.transforms.submitting import Accepted, Rejected
 from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question
 from tests.support.faulty_server import FaultyServer
 

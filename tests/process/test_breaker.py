@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
+from itel_cabinet.io.claimx import ClaimX, ClaimXSettings, WaitingLookup
 from itel_cabinet.io.http import BreakerSettings, CallError, Connection, ConnectionSettings
 from itel_cabinet.io.http.breaker import LEAST_TRIES, Breaker
 from itel_cabinet.io.http.rate_limit import RateLimit
-from itel_cabinet.io.itel import Accepted, HttpItel, ItelSettings
-from itel_cabinet.io.task_lookup import WaitingLookup
+from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import parse_details
+from itel_cabinet.transforms.submitting import Accepted
 from tests.support.faulty_server import Act, FaultyServer, answer, reset
 
 WINDOW = BreakerSettings(failure_share=0.8, window_seconds=20, open_seconds=15)

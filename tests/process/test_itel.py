@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,22 +20,19 @@ from hypothesis import strategies as st
 from itel_cabinet.io import itel as module
 from itel_cabinet.io.http import Connection, ConnectionSettings
 from itel_cabinet.io.itel import (
-    Accepted,
     FolderItel,
     HttpItel,
-    Itel,
     ItelSettings,
-    Rejected,
     WaitingItel,
     batch_key,
     folder_of,
     get_itel,
     idempotency_key,
-    submit,
 )
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.submissions import Submission, Submitted
+from itel_cabinet.transforms.submitting import Accepted, Itel, Rejected, submit
 from tests.support.cabinet_samples import record
 from tests.support.faulty_server import (
     Act,
@@ -304,9 +301,22 @@ def submission(assignment_id: int, event_id: str, payload: bytes = PAYLOAD, *per
 
 
 def hand_in(api: Itel, submissions: Sequence[Submission], threads: int = 8) -> list[Submitted | Failure]:
-    """Submit on a pool of the test's own; the clock counts its readings."""
+    """Submit on a pool of the test's own; the clock counts its readings. Each outcome must be counted once."""
+    counts: Counter[str] = Counter()
+    lock = threading.Lock()
+
+    def count(outcome: str, counted: Sequence[Submission]) -> None:
+        with lock:
+            counts[outcome] += len(counted)
+
     with ThreadPoolExecutor(threads) as pool:
-        return submit(submissions, client=lambda: api, pool=lambda: pool, clock=itertools.count(100.0).__next__)
+        clock = itertools.count(100.0).__next__
+        outcomes = submit(submissions, client=lambda: api, pool=lambda: pool, clock=clock, count=count)
+    assert counts == Counter(
+        outcome.error_class if isinstance(outcome, Failure) else "duplicate" if outcome.duplicate else "accepted"
+        for outcome in outcomes
+    )
+    return outcomes
 
 
 class Recorder:
@@ -415,7 +425,7 @@ def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None
     jobs = [submission(n, str(n)) for n in (1, 2, 3)]
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(OutageError, match="the folder is gone"):
-            submit(jobs, client=Half, pool=lambda: pool, clock=lambda: 0.0)
+            submit(jobs, client=Half, pool=lambda: pool, clock=lambda: 0.0, count=lambda *_: None)
         assert sorted(ended) == ["2", "3"]
 
 

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from itel_cabinet.io.claimx import ClaimX, ClaimXOutageError, ClaimXSettings
 from itel_cabinet.io.http import Auth, CallError, Connection, ConnectionSettings, Reply, Transport, TransportSettings
 from itel_cabinet.io.http.oauth2 import Token, Tokens, get_tokens, read_token
-from itel_cabinet.io.itel import HttpItel, ItelSettings, Rejected
+from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator, OAuth2Simulator
+from itel_cabinet.transforms.submitting import Rejected
 from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.faulty_server import FaultyServer, answer
 from tests.support.jobs import Stack, wait_for

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 import pytest
 
-from itel_cabinet.io.claimx import ClaimX, ClaimXSettings
+from itel_cabinet.io.claimx import ClaimX, ClaimXSettings, WaitingLookup, get_task_lookup
 from itel_cabinet.io.http import Connection, ConnectionSettings
-from itel_cabinet.io.task_lookup import WaitingLookup, get_task_lookup
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details

@@ -1,0 +1,177 @@
+"""Handing completed forms in: the port to iTel, and the step that submits through it.
+
+A submission's end is a value, :class:`Accepted` or :class:`Rejected`, no matter what the API does: one bad task, or an
+hour's outage, must not hold up the tables.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol
+
+from itel_cabinet.transforms.ordering import map_in_key_order
+from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
+
+__all__ = ["Accepted", "Itel", "Rejected", "submit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """iTel has the submission. ``duplicate``: it had it before this call. ``excerpt`` is the answer's beginning, one
+    line."""
+
+    status: int
+    attempts: int
+    excerpt: str
+    duplicate: bool = False
+
+    @property
+    def outcome(self) -> str:
+        """As it is counted."""
+        return "duplicate" if self.duplicate else "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """iTel does not have the submission, as far as is known.
+
+    ``error_class`` is a stable name: ``refused`` (4xx, 501), ``unauthorized`` (401, 403), ``redirected`` (3xx),
+    ``outage`` (5xx, 408, 425, 429 to the last try), ``timeout``, ``unreachable``, ``reset``, ``breaker_open`` (not even
+    tried: too many calls have failed). ``status`` is that of the last answer, if one came. ``error`` is one line for a
+    person, without anything from the answer's body; ``excerpt`` is the body's beginning, which may repeat what was
+    sent.
+    """
+
+    error_class: str
+    status: int | None
+    attempts: int
+    error: str
+    excerpt: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """As it is counted."""
+        return self.error_class
+
+    @property
+    def outage(self) -> bool:
+        """Whether iTel or its credentials are at fault, so that the same submission may well be accepted later."""
+        return self.error_class not in ("refused", "redirected")
+
+    @property
+    def divisible(self) -> bool:
+        """Of a batch: whether one of its submissions may be at fault, so that each must be tried alone.
+
+        That a server breaks (500) over one of them is likelier than that it is down, which gateways tell by 502 to 504.
+        """
+        return self.error_class == "refused" or self.status == 500
+
+
+class Itel(Protocol):
+    """Where submissions go. Thread-safe; a call may be repeated, which the other side recognises by its key."""
+
+    @property
+    def batch_size(self) -> int:
+        """How many submissions one call may take; with 1 there are no batches."""
+
+    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+        """Hand in one form; its key is ``event_id``."""
+
+    def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
+        """Hand in some forms, ``batch_size`` at most and of different assignments: all are accepted, or none is."""
+
+
+def submit(
+    submissions: Sequence[Submission],
+    *,
+    client: Callable[[], Itel],
+    pool: Callable[[], Executor],
+    clock: Callable[[], float],
+    count: Callable[[str, Sequence[Submission]], None],
+) -> list[Submitted | Failure]:
+    """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
+
+    In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
+    its neighbours.
+
+    Args:
+        submissions: a batch, in the order of their records.
+        client: gives the process's client; called on the worker, as ``pool`` is.
+        pool: gives the threads to call from.
+        clock: epoch seconds.
+        count: is called with an outcome and the submissions that ended so, from any of the threads.
+
+    Returns:
+        The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
+    """
+    api = client()
+
+    def hand_in(submission: Submission) -> Submitted | Failure:
+        first_at = clock()
+        answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
+        return describe([submission], answer, first_at)[0]
+
+    def hand_in_batch(batch: Sequence[Submission]) -> list[Submitted | Failure]:
+        if len(batch) == 1:
+            return [hand_in(batch[0])]
+        first_at = clock()
+        answer = api.submit_batch(batch)
+        if isinstance(answer, Rejected) and answer.divisible:
+            return [hand_in(one) for one in batch]
+        return describe(batch, answer, first_at)
+
+    def describe(
+        batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float
+    ) -> list[Submitted | Failure]:
+        excerpt = scrub(answer.excerpt, batch)
+        count(answer.outcome, batch)
+        if isinstance(answer, Accepted):
+            return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
+        error = f"{answer.error}: {excerpt}" if excerpt else answer.error
+        now = clock()
+        return [
+            Failure(
+                one.record,
+                "submit",
+                answer.error_class,
+                error,
+                first_at,
+                now,
+                answer.attempts,
+                one.event_id,
+                one.assignment_id,
+            )
+            for one in batch
+        ]
+
+    if api.batch_size == 1:
+        return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
+    outcomes: dict[int, Submitted | Failure] = {}
+    for turn in _turns(submissions):
+        batches = [turn[start : start + api.batch_size] for start in range(0, len(turn), api.batch_size)]
+        answers = map_in_key_order(
+            batches, lambda batch: batch[0], lambda batch: hand_in_batch([submissions[at] for at in batch]), pool()
+        )
+        for batch, answer in zip(batches, answers, strict=True):
+            outcomes.update(zip(batch, answer, strict=True))
+    return [outcomes[index] for index in range(len(submissions))]
+
+
+def _turns(submissions: Sequence[Submission]) -> list[list[int]]:
+    """Indices of submissions: the first of each assignment, then the second of each that has more, and so on.
+
+    Turn by turn, no batch holds two of one assignment, and a later one is sent when the earlier is answered.
+    """
+    turns: list[list[int]] = []
+    seen: Counter[int] = Counter()
+    for index, submission in enumerate(submissions):
+        turn = seen[submission.assignment_id]
+        seen[submission.assignment_id] += 1
+        if turn == len(turns):
+            turns.append([])
+        turns[turn].append(index)
+    return turns
