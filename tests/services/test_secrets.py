@@ -152,7 +152,7 @@ def test_nothing_private_comes_out(planted: Stack) -> None:
     ("without", "replacement"),
     [
         ("itel_cabinet.io.http.auth:Credentials.redact", "lambda self, text: text"),
-        ("itel_cabinet.io.itel:scrub", "lambda text, submissions: text"),
+        ("itel_cabinet.transforms.submitting:scrub", "lambda text, submissions: text"),
     ],
 )
 def test_without_a_redaction_it_would(planted: Stack, without: str, replacement: str) -> None:
