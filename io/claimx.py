@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
-from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Reply, get_connection, is_transient
+from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Meaning, Reply, get_connection
 from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process, retry_outage
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
@@ -41,7 +41,8 @@ T = TypeVar("T")
 
 
 class ClaimXOutageError(Exception):
-    """ClaimX cannot be asked: no connection, time is up, 5xx, 408, 425, 429, 401, 403, or a redirect.
+    """ClaimX cannot be asked: no connection, time is up, an answer that may pass, refused credentials, a redirect, or a
+    page for people.
 
     One line, which names the address and what to do; ``attempts`` counts the tries.
     """
@@ -55,8 +56,9 @@ class ClaimXOutageError(Exception):
 class LookupRefused:
     """ClaimX answers, but not for this record.
 
-    ``error_class`` is ``unknown_assignment`` (404), ``lookup_refused`` (another 4xx, or 501) or ``wrong_shape`` (a 2xx
-    that is not JSON, not what ``parse`` takes, or too large). ``message`` is one line without the answer's own text.
+    ``error_class`` is ``unknown_assignment`` (404, 410), ``lookup_refused`` (another answer that refuses) or
+    ``wrong_shape`` (a 2xx that is not JSON, not what ``parse`` takes, or too large). ``message`` is one line without
+    the answer's own text.
     """
 
     error_class: str
@@ -116,7 +118,8 @@ class ClaimX(Generic[T]):
         would show the task as it was. ``fresh`` goes past the cache. Only parsed answers are cached.
 
         A 2xx that is not JSON is tried again like a fault on the way, which it mostly is (a cut body, a proxy's page),
-        and becomes a LookupRefused if it stays so. Raises ClaimXOutageError, after the tries of the connection.
+        and becomes a LookupRefused if it stays so; a page for people (a login's) is an outage. Raises
+        ClaimXOutageError, after the tries of the connection.
         """
         if not fresh:
             with self._lock:
@@ -127,23 +130,25 @@ class ClaimX(Generic[T]):
         fetched_at = self.clock()
         parsed: T | Exception
 
-        def is_not_json(reply: Reply) -> bool:
+        def judge(reply: Reply) -> Meaning:
             nonlocal parsed
+            if reply.meaning is not Meaning.ACCEPTED:
+                return reply.meaning
             try:
                 parsed = self.parse(reply.body, assignment_id)
             except (ValueError, RecursionError) as error:
                 parsed = error
-                return not _is_json(reply.body)
-            return False
+                return reply.meaning if _is_json(reply.body) else Meaning.AGAIN
+            return reply.meaning
 
         path = self.settings.path.replace("{assignment_id}", str(int(assignment_id)))
         try:
-            reply = self.connection.call("GET", path, unusable=is_not_json)
+            reply = self.connection.call("GET", path, judge=judge)
         except CallError as error:
             if error.kind == "too_large":
                 return LookupRefused("wrong_shape", None, error.attempts, f"ClaimX: {error}")
             raise ClaimXOutageError(str(error), error.attempts) from None
-        if not reply.ok:
+        if reply.status >= 300 or reply.is_page or not (reply.ok or reply.meaning is Meaning.AGAIN):
             return _refused(reply, self.settings.connection)
         if isinstance(parsed, Exception):
             return LookupRefused("wrong_shape", reply.status, reply.attempts, f"ClaimX's answer: {_reason(parsed)}")
@@ -172,16 +177,19 @@ def _is_json(body: bytes) -> bool:
 
 
 def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
-    """What a status other than 2xx means. Raises ClaimXOutageError for what is not this record's fault."""
-    answered = f"{settings.base_url}: status {reply.status}"
-    if reply.status in (401, 403):
-        raise ClaimXOutageError(f"{answered}: check the credentials", reply.attempts)
-    if 300 <= reply.status < 400:
+    """What an answer means that is not about a task. Raises ClaimXOutageError for what is not this record's fault."""
+    answered = f"{settings.base_url}: {reply.describe()}"
+    if reply.meaning is Meaning.CREDENTIALS:
+        hint = "" if "check" in answered else ": check the credentials"
+        raise ClaimXOutageError(answered + hint, reply.attempts)
+    if reply.meaning is Meaning.REDIRECTED:
         raise ClaimXOutageError(f"{answered}, a redirect: check the URL", reply.attempts)
-    if is_transient(reply.status):
-        raise ClaimXOutageError(f"{answered} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
-    if reply.status == 404:
-        return LookupRefused("unknown_assignment", 404, reply.attempts, "ClaimX knows no such assignment (status 404)")
+    if reply.meaning is Meaning.AGAIN:
+        page = ", with a page for people in place of data" if reply.status < 300 else ""
+        raise ClaimXOutageError(f"{answered}{page} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
+    if reply.status in (404, 410):
+        message = f"ClaimX knows no such assignment (status {reply.status})"
+        return LookupRefused("unknown_assignment", reply.status, reply.attempts, message)
     return LookupRefused(
         "lookup_refused", reply.status, reply.attempts, f"ClaimX refuses the lookup (status {reply.status})"
     )

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import quote
 
 from itel_cabinet.io.http import (
@@ -19,9 +20,9 @@ from itel_cabinet.io.http import (
     Connection,
     ConnectionSettings,
     FailureKind,
+    Meaning,
     Reply,
     get_connection,
-    is_transient,
 )
 from itel_cabinet.io.worker import SettingError, crash_points, retry_outage
 from itel_cabinet.transforms.submissions import Submission
@@ -37,10 +38,25 @@ __all__ = [
     "folder_of",
     "get_itel",
     "idempotency_key",
+    "read_answer",
 ]
 
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 _LONGEST_NAME = 180  # with the marks of a temporary file it stays under the 255 bytes of common file systems
+
+
+_FAILURE_WORDS = frozenset({"error", "fail", "failed", "failure", "rejected", "refused", "invalid"})
+_NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
+_ERROR_CLASSES = {
+    Meaning.AGAIN: "outage",
+    Meaning.CREDENTIALS: "unauthorized",
+    Meaning.REDIRECTED: "redirected",
+    Meaning.REFUSED: "refused",
+}
+_CONTRADICTIONS = {
+    Meaning.AGAIN: "with a page for people in place of data",
+    Meaning.REFUSED: "but does not accept the submission",
+}
 
 
 OUTCOMES = ("accepted", "duplicate", "refused", "redirected", *get_args(FailureKind))
@@ -74,59 +90,85 @@ class HttpItel:
         """As the settings have it."""
         return self.settings.batch_size
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:  # noqa: ARG002
-        """Send the payload with the event's id as its idempotency key.
-
-        Accepted by a 2xx, even if its body is lost, and by a 4xx whose body says that the submission ``already
-        exists``.
-        """
-        reply = self._send(self.settings.method, self.settings.path, idempotency_key(event_id), payload)
-        if isinstance(reply, Rejected):
-            return reply
-        if reply.ok:
-            crash_points.maybe_crash("after-2xx")
-            return Accepted(reply.status, reply.attempts, reply.excerpt)
-        if 400 <= reply.status < 500 and b"already exists" in reply.body.lower():
-            return Accepted(reply.status, reply.attempts, reply.excerpt, duplicate=True)
-        return _rejected(reply)
+    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+        """Send the payload with the event's id as its idempotency key; see :func:`read_answer`."""
+        key = idempotency_key(event_id)
+        names = (event_id, key, f"{assignment_id}-{event_id}")
+        return self._send(self.settings.method, self.settings.path, key, payload, names)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`.
 
-        Accepted by a 2xx but 207, which says that some were not. A 4xx is a refusal, no matter what its body says: what
-        already exists may be one of many.
+        A 4xx is a refusal, no matter what its body says: what already exists may be one of many.
         """
         body = b'{"tasks":[%b],"batch_size":%d}' % (b",".join(one.payload for one in batch), len(batch))
-        reply = self._send("POST", self.settings.batch_path, batch_key([one.event_id for one in batch]), body)
-        if isinstance(reply, Rejected):
-            return reply
-        if reply.ok and reply.status != 207:
-            crash_points.maybe_crash("after-2xx")
-            return Accepted(reply.status, reply.attempts, reply.excerpt)
-        return _rejected(reply)
+        return self._send("POST", self.settings.batch_path, batch_key([one.event_id for one in batch]), body, ())
 
-    def _send(self, method: str, path: str, key: str, body: bytes) -> Reply | Rejected:
+    def _send(self, method: str, path: str, key: str, body: bytes, names: Sequence[str]) -> Accepted | Rejected:
         headers = {"Content-Type": "application/json", self.settings.idempotency_header: key}
         try:
-            return self.connection.call(method, path, body=body, headers=headers)
+            reply = self.connection.call(
+                method, path, body=body, headers=headers, judge=lambda reply: read_answer(reply, names)
+            )
         except CallError as error:
             status, excerpt = (error.last.status, error.last.excerpt) if error.last else (None, "")
             return Rejected(error.kind, status, error.attempts, f"iTel: {error}", excerpt)
+        if not reply.ok:
+            return _rejected(reply)
+        if reply.meaning is Meaning.ACCEPTED:
+            crash_points.maybe_crash("after-2xx")
+        return Accepted(reply.status, reply.attempts, reply.excerpt, reply.meaning is Meaning.DUPLICATE)
+
+
+def read_answer(reply: Reply, names: Sequence[str]) -> Meaning:
+    """What iTel's answer to a submission means that can be known by ``names``.
+
+    - A 2xx accepts it, even if its body is lost, but for a page for people (a login's, a proxy's), which is no word of
+      iTel's, and for JSON that says it failed.
+    - A 4xx that refuses is a duplicate if its body says that one of ``names`` ``already exists``.
+    """
+    meaning = reply.meaning
+    if meaning is Meaning.ACCEPTED:
+        return Meaning.AGAIN if reply.is_page else Meaning.REFUSED if _says_failed(reply.body) else meaning
+    if meaning is Meaning.REFUSED and 400 <= reply.status < 500:
+        text = reply.body.decode("utf-8", errors="replace")
+        forms = {
+            form for name in names for form in (name, *(json.dumps(name, ensure_ascii=a)[1:-1] for a in (True, False)))
+        }
+        named = any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text) for form in forms)
+        return Meaning.DUPLICATE if named and "already exists" in text.lower() else meaning
+    return meaning
+
+
+def _says_failed(body: bytes) -> bool:
+    """Whether a body is JSON that denies what its 2xx says; an array does if one of its objects does."""
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return False
+    return any(_is_failure(one) for one in (found if isinstance(found, list) else [found]) if isinstance(one, dict))
+
+
+def _is_failure(answer: Mapping[str, Any]) -> bool:
+    fields = {name.lower().replace("_", ""): value for name, value in answer.items()}
+    flags = [str(fields[name]).lower() for name in ("success", "ok", "succeeded", "accepted") if name in fields]
+    words = [str(fields[name]).lower() for name in ("status", "result", "outcome") if name in fields]
+    codes = [fields[name] for name in ("status", "statuscode") if isinstance(fields.get(name), int)]
+    return (
+        any(flag in ("false", "0", "no") for flag in flags)
+        or any(word in _FAILURE_WORDS for word in words)
+        or any(code >= 400 for code in codes)
+        or any(fields.get(name) not in _NOTHING for name in ("error", "errors"))
+    )
 
 
 def _rejected(reply: Reply) -> Rejected:
     tried = f"{reply.attempts} {'try' if reply.attempts == 1 else 'tries'} in {reply.elapsed:.1f} s"
-    return Rejected(
-        _error_class(reply), reply.status, reply.attempts, f"iTel answers {reply.status} ({tried})", reply.excerpt
-    )
-
-
-def _error_class(reply: Reply) -> str:
-    if reply.status in (401, 403):
-        return "unauthorized"
-    if 300 <= reply.status < 400:
-        return "redirected"
-    return "outage" if is_transient(reply.status) else "refused"
+    answer = reply.describe().removeprefix("status ")
+    if reply.status < 300:
+        answer += f", {_CONTRADICTIONS[reply.meaning]}"
+    error_class = _ERROR_CLASSES[reply.meaning]
+    return Rejected(error_class, reply.status, reply.attempts, f"iTel answers {answer} ({tried})", reply.excerpt)
 
 
 def idempotency_key(event_id: str) -> str:
@@ -156,9 +198,9 @@ class _AwayError(Exception):
 class WaitingItel:
     """Waits for as long as iTel is away, so that only what it refuses is rejected.
 
-    401 and 403 count as away: an expired token must not send the whole stream to the error topic. So does a submission
-    that iTel always answers with 5xx. A process that has been asked to end waits for 10 s more, then OutageError is
-    raised. ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
+    Refused credentials and redirects count as away: an expired token or session must not send the whole stream to the
+    error topic. So does a submission that iTel always answers with 5xx. A process that has been asked to end waits for
+    10 s more, then OutageError is raised. ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 
     api: Itel

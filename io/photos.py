@@ -81,7 +81,7 @@ class Photos:
             except CallError as error:
                 raise PhotoError("metadata", f"ClaimX: {error.kind}") from None
             if not reply.ok:
-                raise PhotoError("metadata", f"ClaimX answers with status {reply.status}")
+                raise PhotoError("metadata", f"ClaimX answers with {reply.describe()}")
             found |= parse_links(reply.body, some)
         return found
 

@@ -116,6 +116,7 @@ def _job_defaults(topic: str, group: str, records: int, seconds: float, errors: 
         "consumer_group": group,
         "max_batch_records": records,
         "max_batch_seconds": seconds,
+        "itel_on_outage": "divert",
         "dead_letter_topic": errors,
     }
 
@@ -125,7 +126,9 @@ JOB_DEFAULTS: dict[Job, dict[str, Any]] = {
     Job.TRACKING: _job_defaults(
         topics.TASK_EVENTS, "itel_cabinet_tracking_worker_group", 10_000, 1.0, topics.TASK_ERRORS
     ),
-    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.2, topics.ITEL_ERRORS),
+    # Nothing else hangs on this job, so it waits.
+    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.2, topics.ITEL_ERRORS)
+    | {"itel_on_outage": "wait"},
     Job.CABINET: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_group", 500, 0.2, topics.TASK_ERRORS),
 }
 """The options whose default depends on the job."""
@@ -261,8 +264,8 @@ class ClaimXOptions(ApiOptions):
     """ClaimX's base URL; else CLAIMX_API_BASE_URL."""
     auth: Reference = Field(
         default="bearer:env:CLAIMX_API_TOKEN",
-        description="none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] "
-        "(the client's id and secret); REF is env:NAME or file:PATH.",
+        description="none, bearer:REF, basic:REF:REF, api_key:HEADER:REF, oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] or "
+        "oauth2_post:... (the client's id and secret, in a header or in the form); REF is env:NAME or file:PATH.",
     )
     task_path: str = "/customTasks/assignment/{assignment_id}?full=true"
     """Where a task is looked up."""
@@ -297,8 +300,8 @@ class ItelOptions(ApiOptions):
     """Task statuses that are submitted, separated by commas."""
     deadline_seconds: PositiveSeconds = 30.0
     """Bounds one submission with all its tries."""
-    on_outage: Literal["divert", "wait"] = "divert"
-    """iTel is away: divert submissions to the error topic, or wait until it is back."""
+    on_outage: Literal["divert", "wait"]
+    """iTel is away: divert submissions to the error topic, so that no table is held up, or wait until it is back."""
     batch_size: int = Field(default=1, ge=1, le=1_000)
     """Submissions sent in one call."""
     batch_path: UrlPath = "/api/v1/tasks/batch"
@@ -317,6 +320,8 @@ class HttpOptions(_Group):
     """Tries after the first, for ClaimX and iTel."""
     concurrency: Concurrency = Field(default=32, alias="http_concurrency")
     """Calls at a time, for each API and process."""
+    max_retry_after_seconds: PositiveSeconds = 300.0
+    """How long an API that limits its calls (429) is left alone at most before one call looks whether it still does."""
     breaker_failure_share: float = Field(default=0.8, gt=0, le=1)
     """An API is not called for a while when this share of the last tries (20 at least) failed ..."""
     breaker_window_seconds: PositiveSeconds = 20.0

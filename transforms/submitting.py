@@ -39,11 +39,11 @@ class Accepted:
 class Rejected:
     """iTel does not have the submission, as far as is known.
 
-    ``error_class`` is a stable name: ``refused`` (4xx, 501), ``unauthorized`` (401, 403), ``redirected`` (3xx),
-    ``outage`` (5xx, 408, 425, 429 to the last try), ``timeout``, ``unreachable``, ``reset``, ``breaker_open`` (not even
-    tried: too many calls have failed). ``status`` is that of the last answer, if one came. ``error`` is one line for a
-    person, without anything from the answer's body; ``excerpt`` is the body's beginning, which may repeat what was
-    sent.
+    ``error_class`` is a stable name: ``refused``, ``unauthorized`` (the credentials, or a proxy's), ``redirected``,
+    ``outage`` (an answer that may pass, to the last try), ``timeout``, ``unreachable``, ``reset``, ``breaker_open``
+    (not even tried: too many calls have failed). ``status`` is that of the last answer, if one came. ``error`` is one
+    line for a person, without anything from the answer's body; ``excerpt`` is the body's beginning, which may repeat
+    what was sent.
     """
 
     error_class: str
@@ -59,8 +59,8 @@ class Rejected:
 
     @property
     def outage(self) -> bool:
-        """Whether iTel or its credentials are at fault, so that the same submission may well be accepted later."""
-        return self.error_class not in ("refused", "redirected")
+        """Whether iTel, its address or credentials are at fault, so that the submission may well be accepted later."""
+        return self.error_class != "refused"
 
     @property
     def divisible(self) -> bool:

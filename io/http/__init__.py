@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itel_cabinet.io.http.answers import Meaning
 from itel_cabinet.io.http.auth import Auth, check_header_name
 from itel_cabinet.io.http.breaker import BreakerSettings
 from itel_cabinet.io.http.connection import Connection, ConnectionSettings, get_connection
 from itel_cabinet.io.http.downloads import AllowedHosts, DownloadError, Downloads, DownloadSettings, get_downloads
-from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.http.transport import (
     CallError,
     FailureKind,
@@ -28,6 +28,7 @@ __all__ = [
     "DownloadSettings",
     "Downloads",
     "FailureKind",
+    "Meaning",
     "Reply",
     "TlsFiles",
     "Transport",
@@ -36,5 +37,4 @@ __all__ = [
     "check_url",
     "get_connection",
     "get_downloads",
-    "is_transient",
 ]

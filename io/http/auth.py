@@ -17,10 +17,12 @@ __all__ = ["Auth", "Credentials", "check_header_name"]
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Resolved secrets: the headers to send, and every text that must not be seen. Neither is in its repr."""
+    """Resolved secrets: the headers to send, the fields of a form that asks for a token, and every text that must not
+    be seen. None is in its repr."""
 
     headers: Mapping[str, str] = field(repr=False)
     secrets: tuple[str, ...] = field(repr=False)
+    form: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def redact(self, text: str) -> str:
         """``text`` with each secret replaced by ``[secret]``: some servers echo the request in their errors."""
@@ -35,14 +37,20 @@ class Auth:
     ``oauth2:TOKEN_URL:REF:REF[:scope=SCOPE]``.
 
     The references of ``oauth2`` lead to the client's id and secret; ``scope`` may hold several scopes, with a space
-    between.
+    between. Written ``oauth2_post:``, id and secret are fields of the form, for token endpoints that read them only
+    there.
     """
 
-    scheme: Literal["none", "bearer", "basic", "api_key", "oauth2"]
+    scheme: Literal["none", "bearer", "basic", "api_key", "oauth2", "oauth2_post"]
     header: str = "Authorization"
     refs: tuple[SecretRef, ...] = ()
     token_url: str = ""
     scope: str = ""
+
+    @property
+    def is_oauth2(self) -> bool:
+        """Whether calls bear a token, which the secrets only ask for."""
+        return bool(self.token_url)
 
     @classmethod
     def parse(cls, text: str) -> Auth:
@@ -50,7 +58,8 @@ class Auth:
         secret."""
         scheme, _, rest = text.partition(":")
         scope = ""
-        if scheme == "oauth2":
+        is_oauth2 = scheme in ("oauth2", "oauth2_post")
+        if is_oauth2:
             rest, named, scope = rest.partition(":scope=")
             if named and not re.fullmatch(r"[\x21\x23-\x5b\x5d-\x7e]+( [\x21\x23-\x5b\x5d-\x7e]+)*", scope):
                 raise ValueError("the scope of oauth2 must be words of ASCII with one space between")
@@ -64,12 +73,17 @@ class Auth:
             return cls("basic", refs=(SecretRef.parse(parts[0]), SecretRef.parse(parts[1])))
         if scheme == "api_key" and len(parts) == 2:
             return cls("api_key", check_header_name(parts[0]), (SecretRef.parse(parts[1]),))
-        if scheme == "oauth2" and len(parts) == 3:
+        if is_oauth2 and len(parts) == 3:
             refs = (SecretRef.parse(parts[1]), SecretRef.parse(parts[2]))
-            return cls("oauth2", refs=refs, token_url=_token_url(parts[0]), scope=scope)
+            return cls(
+                "oauth2" if scheme == "oauth2" else "oauth2_post",
+                refs=refs,
+                token_url=_token_url(parts[0]),
+                scope=scope,
+            )
         raise ValueError(
-            "must be none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE], "
-            "where REF is env:NAME or file:PATH (what was given is not shown: it may hold a secret)"
+            "must be none, bearer:REF, basic:REF:REF, api_key:HEADER:REF or oauth2:TOKEN_URL:REF:REF[:scope=SCOPE] "
+            "(or oauth2_post:...), where REF is env:NAME or file:PATH (what was given is not shown: it may be a secret)"
         )
 
     def resolve(self) -> Credentials:
@@ -82,6 +96,8 @@ class Auth:
         if self.scheme == "bearer":
             return Credentials({self.header: f"Bearer {values[0]}"}, values)
         secret = values[1]
+        if self.scheme == "oauth2_post":
+            return Credentials({}, (secret,), {"client_id": values[0], "client_secret": secret})
         if self.scheme == "oauth2":
             # The one way that every token endpoint must know (RFC 6749, 2.3.1), which has both percent-encoded first.
             values = tuple(quote_plus(value) for value in values)

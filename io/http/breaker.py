@@ -17,7 +17,6 @@ from itel_cabinet.io.worker import metrics
 __all__ = ["LEAST_TRIES", "Admission", "Breaker", "BreakerSettings"]
 
 LEAST_TRIES = 20
-_PROBE_POLL_SECONDS = 0.25
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +66,8 @@ class Breaker:
         self._why = ""
 
     def admit(self) -> Admission | None:
-        """Leave for one try; its end must be given to :meth:`record`. None while open."""
+        """Leave for one try; its end must be given to :meth:`record`. None while open, and while another call's probe
+        is under way: then :meth:`wait` is 0, and the probe's end is worth waiting for."""
         with self._lock:
             if self._open_until is None:
                 return Admission(self._turn, probe=False)
@@ -94,17 +94,12 @@ class Breaker:
                     _log.warning("%s: %s (%s): not called until it answers again", self._name, share, why)
                     self._open(why)
 
-    def open_until(self) -> float | None:
-        """When (by the clock) the next try will be let through; None while closed."""
-        with self._lock:
-            return self._open_until
-
     def wait(self) -> float:
-        """Seconds until a try may be let through; 0 if it would be now. A guess while another's probe is under way."""
+        """Seconds until a try may be let through; 0 while another call's probe finds out whether it is back."""
         with self._lock:
-            if self._open_until is None:
+            if self._open_until is None or self._probing:
                 return 0.0
-            return _PROBE_POLL_SECONDS if self._probing else max(0.0, self._open_until - self._clock())
+            return max(0.0, self._open_until - self._clock())
 
     @property
     def why(self) -> str:

@@ -6,41 +6,56 @@ for each settings and process::
     claimx = connection(ConnectionSettings("claimx", "https://claimx.example", "bearer:env:CLAIMX_API_TOKEN"))
     reply = claimx.call("GET", "/customTasks/assignment/5430007", params={"full": "true"})
 
-Its parts are modules of their own: a single bounded try (``transport``), whether and when to try again (``retries``),
-who is calling (``auth``, ``oauth2``), when to leave the API in peace (``breaker``) and how often to call it
-(``rate_limit``).
+Its parts are modules of their own: a single bounded try (``transport``), what its answer means (``answers``), whether
+and when to try again (``retries``), who is calling (``auth``, ``oauth2``), when to leave the API in peace (``breaker``)
+and how often to call it (``pace``).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
+from itel_cabinet.io.http.answers import Meaning, read_retry_after
 from itel_cabinet.io.http.auth import Auth, Credentials
 from itel_cabinet.io.http.breaker import Admission, Breaker, BreakerSettings
 from itel_cabinet.io.http.oauth2 import Tokens, get_tokens
-from itel_cabinet.io.http.rate_limit import RateLimit
-from itel_cabinet.io.http.retries import is_transient, pause_before_retry
+from itel_cabinet.io.http.pace import Pace, Turn
+from itel_cabinet.io.http.retries import pause_before_retry
 from itel_cabinet.io.http.transport import (
     CallError,
     Reply,
     TlsFiles,
     Transport,
     TransportSettings,
+    check_environment,
     check_url,
 )
 from itel_cabinet.io.secrets import UnresolvedSecretError
-from itel_cabinet.io.worker import SettingError, beat, metrics, once_per_process
+from itel_cabinet.io.worker import (
+    OutageError,
+    SettingError,
+    beat,
+    limit_wait,
+    metrics,
+    once_per_process,
+    waiting_for,
+)
 
 __all__ = [
     "Connection",
     "ConnectionSettings",
     "get_connection",
 ]
+
+_POLL_SECONDS = 0.25  # while another call finds out whether the API is back
+_LONGEST_NAP = 1.0  # between two looks whether the process has been asked to end
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +71,8 @@ class ConnectionSettings:
     answer's.
     ``max_retries`` counts the tries after the first. ``concurrency`` is how many idle connections are kept for reuse;
     it should be the number of threads that call. ``calls_per_second`` limits the tries of this process; 0 is no limit.
+    ``max_retry_after_seconds`` is how long an API that limits its calls is left alone at most before one call looks
+    whether it still does.
     """
 
     name: str
@@ -69,6 +86,7 @@ class ConnectionSettings:
     user_agent: str = "itel-cabinet"
     tls: TlsFiles = field(default_factory=TlsFiles)
     calls_per_second: float = 0.0
+    max_retry_after_seconds: float = 300.0
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
 
     def __post_init__(self) -> None:
@@ -94,10 +112,11 @@ class ConnectionSettings:
             raise UnresolvedSecretError(str(error), field="auth") from None
 
     def check(self) -> None:
-        """Read what the settings refer to, secrets and TLS files; ``run`` calls this to refuse early. Raises
-        UnresolvedSecretError with the field."""
+        """Read what the settings refer to (secrets, TLS files) and what the environment says of proxies and
+        authorities; ``run`` does, to refuse early. Raises UnresolvedSecretError with the field, and RefusedError."""
         self.credentials()
         self.tls.check()
+        check_environment(self.base_url)
 
     def transport(self, base_url: str) -> TransportSettings:
         """The bounds of a single try, at this API or at the token endpoint that belongs to it."""
@@ -130,7 +149,7 @@ class Connection:
     _credentials: Credentials = field(init=False, repr=False)
     _transport: Transport = field(init=False, repr=False)
     _breaker: Breaker = field(init=False, repr=False)
-    _limit: RateLimit | None = field(init=False, repr=False, default=None)
+    _pace: Pace = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -138,34 +157,17 @@ class Connection:
         self._credentials = settings.credentials()
         self._transport = Transport(settings.transport(settings.base_url))
         self._breaker = Breaker(settings.name, settings.breaker, self.clock)
-        if settings.calls_per_second:
-            self._limit = RateLimit(settings.calls_per_second, self.clock)
+        self._pace = Pace(
+            settings.name, settings.calls_per_second, settings.max_retry_after_seconds, self.clock, self.random
+        )
         auth = Auth.parse(settings.auth)
-        if auth.scheme == "oauth2" and self.tokens is None:
+        if auth.is_oauth2 and self.tokens is None:
             url = urlsplit(auth.token_url)
             self.tokens = get_tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
 
     def close(self) -> None:
         """Close the idle connections. A later call opens new ones."""
         self._transport.close()
-
-    def breaker_open_until(self) -> float | None:
-        """When, by ``clock``, a try will be let through again; None while the breaker is closed."""
-        return self._breaker.open_until()
-
-    def wait_until_closed(self, seconds: float) -> bool:
-        """Wait for ``seconds`` at most until the breaker lets a try through; whether it does.
-
-        The next call may be the probe that finds out whether the API is back; another thread may be the first to make
-        it, so ``breaker_open`` can come again.
-        """
-        end = self.clock() + seconds
-        while (wait := self._breaker.wait()) > 0:
-            left = end - self.clock()
-            if left <= 0:
-                return False
-            self.sleep(min(wait, left))
-        return True
 
     def headers_for(self, link: str) -> Mapping[str, str]:
         """What authenticates a GET of ``link``, if that leads to this API's own scheme, host and port; else nothing.
@@ -185,29 +187,32 @@ class Connection:
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        unusable: Callable[[Reply], bool] = lambda _: False,
+        judge: Callable[[Reply], Meaning] = lambda reply: reply.meaning,
     ) -> Reply:
         """Send a request until it is answered for good, within ``deadline_seconds``.
 
-        Tried again, with full jitter or as ``Retry-After`` says: no connection, a broken one, a timeout, 408, 425, 429,
-        5xx except 501, a 2xx that ``unusable`` refuses, and a token endpoint for which the same holds. A 401 is tried
-        once more with a new token, or if the secret has changed meanwhile. So a request may arrive more than once: a
-        write needs an idempotency key among its ``headers``.
+        Tried again, with full jitter or as ``Retry-After`` says: no connection, a broken one, a timeout, an answer that
+        means AGAIN, and a token endpoint for which the same holds. ``judge`` may read more out of an answer than its
+        status says. A 401 is tried once more with a new token, or if the secret has changed meanwhile. So a request may
+        arrive more than once: a write needs an idempotency key among its ``headers``.
 
-        Returns the last try's reply, of any status, for the caller to judge; raises CallError if the last try
-        had none, and with the kind ``breaker_open`` as soon as the breaker is open: at once, or instead of a further
-        try. A write that was answered by a 2xx has been done, even if the answer's body is lost.
+        While the API limits its calls, all wait, for as long as it does: that takes nothing of the deadline and of the
+        tries. So does waiting for another call's probe, which finds out whether an API is back.
 
-        The deadline begins when the rate limit lets the first try pass, and holds against servers that hang or drip,
-        and against a resolver that hangs.
+        Returns the last try's reply, of any meaning but BACK_PRESSURE, for the caller to act on; raises CallError if
+        the last try had none, and with the kind ``breaker_open`` as soon as the breaker is open: at once, or instead of
+        a further try. A write that was answered by a 2xx has been done, even if the answer's body is lost. Raises
+        OutageError when the API still limits its calls 10 s after the process has been asked to end.
+
+        The deadline begins when the pace lets the first try pass, and holds against servers that hang or drip, and
+        against a resolver that hangs.
         """
         api, good = self.settings.name, False
         try:
             if self._breaker.wait() > 0:
                 raise self._breaker_open(0, None)
-            self._take_turn(float("inf"))
             with metrics.HTTP_CALL_SECONDS.labels(api).time():
-                reply = self._until_answered(method, path, params, body, headers or {}, unusable)
+                reply = self._until_answered(method, path, params, body, headers or {}, judge)
             good = reply.ok
             return reply
         finally:
@@ -221,31 +226,38 @@ class Connection:
         params: Mapping[str, str] | None,
         body: bytes | None,
         headers: Mapping[str, str],
-        unusable: Callable[[Reply], bool],
+        judge: Callable[[Reply], Meaning],
     ) -> Reply:
         started = self.clock()
         deadline = started + self.settings.deadline_seconds
-        attempts = 0
+        attempts = limited = 0
         renewed = False
         last: Reply | None = None
+        is_free = True  # whether waiting for a turn takes nothing of the deadline
         while True:
-            admission = self._breaker.admit()
-            if admission is None:
-                raise self._breaker_open(attempts, last)
+            entry = self._enter(math.inf if is_free else deadline - self.clock(), attempts, last)
+            if entry is None:
+                break
+            started += entry.held_seconds
+            deadline += entry.held_seconds
+            is_free = False
             attempts += 1
             if attempts > 1:
                 metrics.HTTP_RETRIES.labels(self.settings.name).inc()
-            credentials, outcome = self._try(admission, method, path, params, body, headers, deadline)
+            credentials, outcome = self._try(entry, method, path, params, body, headers, judge, deadline)
             if isinstance(outcome, Reply):
                 last = outcome = replace(outcome, attempts=attempts, elapsed=self.clock() - started)
-                if outcome.status == 401 and not renewed and self.clock() < deadline and self._renew(credentials):
-                    renewed = True
-                    if self._take_turn(deadline):
-                        continue
+            if _is_limited(outcome):
+                limited += 1
+                is_free = True
+                continue
+            if isinstance(outcome, Reply) and outcome.status == 401 and not renewed:
+                renewed = self.clock() < deadline and self._renew(credentials)
+                if renewed:
+                    continue
             pause = pause_before_retry(
                 outcome,
-                usable=not (isinstance(outcome, Reply) and outcome.ok and unusable(outcome)),
-                attempts=attempts,
+                attempts=attempts - limited,
                 max_retries=self.settings.max_retries,
                 left=deadline - self.clock(),
                 chance=self.random(),
@@ -257,32 +269,68 @@ class Connection:
                 raise self._breaker_open(attempts, last)
             _log.debug("%s: try %d: %s; again in %.2f s", self.settings.name, attempts, outcome, pause)
             self.sleep(pause)
-            if not self._take_turn(deadline):
-                break
         if isinstance(outcome, Reply):
             return outcome
-        hint = ": check the credentials" if outcome.kind == "unauthorized" else ""
+        hint = ": check the credentials" if outcome.kind == "unauthorized" and "check" not in str(outcome) else ""
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'} in {self.clock() - started:.1f} s"
         detail = f"{self.settings.base_url}: {outcome}{hint} ({tries})"
         raise CallError(outcome.kind, detail, attempts=attempts, last=last)
 
+    def _enter(self, most: float, attempts: int, last: Reply | None) -> _Entry | None:
+        """Leave for one try, once the API's limit, the pace and another call's probe let it pass.
+
+        None if the turn is more than ``most`` seconds away. Raises CallError (``breaker_open``) and OutageError.
+        """
+        began = self.clock()
+        if self._pace.blocked():
+            most = math.inf
+        place = self._pace.reserve(most)
+        if place is None:
+            return None
+        counted = 0.0 if most == math.inf else self._pace.wait(place)
+        while True:
+            self._await_turn(place)
+            admission = self._breaker.admit()
+            if admission is None:
+                if self._breaker.wait() > 0:
+                    raise self._breaker_open(attempts, last)
+                self.sleep(_POLL_SECONDS)
+                continue
+            turn = self._pace.admit()
+            if turn is not None:
+                return _Entry(admission, turn, self.clock() - began - counted)
+            self._breaker.record(admission, None)
+
+    def _await_turn(self, place: float) -> None:
+        """Wait until it is this place's turn. Raises OutageError if a process that is to end would wait too long."""
+        asked_to_end: float | None = None
+        while (wait := self._pace.wait(place)) > 0:
+            beat()
+            if (most := limit_wait(math.inf)) < math.inf:
+                asked_to_end = self.clock() if asked_to_end is None else asked_to_end
+                if self.clock() - asked_to_end >= most:
+                    raise OutageError(f"{self.settings.base_url}: limits its calls, and the process is to end")
+            limits = waiting_for(f"{self.settings.name}, which limits its calls")
+            with limits if self._pace.blocked() else nullcontext():
+                self.sleep(min(wait, _LONGEST_NAP))
+
     def _try(
         self,
-        admission: Admission,
+        entry: _Entry,
         method: str,
         path: str,
         params: Mapping[str, str] | None,
         body: bytes | None,
         headers: Mapping[str, str],
+        judge: Callable[[Reply], Meaning],
         deadline: float,
     ) -> tuple[Credentials, Reply | CallError]:
-        """One try, recorded by the breaker whether it fails or not; and the credentials it was made with."""
-        alive: bool | None = None
-        why = ""
+        """One try, recorded by breaker and pace whether it fails or not; and the credentials it was made with."""
+        outcome: Reply | CallError | None = None
         try:
             credentials = self._authorize(deadline - self.clock())
             if isinstance(credentials, CallError):
-                outcome: Reply | CallError = credentials
+                outcome = credentials
                 credentials = self._credentials
             else:
                 outcome = self._transport.send(
@@ -294,9 +342,16 @@ class Connection:
                     redact=credentials.redact,
                     seconds=deadline - self.clock(),
                 )
-            alive, why = _is_alive(outcome), _in_short(outcome)
+            if isinstance(outcome, Reply):
+                outcome = replace(outcome, judged=judge(outcome))
         finally:
-            self._breaker.record(admission, alive, why)
+            self._breaker.record(entry.admission, *_read_life(outcome))
+            self._pace.record(
+                entry.turn,
+                limited=_is_limited(outcome),
+                asked=None if outcome is None else read_retry_after(outcome.retry_after, self.now()),
+                answered=isinstance(outcome, Reply),
+            )
             beat()
         kind = f"{outcome.status // 100}xx" if isinstance(outcome, Reply) else outcome.kind
         metrics.HTTP_TRIES.labels(self.settings.name, kind).inc()
@@ -317,15 +372,6 @@ class Connection:
             return False
         return self._credentials != used
 
-    def _take_turn(self, deadline: float) -> bool:
-        """Wait as the rate limit wants it; False at once if that would be beyond the deadline."""
-        if self._limit is None:
-            return True
-        wait = self._limit.reserve(deadline - self.clock())
-        if wait:
-            self.sleep(wait)
-        return wait is not None
-
     def _breaker_open(self, attempts: int, last: Reply | None) -> CallError:
         detail = (
             f"{self.settings.base_url}: not called, as most of the last tries failed ({self._breaker.why}); "
@@ -334,15 +380,29 @@ class Connection:
         return CallError("breaker_open", detail, attempts=attempts, last=last)
 
 
-def _is_alive(outcome: Reply | CallError) -> bool | None:
-    """Whether a try speaks for the API being up. One that says it is busy is up; a refused token says nothing."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """Leave for one try, and the seconds of waiting for it that take nothing of the call's deadline."""
+
+    admission: Admission
+    turn: Turn
+    held_seconds: float
+
+
+def _is_limited(outcome: Reply | CallError | None) -> bool:
+    """Whether the API (or the token endpoint before it) limits its calls."""
+    return outcome.meaning is Meaning.BACK_PRESSURE if isinstance(outcome, Reply) else bool(outcome and outcome.limited)
+
+
+def _read_life(outcome: Reply | CallError | None) -> tuple[bool | None, str]:
+    """Whether a try speaks for the API being up, and the failure in short. One that limits its calls, or puts off this
+    one (4xx but 408), is up; a refused token says nothing."""
     if isinstance(outcome, Reply):
-        return not is_transient(outcome.status) or outcome.status in (425, 429)
-    return {"too_large": True, "unauthorized": None}.get(outcome.kind, False)
-
-
-def _in_short(outcome: Reply | CallError) -> str:
-    return f"status {outcome.status}" if isinstance(outcome, Reply) else str(outcome)
+        put_off = outcome.status != 408 and 400 <= outcome.status < 500
+        return outcome.meaning is not Meaning.AGAIN or put_off, outcome.describe()
+    if outcome is None or outcome.limited:
+        return None, ""
+    return {"too_large": True, "unauthorized": None}.get(outcome.kind, False), str(outcome)
 
 
 def _origin(link: str) -> tuple[str, str | None, int | None]:

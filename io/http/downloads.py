@@ -14,22 +14,20 @@ import contextlib
 import ipaddress
 import random as _random
 import re
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, Literal
+from typing import IO, Literal
 from urllib.parse import urljoin
 
 import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import HTTPError, LocationParseError
 from urllib3.util import Timeout, Url, parse_url
 
-from itel_cabinet.io.http.retries import is_transient
-from itel_cabinet.io.http.transport import TimedResponse
+from itel_cabinet.io.http.answers import Meaning, read_status
+from itel_cabinet.io.http.sockets import make_pools
+from itel_cabinet.io.http.transport import describe_failure
 from itel_cabinet.io.worker import SettingError, full_jitter, once_per_process
 
 __all__ = ["AllowedHosts", "DownloadError", "DownloadSettings", "Downloads", "FailureReason", "get_downloads"]
@@ -123,25 +121,12 @@ class AllowedHosts:
         networks = (_network(entry) for entry in self.entries)
         return any(network is not None and address in network for network in networks)
 
-    def connect(self, scheme: str, host: str, port: int, timeout: float | None) -> socket.socket:
-        """A socket to the first permitted address of ``host`` that answers. Raises DownloadError and OSError."""
-        failure: Exception | None = None
-        for family, kind, protocol, _, where in socket.getaddrinfo(_bare(host), port, type=socket.SOCK_STREAM):
-            address = ipaddress.ip_address(str(where[0]).partition("%")[0])
-            if not self.permits(address, scheme):
-                why = "which is public, by http" if self.permits(address) else "which is not public"
-                failure = failure or DownloadError("refused", f"{_bare(host)} leads to {address}, {why}")
-                continue
-            sock = socket.socket(family, kind, protocol)
-            try:
-                sock.settimeout(timeout)
-                sock.connect(where)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                return sock
-            except OSError as error:
-                sock.close()
-                failure = error
-        raise failure or OSError("the name has no address")
+    def check_address(self, host: str, address_text: str, scheme: str) -> None:
+        """Raises DownloadError (``refused``) unless a connection to the host at this IP address may be made."""
+        address = ipaddress.ip_address(address_text.partition("%")[0])
+        if not self.permits(address, scheme):
+            why = "which is public, by http" if self.permits(address) else "which is not public"
+            raise DownloadError("refused", f"{_bare(host)} leads to {address}, {why}")
 
 
 def _bare(host: str | None) -> str:
@@ -170,37 +155,6 @@ def _embedded(address: IPAddress) -> IPAddress | None:
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour
-
-
-def _pools(allowed: AllowedHosts) -> dict[str, Any]:
-    """urllib3's pools, whose connections are made by ``allowed``."""
-
-    def connected(self: Plain | Tls) -> socket.socket:
-        timeout = self.timeout if isinstance(self.timeout, int | float) else None
-        try:
-            return allowed.connect("https" if self.is_tls else "http", self._dns_host, self.port, timeout)
-        except socket.gaierror as error:
-            raise NameResolutionError(self.host, self, error) from error
-        except OSError as error:
-            raise NewConnectionError(self, error.strerror or type(error).__name__) from error
-
-    class Plain(HTTPConnection):
-        response_class = TimedResponse
-        is_tls = False
-        _new_conn = connected
-
-    class Tls(HTTPSConnection):
-        response_class = TimedResponse
-        is_tls = True
-        _new_conn = connected
-
-    class PlainPool(HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class TlsPool(HTTPSConnectionPool):
-        ConnectionCls = Tls
-
-    return {"http": PlainPool, "https": TlsPool}
 
 
 # ------------------------------------------------------------------------------------------------------------ downloads
@@ -237,14 +191,14 @@ class Downloads:
         self.settings = settings
         self._clock, self._sleep, self._random = clock, sleep, random
         self._manager = urllib3.PoolManager(num_pools=16, maxsize=settings.concurrency, retries=False)
-        self._manager.pool_classes_by_scheme = _pools(settings.allowed)
+        self._manager.pool_classes_by_scheme = make_pools(settings.allowed.check_address)
 
     @contextlib.contextmanager
     def image(self, link: str, headers_for: Callable[[str], Mapping[str, str]] = _no_headers) -> Iterator[IO[bytes]]:
         """The whole image behind a link, to be read while the context lasts. Raises DownloadError.
 
         ``headers_for`` is asked for more headers at each hop, with that hop's URL. Tried again: no connection, a broken
-        one, 408, 425, 429 and 5xx.
+        one, and what may pass (see Meaning).
         """
         deadline = self._clock() + self.settings.deadline_seconds
         with SpooledTemporaryFile(max_size=_MEMORY_BYTES) as content:
@@ -280,7 +234,7 @@ class Downloads:
                 finally:
                     response.close()
             except (HTTPError, OSError) as error:
-                raise _BrokenError(_describe(error)) from None
+                raise _BrokenError(str(describe_failure(error))) from None
             except ValueError:
                 raise DownloadError("refused", "a redirect leads to something other than a URL") from None
         raise DownloadError("refused", f"more than {_MOST_REDIRECTS} redirects")
@@ -302,7 +256,7 @@ class Downloads:
     def _read(self, response: urllib3.BaseHTTPResponse, content: IO[bytes]) -> None:
         if response.status in (401, 403, 404, 410):
             raise DownloadError("expired", f"status {response.status}")
-        if is_transient(response.status):
+        if read_status(response.status, response.headers) in (Meaning.AGAIN, Meaning.BACK_PRESSURE):
             raise _BrokenError(f"status {response.status}")
         if response.status != 200:
             raise DownloadError("download", f"status {response.status}")
@@ -329,17 +283,6 @@ class Downloads:
 
 def _digits(text: str | None) -> str:
     return text if text and re.fullmatch(r"\d{1,18}", text, re.ASCII) else "0"
-
-
-def _describe(error: Exception) -> str:
-    """What went wrong, without the URL that the library's own text holds."""
-    if isinstance(error, NewConnectionError | NameResolutionError):
-        return "no connection"
-    if isinstance(error, urllib3.exceptions.TimeoutError | TimeoutError):
-        return "no complete answer in time"
-    if isinstance(error, urllib3.exceptions.SSLError):
-        return "no connection: TLS"
-    return "the connection broke"
 
 
 @once_per_process

@@ -17,8 +17,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from urllib.parse import urlencode, urlsplit
 
+from itel_cabinet.io.http.answers import Meaning
 from itel_cabinet.io.http.auth import Auth, Credentials
-from itel_cabinet.io.http.retries import is_transient
 from itel_cabinet.io.http.transport import CallError, Reply, Transport, TransportSettings
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import once_per_process
@@ -125,6 +125,7 @@ class Tokens:
         except UnresolvedSecretError as error:
             return CallError("unauthorized", str(error))
         form = {"grant_type": "client_credentials"} | ({"scope": self.auth.scope} if self.auth.scope else {})
+        form |= client.form
         url = urlsplit(self.auth.token_url)
         reply = self.transport.send(
             "POST",
@@ -136,20 +137,22 @@ class Tokens:
         )
         found = read_token(reply) if isinstance(reply, Reply) else reply
         if isinstance(found, CallError):
-            return CallError(found.kind, f"{self._endpoint}: {found}", retry_after=found.retry_after)
+            detail = f"{self._endpoint}: {found}"
+            return CallError(found.kind, detail, retry_after=found.retry_after, limited=found.limited)
         return found
 
 
 def read_token(reply: Reply) -> Token | CallError:
     """What a token endpoint's answer means. Nothing of its text is quoted but a registered kind of error code."""
-    if is_transient(reply.status):
-        return CallError("outage", f"status {reply.status}", retry_after=reply.headers.get("Retry-After"))
+    if reply.meaning in (Meaning.AGAIN, Meaning.BACK_PRESSURE):
+        limited = reply.meaning is Meaning.BACK_PRESSURE
+        return CallError("outage", f"status {reply.status}", retry_after=reply.retry_after, limited=limited)
     answer = _json_object(reply.body)
     if not reply.ok:
         code = answer.get("error")
         code = f", {code}" if isinstance(code, str) and re.fullmatch(r"[a-z_]{1,40}", code) else ""
         return CallError("unauthorized", f"gives no token (status {reply.status}{code})")
-    token, kind = answer.get("access_token"), answer.get("token_type", "bearer")
+    token, kind = answer.get("access_token"), answer.get("token_type") or "bearer"
     if (
         not isinstance(token, str)
         or not re.fullmatch(r"[\x21-\x7e]+", token)

@@ -7,31 +7,26 @@ networks cannot do without; ``.netrc`` is not, because it would replace the cred
 
 from __future__ import annotations
 
-import http.client
-import io
+import codecs
 import os
 import re
-import socket
 import ssl
-import threading
-import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import requests
+import truststore
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util import Timeout
-from urllib3.util.connection import allowed_gai_family
 
+from itel_cabinet.io.http.answers import Meaning, read_status
+from itel_cabinet.io.http.sockets import make_pools
 from itel_cabinet.io.secrets import UnresolvedSecretError
+from itel_cabinet.io.worker import RefusedError
 
 __all__ = [
     "EXCERPT_CHARACTERS",
@@ -39,16 +34,20 @@ __all__ = [
     "CallError",
     "FailureKind",
     "Reply",
-    "TimedResponse",
     "TlsFiles",
     "Transport",
     "TransportSettings",
+    "check_environment",
     "check_url",
+    "describe_failure",
 ]
 
 MAX_BODY_BYTES = 16 * 1024 * 1024  # far above any task or media list, and as many threads may each hold one
 EXCERPT_CHARACTERS = 500
+_BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first one given is used
 _MAX_PEM_BYTES = 4 * 1024 * 1024  # the bundle of all public authorities has 0.3 MB
+
+_REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")  # as http.client words it
 
 FailureKind = Literal["timeout", "unreachable", "reset", "too_large", "outage", "unauthorized", "breaker_open"]
 
@@ -58,7 +57,8 @@ class Reply:
     """An answer of any status.
 
     ``headers`` ignore case. ``excerpt`` is the body's beginning as one line of at most 500 characters, secrets taken
-    out. ``attempts`` and ``elapsed`` (seconds) are those of the whole call.
+    out. ``attempts`` and ``elapsed`` (seconds) are those of the whole call. ``judged`` is what the API's own client
+    makes of it, if that is more than the status says.
     """
 
     status: int
@@ -67,11 +67,37 @@ class Reply:
     excerpt: str = field(default="", repr=False)
     attempts: int = 1
     elapsed: float = 0.0
+    judged: Meaning | None = None
+
+    @property
+    def meaning(self) -> Meaning:
+        """What to do about it."""
+        return self.judged or read_status(self.status, self.headers)
 
     @property
     def ok(self) -> bool:
-        """A 2xx."""
-        return 200 <= self.status < 300
+        """The API has done what it was asked."""
+        return self.meaning in (Meaning.ACCEPTED, Meaning.DUPLICATE)
+
+    @property
+    def retry_after(self) -> str | None:
+        """The header of that name."""
+        return self.headers.get("Retry-After")
+
+    @property
+    def is_page(self) -> bool:
+        """Whether the body is a page for people (a login, a proxy's notice) where an API would answer data."""
+        kind = self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        body = self.body.removeprefix(codecs.BOM_UTF8).lstrip()
+        return body.startswith(b"<") or (kind in ("text/html", "application/xhtml+xml") and bool(body))
+
+    def describe(self) -> str:
+        """The status, and who gave it, if that was not the API."""
+        if self.status == 407:
+            return "status 407, from the proxy: check the user and password in the proxy's address"
+        if self.status == 511:
+            return "status 511, from the network, which wants a login"
+        return f"status {self.status}"
 
 
 class CallError(Exception):
@@ -81,12 +107,12 @@ class CallError(Exception):
 
     - ``timeout``, ``unreachable`` (no connection: refused, unknown host, TLS), ``reset`` (the connection broke, or what
       came is not HTTP), ``too_large``: the API, or its token endpoint;
-    - ``outage``: the token endpoint answers 5xx, 408, 425, 429 or no token;
-    - ``unauthorized``: the token endpoint refuses the client, or the secrets for it cannot be read;
+    - ``outage``: the token endpoint answers what may pass (see Meaning), or no token;
+    - ``unauthorized``: the token endpoint or a proxy refuses the client, or the secrets for it cannot be read;
     - ``breaker_open``: the API was not called (again), since most of the last tries failed.
 
     ``attempts`` counts the tries, 0 if there was none. ``last`` is the answer of an earlier try, if there was one.
-    ``retry_after`` is what the token endpoint's header of that name says.
+    ``retry_after`` is what the token endpoint's header of that name says, ``limited`` whether it limits its calls.
     """
 
     def __init__(
@@ -97,12 +123,14 @@ class CallError(Exception):
         attempts: int = 1,
         last: Reply | None = None,
         retry_after: str | None = None,
+        limited: bool = False,
     ) -> None:
         super().__init__(detail)
         self.kind: FailureKind = kind
         self.attempts = attempts
         self.last = last
         self.retry_after = retry_after
+        self.limited = limited
 
 
 def check_url(text: str, *, query: bool = False) -> str:
@@ -122,13 +150,35 @@ def check_url(text: str, *, query: bool = False) -> str:
     return text
 
 
+def check_environment(base_url: str) -> dict[str, str]:
+    """The environment's proxies for a URL, as requests takes them.
+
+    Raises RefusedError, with the variable, for a proxy other than HTTP and for a bundle of authorities that cannot be
+    read: without them nothing could be called.
+    """
+    found: dict[str, str] = requests.utils.get_environ_proxies(base_url)
+    proxy = requests.utils.select_proxy(base_url, found)
+    if proxy:
+        url = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+        if url.scheme not in ("http", "https") or not url.hostname:
+            names = [name for name, value in os.environ.items() if name.lower().endswith("_proxy") and value == proxy]
+            known = f"{url.scheme}://{url.hostname or ''}"
+            raise RefusedError(f"{' and '.join(sorted(names))}: {known} is no http:// or https:// proxy")
+    if base_url.startswith("https:"):
+        for name in _BUNDLES:
+            path = os.environ.get(name)
+            if path and not os.access(path, os.R_OK):
+                raise RefusedError(f"{name} names {path}, which is no file that can be read: correct it or unset it")
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
     """PEM files, read where the job's workers run; an empty name is none.
 
-    ``ca`` holds certificates to trust beside the usual authorities. ``client_cert`` is what we show the server (mTLS),
-    with its chain; ``client_key`` its key, which may also stand in the same file. The client's files are read again for
-    each connection that is opened, so renewed ones need no restart.
+    ``ca`` holds certificates to trust beside the system's and certifi's. ``client_cert`` is what we show the server
+    (mTLS), with its chain; ``client_key`` its key, which may also stand in the same file. The client's files are read
+    again for each connection that is opened, so renewed ones need no restart.
     """
 
     ca: str = ""
@@ -201,9 +251,11 @@ class Transport:
     def __init__(self, settings: TransportSettings) -> None:
         self.settings = settings
         authorities = settings.tls.check()
-        self._adapter = _Adapter(authorities, pool_connections=4, pool_maxsize=settings.concurrency)
-        self._proxies = requests.utils.get_environ_proxies(settings.base_url)
-        self._verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+        self._proxies = check_environment(settings.base_url)
+        self._verify = next(filter(None, map(os.environ.get, _BUNDLES)), True)
+        self._adapter = _Adapter(
+            authorities, self._verify is True, pool_connections=4, pool_maxsize=settings.concurrency
+        )
 
     def close(self) -> None:
         """Close the idle connections. A later request opens new ones."""
@@ -255,7 +307,7 @@ class Transport:
                 proxies=self._proxies,
             )
         except (OSError, urllib3.exceptions.HTTPError) as error:  # requests' own errors are OSErrors
-            return _failure(error)
+            return describe_failure(error)
         content, cut = _read(response)
         if cut is not None and 200 <= response.status_code < 300 and method in ("GET", "HEAD"):
             return cut
@@ -274,19 +326,24 @@ def _read(response: requests.Response) -> tuple[bytes, CallError | None]:
                 return b"".join(chunks), CallError("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes")
             chunks.append(chunk)
     except (OSError, urllib3.exceptions.HTTPError) as error:
-        return b"".join(chunks), _failure(error)
+        return b"".join(chunks), describe_failure(error)
     finally:
         response.close()
     return b"".join(chunks), None
 
 
-def _failure(error: Exception) -> CallError:
+def describe_failure(error: Exception) -> CallError:
     """What a library's exception means. Its own text is left out: it holds the whole URL, with its query."""
     causes = list(_causes(error))
     # NewConnectionError (refused, unknown host) is a TimeoutError to urllib3, for history's sake.
     unconnected = any(isinstance(cause, urllib3.exceptions.NewConnectionError) for cause in causes)
     if not unconnected and any(isinstance(cause, urllib3.exceptions.TimeoutError | TimeoutError) for cause in causes):
         return CallError("timeout", "no complete answer in time")
+    tunnel = next((found for cause in causes if (found := _REFUSED_TUNNEL.search(str(cause)))), None)
+    if tunnel:
+        hint = ": check the user and password in the proxy's address" if tunnel[1] == "407" else ""
+        kind: FailureKind = "unauthorized" if tunnel[1] == "407" else "unreachable"
+        return CallError(kind, f"the proxy lets no connection through (status {tunnel[1]}){hint}")
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
     detail = reasons[-1] if reasons else type(causes[-1]).__name__
     if any(isinstance(cause, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError) for cause in causes):
@@ -309,108 +366,17 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return found
 
 
-# ------------------------------------------------------------------------------------------ a bound on a whole answer
-
-
-class _TimedReads(io.RawIOBase):
-    """A socket's bytes until a moment. A socket's own timeout begins again with each byte, so a server that drips
-    outlives it."""
-
-    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._end = time.monotonic() + (sock.gettimeout() or 0.0)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._sock.settimeout(left)
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class TimedResponse(http.client.HTTPResponse):
-    """An answer whose headers and body together must come within the read timeout that urllib3 has set on the
-    socket."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(sock, *args, **kwargs)
-        self.fp: io.BufferedReader = io.BufferedReader(_TimedReads(self.fp.detach(), sock))
-
-
-class _TimedConnect(HTTPConnection):
-    """A connection whose connect timeout holds for the look-up of the host's name and all its addresses together;
-    urllib3 leaves the look-up unbounded, and grants each address the whole time."""
-
-    response_class = TimedResponse
-
-    def _new_conn(self) -> socket.socket:
-        name, seconds = self._dns_host, self.timeout or 0.0
-        end = time.monotonic() + seconds
-        failure: Exception = ConnectTimeoutError(self, "no address in time")
-        try:
-            addresses = _addresses(name, self.port, seconds)
-            for tried, address in enumerate(addresses):
-                self._dns_host = address
-                self.timeout = max(0.001, (end - time.monotonic()) / (len(addresses) - tried))
-                try:
-                    sock = super()._new_conn()
-                    sock.settimeout(max(0.001, end - time.monotonic()))  # what is left for TLS to agree
-                    return sock
-                except (NewConnectionError, ConnectTimeoutError) as error:
-                    failure = error
-        except socket.gaierror as error:
-            failure = NameResolutionError(name, self, error)
-        except TimeoutError:
-            pass
-        finally:
-            self._dns_host, self.timeout = name, seconds
-        raise failure
-
-
-def _addresses(host: str, port: int, seconds: float) -> list[str]:
-    """What the resolver says, within ``seconds`` (else TimeoutError). It cannot be broken off, so it has a thread of
-    its own, which ends when the resolver gives up."""
-    answer: Future[list[str]] = Future()
-
-    def look_up() -> None:
-        try:
-            infos = socket.getaddrinfo(host, port, allowed_gai_family(), socket.SOCK_STREAM)
-            answer.set_result(list(dict.fromkeys(str(info[4][0]) for info in infos)))
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=look_up, name=f"look-up-{host}", daemon=True).start()
-    return answer.result(seconds)
-
-
-class _TlsConnection(_TimedConnect, HTTPSConnection):
-    pass
-
-
-class _PlainPool(HTTPConnectionPool):
-    ConnectionCls = _TimedConnect
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-_POOLS = {"http": _PlainPool, "https": _TlsPool}
+_POOLS = make_pools()
 
 
 class _Adapter(HTTPAdapter):
-    """requests' adapter over those connections, with and without a proxy, which may trust more authorities."""
+    """requests' adapter over bounded connections, with and without a proxy, which may trust more authorities."""
 
-    def __init__(self, authorities: str | None, **kwargs: Any) -> None:
+    def __init__(self, authorities: str | None, trusts_system: bool, **kwargs: Any) -> None:
         self._tls: dict[str, Any] = {} if authorities is None else {"ca_cert_data": authorities}
+        if trusts_system:
+            # What the system trusts, as curl does; requests adds the authorities of certifi.
+            self._tls["ssl_context"] = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         super().__init__(**kwargs)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

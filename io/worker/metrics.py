@@ -115,6 +115,7 @@ LOOKUP_SECONDS = _histogram("lookup_seconds", "A task's lookup, waiting for outa
 LOOKUPS_CACHED = _counter("lookups_cached", "Lookups that the cache answered.")
 HTTP_TRIES = _counter("http_tries", "Single requests, by status class (2xx ...) or how they failed.", "api", "outcome")
 HTTP_RETRIES = _counter("http_retries", "Requests made again after a failed one.", "api")
+HTTP_LIMITED = _counter("http_limited", "Requests that the API put off by a limit on its calls (429, 503).", "api")
 HTTP_CALLS_FAILED = _counter("http_calls_failed", "Calls without a good answer (2xx) after all tries.", "api")
 HTTP_CALL_SECONDS = _histogram("http_call_seconds", "Calls, all tries and pauses included.", _CALL_SECONDS, "api")
 BREAKER_OPEN = _gauge("breaker_open", "1 while the API is not called because most tries failed.", "api")
@@ -167,7 +168,7 @@ def start_at_zero(expected: ExpectedLabels) -> None:
     for labels, metrics in (
         (expected.consumed, (OFFSET_COMMIT_FAILURES,)),
         (expected.published, (MESSAGES_PUBLISHED, PUBLISH_FAILURES)),
-        (expected.apis, (HTTP_RETRIES, HTTP_CALLS_FAILED, BREAKER_OPEN)),
+        (expected.apis, (HTTP_RETRIES, HTTP_LIMITED, HTTP_CALLS_FAILED, BREAKER_OPEN)),
         (expected.outcomes, (SUBMISSIONS,)),
         (expected.tables, (ROWS_WRITTEN, ROWS_REPLAYED, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES)),
     ):

@@ -17,7 +17,17 @@ from typing import Any
 
 import pytest
 
-from itel_cabinet.io.http import Auth, CallError, Connection, ConnectionSettings, TlsFiles, get_connection, transport
+from itel_cabinet.io.http import (
+    Auth,
+    CallError,
+    Connection,
+    ConnectionSettings,
+    Meaning,
+    Reply,
+    TlsFiles,
+    get_connection,
+    transport,
+)
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.io.worker import SettingError
 from tests.support.certificates import self_signed
@@ -31,7 +41,9 @@ from tests.support.faulty_server import (
     endless_body,
     garbage,
     hang,
+    interim,
     reset,
+    then_more,
     unused_port,
 )
 
@@ -79,7 +91,7 @@ def quick(url: str, pauses: Pauses, **settings: Any) -> Connection:
 # -- what is tried again
 
 
-@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504, 520])
+@pytest.mark.parametrize("status", [408, 421, 425, 500, 502, 503, 504, 520, 599])
 def test_a_transient_status_is_tried_again(status: int, serve: Any, pauses: Pauses) -> None:
     server = serve(answer(status), answer(status), answer(200, b'{"a": 1}'))
     reply = quick(server.url, pauses).call("GET", "/x")
@@ -201,28 +213,91 @@ def test_tries_end_after_max_retries_with_the_last_reply(serve: Any, pauses: Pau
     assert (reply.status, reply.excerpt, reply.attempts, len(server.requests)) == (503, "three", 3, 3)
 
 
-def test_an_answer_found_unusable_is_tried_again(serve: Any, pauses: Pauses) -> None:
+def test_what_the_caller_reads_out_of_an_answer_counts(serve: Any, pauses: Pauses) -> None:
+    def judge(reply: Reply) -> Meaning:
+        return Meaning.AGAIN if reply.body == b"{" else reply.meaning
+
     server = serve(answer(200, b"{"), answer(200, b"{}"))
-    reply = quick(server.url, pauses).call("GET", "/x", unusable=lambda reply: reply.body == b"{")
-    assert (reply.body, reply.attempts) == (b"{}", 2)
+    reply = quick(server.url, pauses).call("GET", "/x", judge=judge)
+    assert (reply.body, reply.attempts, reply.meaning) == (b"{}", 2, Meaning.ACCEPTED)
 
 
-def test_only_a_2xx_can_be_found_unusable(serve: Any, pauses: Pauses) -> None:
-    server = serve(answer(404))
-    assert quick(server.url, pauses).call("GET", "/x", unusable=lambda _: True).attempts == 1
+# -- the answer to the question that was asked
+
+
+@pytest.mark.parametrize("statuses", [(100,), (102,), (103,), (103, 103), (100, 102, 103), (199,) * 50], ids=str)
+def test_interim_answers_are_skipped(statuses: tuple[int, ...], serve: Any, pauses: Pauses) -> None:
+    final = [answer(200, b"[1]"), answer(422, b"[2]"), answer(201, b"[3]")]
+    server = serve(*(interim(*statuses, then=act) for act in final))
+    link = quick(server.url, pauses)
+    replies = [link.call("POST", "/x", body=b"{}") for _ in final]
+    assert [(reply.status, reply.body, reply.attempts) for reply in replies] == [
+        (200, b"[1]", 1),
+        (422, b"[2]", 1),
+        (201, b"[3]", 1),
+    ]
+    assert server.connections == 1
+
+
+def test_another_protocol_that_nobody_asked_for_is_a_broken_connection(serve: Any, pauses: Pauses) -> None:
+    server = serve(interim(101, then=answer(200, b"[1]")), answer(200, b"[2]"))
+    reply = quick(server.url, pauses).call("POST", "/x")
+    assert (reply.body, reply.attempts, server.connections) == (b"[2]", 2, 2)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        then_more(answer(200, b"[1]"), b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}"),
+        then_more(answer(200, b"[1]"), b"x"),
+        then_more(answer(204, b""), b"a body that has no place"),
+    ],
+    ids=["second", "longer", "204"],
+)
+def test_a_connection_that_says_more_than_was_asked_is_not_used_again(first: Act, serve: Any, pauses: Pauses) -> None:
+    server = serve(first, answer(422, b"[2]"))
+    link = quick(server.url, pauses)
+    assert link.call("POST", "/x").ok
+    reply = link.call("POST", "/x")
+    assert (reply.status, reply.body, reply.attempts, server.connections) == (422, b"[2]", 1, 2)
+
+
+# -- proxies
+
+
+def test_a_proxy_that_refuses_the_tunnel_is_named(pauses: Pauses, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for status, kind, text in (
+        (407, "unauthorized", "status 407): check the user and password in the proxy's address"),
+        (403, "unreachable", "the proxy lets no connection through (status 403)"),
+    ):
+        proxy = serve(answer(status))
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(CallError) as caught:
+            quick("https://claimx.example", pauses, max_retries=0).call("GET", "/x")
+        assert caught.value.kind == kind
+        assert text in str(caught.value)
+
+
+def test_a_proxy_that_refuses_a_plain_request_is_named(
+    pauses: Pauses, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", serve(answer(407)).url)
+    reply = quick("http://claimx.example", pauses).call("GET", "/x")
+    assert (reply.meaning, reply.attempts) == (Meaning.CREDENTIALS, 1)
+    assert reply.describe() == "status 407, from the proxy: check the user and password in the proxy's address"
 
 
 # -- pauses
 
 
 def test_retry_after_in_seconds(serve: Any, pauses: Pauses) -> None:
-    server = serve(answer(429, retry_after="7"), answer(200))
+    server = serve(answer(409, retry_after="7"), answer(200))
     quick(server.url, pauses).call("GET", "/x")
     assert pauses.taken == [7.5]  # and jitter, so that those told the same second spread
 
 
 def test_retry_after_as_a_date(serve: Any, pauses: Pauses) -> None:
-    server = serve(answer(503, retry_after=formatdate(time.time() + 8, usegmt=True)), answer(200))
+    server = serve(answer(500, retry_after=formatdate(time.time() + 8, usegmt=True)), answer(200))
     quick(server.url, pauses).call("GET", "/x")
     assert 5 < pauses.taken[0] <= 8.5
 
@@ -235,9 +310,9 @@ def test_retry_after_that_makes_no_sense_is_ignored(value: str, serve: Any, paus
 
 
 def test_retry_after_beyond_the_deadline_ends_the_call(serve: Any, pauses: Pauses) -> None:
-    server = serve(answer(429, b"later", retry_after="3600"), answer(200))
+    server = serve(answer(500, b"later", retry_after="3600"), answer(200))
     reply = quick(server.url, pauses).call("GET", "/x")
-    assert (reply.status, reply.attempts, pauses.taken) == (429, 1, [])
+    assert (reply.status, reply.attempts, pauses.taken) == (500, 1, [])
 
 
 # -- time and size

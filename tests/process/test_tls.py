@@ -18,6 +18,7 @@ from cryptography.x509.oid import NameOID
 
 from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, TlsFiles
 from itel_cabinet.io.secrets import UnresolvedSecretError
+from itel_cabinet.io.worker import RefusedError
 from tests.support.faulty_server import Act, FaultyServer, answer
 
 _PASSPHRASE = b"open sesame"
@@ -123,6 +124,43 @@ def test_an_own_authority_is_trusted_beside_the_usual_ones(
     for issuer in (usual, authority):
         server = serve(tls_server(issuer.issue("server")))
         assert connect(server.url, ca=authority.file).call("GET", "/x").body == b"[1]"
+
+
+def test_an_authority_of_the_system_is_trusted(
+    authority: Authority, serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))  # where OpenSSL looks for the system's
+    server = serve(tls_server(authority.issue("server")))
+    assert connect(server.url).call("GET", "/x").body == b"[1]"
+    elsewhere = serve(tls_server(authority.issue("server", address="127.0.0.9")))
+    with pytest.raises(CallError, match="IP address mismatch"):
+        connect(elsewhere.url).call("GET", "/x")
+
+
+@pytest.mark.parametrize("name", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+def test_a_bundle_that_cannot_be_read_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.setenv(name, str(tmp_path / "gone.pem"))
+    settings = ConnectionSettings("claimx", "https://claimx.example")
+    for attempt in (settings.check, lambda: Connection(settings)):
+        with pytest.raises(RefusedError, match=rf"^{name} names .*gone\.pem, which is no file that can be read"):
+            attempt()
+    ConnectionSettings("claimx", "http://claimx.example").check()
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "socks4", "ftp"])
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_a_proxy_of_another_kind_is_refused(name: str, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, f"{scheme}://user:s3cr3t@proxy.example:1080")
+    with pytest.raises(RefusedError) as caught:
+        ConnectionSettings("claimx", "https://claimx.example").check()
+    assert str(caught.value) == f"{name}: {scheme}://proxy.example is no http:// or https:// proxy"
+    monkeypatch.setenv("NO_PROXY", "claimx.example")
+    ConnectionSettings("claimx", "https://claimx.example").check()
 
 
 def test_the_host_s_name_is_checked_all_the_same(authority: Authority, serve: Any) -> None:

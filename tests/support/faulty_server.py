@@ -10,6 +10,7 @@ Acts are the functions below; each is given the handler of one request. The last
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import ssl
 import struct
@@ -32,7 +33,9 @@ __all__ = [
     "endless_body",
     "garbage",
     "hang",
+    "interim",
     "reset",
+    "then_more",
     "unused_port",
 ]
 
@@ -51,6 +54,7 @@ class Seen:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     server: FaultyServer
 
     def _serve(self) -> None:
@@ -62,7 +66,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.next_act(seen)(self)
         seen.ended = time.monotonic()
 
-    do_GET = do_POST = do_PUT = _serve
+    do_GET = do_POST = do_PUT = do_CONNECT = _serve
 
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the tests' output clean."""
@@ -135,6 +139,30 @@ def answer(status: int, body: bytes = b"{}", delay: float = 0.0, **headers: str)
         handler.wfile.write(body)
 
     return act
+
+
+def interim(*statuses: int, then: Act) -> Act:
+    """Interim answers (1xx), each with a header, before the real one."""
+
+    def act(handler: _Handler) -> None:
+        for status in statuses:
+            handler.wfile.write(b"HTTP/1.1 %d Wait\r\nLink: </style.css>\r\n\r\n" % status)
+        then(handler)
+
+    return act
+
+
+def then_more(act: Act, extra: bytes) -> Act:
+    """An answer, and in the same breath what nobody asked for."""
+
+    def both(handler: _Handler) -> None:
+        wire, handler.wfile = handler.wfile, io.BytesIO()
+        act(handler)
+        handler.flush_headers()
+        wire.write(handler.wfile.getvalue() + extra)
+        handler.wfile = wire
+
+    return both
 
 
 def hang(handler: _Handler) -> None:
