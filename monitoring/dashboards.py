@@ -202,11 +202,12 @@ def _http(api: str) -> tuple[Graph | Number, ...]:
         ),
         Graph(
             "Errors per minute",
-            "Calls without a good answer after all tries, and tries made again.",
+            "Calls without a good answer after all tries, tries made again, and tries put off by the API's own limit.",
             "cpm",
             {
                 "{{pipeline}} failed": _per_minute("http_calls_failed_total", "pipeline", only),
                 "{{pipeline}} retries": _per_minute("http_retries_total", "pipeline", only),
+                "{{pipeline}} limited": _per_minute("http_limited_total", "pipeline", only),
             },
         ),
         Number(
