@@ -69,7 +69,7 @@ class LookupRefused:
 
 @dataclass(frozen=True, slots=True)
 class Answer(Generic[T]):
-    """What ``parse`` made of the answer. ``fetched_at``, in epoch seconds, is from before the request; ``size`` in
+    """What ``parse`` made of the answer. ``fetched_at``, by the client's clock, is from before the request; ``size`` in
     bytes."""
 
     task: T
@@ -98,13 +98,14 @@ class ClaimX(Generic[T]):
 
     ``parse`` turns the JSON text of an assignment's answer into what the caller works with. It raises ValueError
     (pydantic's ValidationError is one) for a wrong shape; of a ValidationError only places and reasons are reported,
-    never values, and the text of any other ValueError must be free of personal data. ``clock`` is in epoch seconds.
+    never values, and the text of any other ValueError must be free of personal data. ``clock`` is monotonic, in
+    seconds: answers do not grow younger when the machine's time is set back.
     """
 
     settings: ClaimXSettings
     connection: Connection
     parse: Callable[[bytes, int], T]
-    clock: Callable[[], float] = time.time
+    clock: Callable[[], float] = time.monotonic
     _cache: TTLCache[int, Answer[T]] = field(init=False, repr=False)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
@@ -112,10 +113,10 @@ class ClaimX(Generic[T]):
         self._cache = TTLCache(CACHE_BYTES, self.settings.cache_seconds, timer=self.clock, getsizeof=_size)
 
     def task_details(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> Answer[T] | LookupRefused:
-        """The task of an assignment, as of after ``not_before`` (epoch seconds) if it comes from the cache.
+        """The task of an assignment, as of after ``not_before`` (by ``clock``) if it comes from the cache.
 
-        Give the event's own time and some seconds for the difference of two clocks: an answer fetched before the event
-        would show the task as it was. ``fresh`` goes past the cache. Only parsed answers are cached.
+        Give the moment at which the event was here: an answer fetched before might show the task as it was before the
+        event. ``fresh`` goes past the cache. Only parsed answers are cached.
 
         A 2xx that is not JSON is tried again like a fault on the way, which it mostly is (a cut body, a proxy's page),
         and becomes a LookupRefused if it stays so; a page for people (a login's) is an outage. Raises
@@ -229,6 +230,10 @@ class WaitingLookup:
     outage_seconds: float
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+
+    def now(self) -> float:
+        """See transforms.enrichment.TaskLookup."""
+        return self.client.clock()
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""

@@ -338,6 +338,7 @@ OVERVIEW = _dashboard(
                 {
                     "{{pipeline}} commits given up": f"sum by (pipeline) ({_series('offset_commit_failures_total')})",
                     "{{pipeline}} records lost": f"sum by (pipeline) ({_series('records_lost_total')})",
+                    "{{pipeline}} headers unreadable": f"sum by (pipeline) ({_series('headers_unreadable_total')})",
                 },
             ),
         ),

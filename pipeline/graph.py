@@ -112,7 +112,13 @@ def _trigger(records: beam.PCollection, wiring: Wiring) -> None:
     events = records | "Parse" >> Step(partial(parse_claimx_events, group=settings.source.group, clock=time.time))
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
     known = events.results | "Look up" >> Step(
-        partial(look_up_missing_tasks, lookup=wiring.get_claimx, pool=wiring.get_claimx_pool, clock=time.time)
+        partial(
+            look_up_missing_tasks,
+            lookup=wiring.get_claimx,
+            pool=wiring.get_claimx_pool,
+            form_wait=wiring.wait_for_form,
+            clock=time.time,
+        )
     )
     known.failures | "Not found" >> wiring.dead_letter_sink()
     matched = known.results | "Match" >> Step(

@@ -28,6 +28,9 @@ from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rul
 __all__ = ["Wiring"]
 
 
+_SURELY_OLD_SECONDS = 3_600.0
+
+
 class Wiring:
     """What one job consists of. Nothing is opened here: workers call the factories, which make one object a process."""
 
@@ -49,7 +52,7 @@ class Wiring:
         self.get_itel_pool = partial(get_pool, "itel", settings.http.concurrency)
         self.get_media_pool = partial(get_pool, "media", settings.media.concurrency)
 
-        self.wait_for_form = partial(_wait_after, settings.claimx.form_wait_seconds)
+        self.wait_for_form = partial(_wait_for_form, settings.claimx.form_wait_seconds)
 
     @property
     def worker(self) -> WorkerSettings:
@@ -146,6 +149,7 @@ class Wiring:
         return PublishMessages(self.sink, time.time)
 
 
-def _wait_after(seconds: float, announced_at: float) -> None:
-    """Return ``seconds`` after ``announced_at`` (epoch seconds), and within ``seconds`` even if clocks disagree."""
-    time.sleep(min(seconds, max(0.0, announced_at + seconds - time.time())))
+def _wait_for_form(seconds: float, announced_at: float) -> None:
+    """Return ``seconds`` later; at once if that was announced (epoch seconds) so long ago that no clock is so wrong."""
+    if abs(time.time() - announced_at) < _SURELY_OLD_SECONDS or announced_at <= 0:
+        time.sleep(seconds)

@@ -25,9 +25,8 @@ __all__ = [
     "make_task",
 ]
 
-# An answer is newer than an event only if it was fetched later by more than two clocks may differ.
-_CLOCK_SKEW_SECONDS = 5.0
 COMPLETED = "COMPLETED"
+_COMPLETED_EVENT = "CUSTOM_TASK_COMPLETED"
 
 Made = TypeVar("Made")
 
@@ -44,8 +43,11 @@ class TaskLookupError(Exception):
 class TaskLookup(Protocol):
     """ClaimX as the steps see it. Implementations are thread-safe and wait until an outage of ClaimX ends."""
 
+    def now(self) -> float:
+        """This moment, by the clock of this process that ``not_before`` is compared with: it is never set back."""
+
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
-        """The task of an assignment as fetched after ``not_before`` (epoch seconds), from a cache unless ``fresh``.
+        """The task of an assignment as fetched after ``not_before``, from a cache unless ``fresh``.
 
         Raises:
             TaskLookupError: no later call will succeed either.
@@ -86,6 +88,12 @@ class CabinetTask:
     def completed(self) -> bool:
         return self.event.task_status == COMPLETED
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the event says COMPLETED, and ClaimX another status."""
+        status = self.details.status
+        return self.completed and status is not None and status.strip().upper() != COMPLETED
+
 
 @dataclass(frozen=True, slots=True)
 class KnownTask:
@@ -112,35 +120,30 @@ def enrich(
 ) -> list[CabinetTask | Failure]:
     """Look up the task of each event; calls for one assignment keep their order.
 
-    A COMPLETED event whose answer has no form yet is looked up once more, past the cache: ClaimX may announce a form a
-    moment before it can be read.
+    An answer is never older than the arrival of the events here, which is later than what they report: a record's own
+    times are those of other machines' clocks. A COMPLETED event whose answer has no form yet, or another status, is
+    looked up once more, past the cache: ClaimX may announce a form a moment before it can be read.
 
     Args:
         lookup: gives the process-wide client; called on the worker.
         pool: gives the process-wide thread pool; called on the worker.
-        form_wait: gets the Kafka time (epoch seconds) of the latest event without a form, and waits until a form
-            announced then can be read.
+        form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and waits until what it
+            announced can be read.
         clock: epoch seconds, for failures.
 
     Returns:
         In input order, each event with its task; a Failure where ClaimX has none.
     """
     claimx = lookup()
+    arrived = claimx.now()
 
     def look_up(item: tuple[Record, TaskEvent], *, fresh: bool = False) -> CabinetTask | Failure:
-        record, event = item
-        # Kafka's time too: a replayed event is old, and what it reports may be new.
-        since = max(event.timestamp.timestamp(), record.timestamp_ms / 1000)
-        return _fetch(item, partial(make_task, record, event), claimx, since=since, clock=clock, fresh=fresh)
+        return _fetch(item, partial(make_task, *item), claimx, not_before=arrived, clock=clock, fresh=fresh)
 
-    tasks = map_in_key_order(events, _assignment, look_up, pool())
-    formless = [i for i, task in enumerate(tasks) if isinstance(task, CabinetTask) and task.completed and not task.form]
-    if formless:
-        form_wait(max(events[i][0].timestamp_ms for i in formless) / 1000)
-        again = map_in_key_order([events[i] for i in formless], _assignment, partial(look_up, fresh=True), pool())
-        for index, task in zip(formless, again, strict=True):
-            tasks[index] = task
-    return tasks
+    def is_too_early(task: CabinetTask | Failure) -> bool:
+        return isinstance(task, CabinetTask) and task.completed and (task.form is None or task.is_ahead)
+
+    return _look_up_each(events, look_up, is_too_early, form_wait, pool())
 
 
 def look_up_missing_tasks(
@@ -148,28 +151,67 @@ def look_up_missing_tasks(
     *,
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
+    form_wait: Callable[[float], None],
     clock: Callable[[], float],
 ) -> list[KnownTask | Failure]:
     """Each event with its task row, in input order: its own, or ClaimX's where it names only the assignment.
 
-    The arguments are those of :func:`enrich`.
+    The arguments are those of :func:`enrich`. An event of a completed task, of which ClaimX still says another status,
+    is looked up once more, and then is a Failure ``not_completed_yet``: published with that status, nobody would look
+    at the task again.
     """
     claimx = lookup()
+    arrived = claimx.now()
 
-    def find(item: tuple[Record, ClaimXEvent]) -> KnownTask | Failure:
+    def find(item: tuple[Record, ClaimXEvent], *, fresh: bool = False) -> KnownTask | Failure:
         record, event = item
         if event.task is not None:
             return KnownTask(record, event, event.task)
-        # The event's own time is the receiver's, so Kafka's timestamp is as good and always there.
         return _fetch(
             item,
             lambda details: KnownTask(record, event, make_task_row(details.raw)),
             claimx,
-            since=record.timestamp_ms / 1000,
+            not_before=arrived,
             clock=clock,
+            fresh=fresh,
         )
 
-    return map_in_key_order(events, _assignment, find, pool())
+    def is_too_early(task: KnownTask | Failure) -> bool:
+        return (
+            isinstance(task, KnownTask)
+            and task.event.task is None
+            and task.event.event_type.upper() == _COMPLETED_EVENT
+            and task.task["status"] != COMPLETED
+        )
+
+    def give_up(task: KnownTask | Failure) -> KnownTask | Failure:
+        if isinstance(task, Failure) or not is_too_early(task):
+            return task
+        event, now = task.event, clock()
+        error = f"ClaimX still says {task.task['status']:.40}; replay the event once it says {COMPLETED}"
+        return Failure(
+            task.record, "enrich", "not_completed_yet", error, now, now, 2, event.event_id, event.assignment_id
+        )
+
+    return [give_up(task) for task in _look_up_each(events, find, is_too_early, form_wait, pool())]
+
+
+def _look_up_each(
+    events: Sequence[tuple[Record, TaskEvent]] | Sequence[tuple[Record, ClaimXEvent]],
+    look_up: Callable[..., Made],
+    is_too_early: Callable[[Made], bool],
+    form_wait: Callable[[float], None],
+    pool: Executor,
+) -> list[Made]:
+    """What ``look_up`` makes of each event, in input order; once more, past the cache, of those that come too early."""
+    made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool)
+    early = [index for index, one in enumerate(made) if is_too_early(one)]
+    if early:
+        form_wait(max(events[i][0].timestamp_ms for i in early) / 1000)
+        again = map_in_key_order([events[i] for i in early], _assignment, partial(look_up, fresh=True), pool)
+        for index, one in zip(early, again, strict=True):
+            made[index] = one
+    return made
 
 
 def _assignment(item: tuple[Record, TaskEvent | ClaimXEvent]) -> Hashable:
@@ -181,16 +223,16 @@ def _fetch(
     make: Callable[[TaskDetails], Made],
     claimx: TaskLookup,
     *,
-    since: float,
+    not_before: float,
     clock: Callable[[], float],
     fresh: bool = False,
 ) -> Made | Failure:
-    """What ``make`` makes of an answer that is newer than ``since`` (epoch seconds)."""
+    """What ``make`` makes of an answer that is newer than ``not_before``."""
     record, event = item
     first_at = clock()
     failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
     try:
-        return make(claimx.task(event.assignment_id, not_before=since + _CLOCK_SKEW_SECONDS, fresh=fresh))
+        return make(claimx.task(event.assignment_id, not_before=not_before, fresh=fresh))
     except TaskLookupError as error:
         return failure(error.error_class, str(error), first_at, clock(), error.attempts)
     except IncompleteTaskError as error:

@@ -56,6 +56,9 @@ def build_submissions(
         failure = partial(Failure, record, "payload", event_id=event.event_id, assignment_id=event.assignment_id)
         if event.task_status not in statuses:
             yield Skip(record, "status_not_submitted")
+        elif task.is_ahead:
+            error = f"ClaimX says {task.details.status:.40}, the event COMPLETED; replay it once both agree"
+            yield failure("not_completed_yet", error, now, now)
         elif task.form is None:
             error = "ClaimX has no form for this task yet; replay the event once it has"
             yield failure("no_form", error, now, now)

@@ -8,7 +8,7 @@ from confluent_kafka import Message
 
 from itel_cabinet.io.kafka.admin import QUIET
 from itel_cabinet.io.secrets import SecretRef
-from itel_cabinet.io.worker import SettingError
+from itel_cabinet.io.worker import SettingError, metrics
 from itel_cabinet.transforms.records import Record
 
 __all__ = ["ClientConfig", "ConfigError", "client_config", "make_record", "resolve_config"]
@@ -74,5 +74,15 @@ def make_record(message: Message, topic_id: str) -> Record:
         timestamp_ms=message.timestamp()[1],
         key=message.key(),
         value=message.value(),
-        headers=tuple(message.headers() or ()),
+        headers=_read_headers(message),
     )
+
+
+def _read_headers(message: Message) -> tuple[tuple[str, bytes | None], ...]:
+    """The headers; none, counted, if a name is not UTF-8: clients in C, Go and Rust may write such names, and
+    confluent-kafka cannot hand them out."""
+    try:
+        return tuple(message.headers() or ())
+    except (SystemError, UnicodeError):
+        metrics.HEADERS_UNREADABLE.labels(message.topic()).inc()
+        return ()

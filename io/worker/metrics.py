@@ -97,6 +97,9 @@ def _register(name: str, kind: Literal["counter", "gauge", "histogram"], meaning
 
 RECORDS_CONSUMED = _counter("records_consumed", "Records read from the input topic.", "topic", "partition")
 RECORDS_LOST = _counter("records_lost", "Records that retention deleted before they were read.", "topic", "partition")
+HEADERS_UNREADABLE = _counter(
+    "headers_unreadable", "Records that were read without their headers, as a header's name is not UTF-8.", "topic"
+)
 READER_LAG = _live_gauge(
     "reader_lag_records", "Records between the reader and the partition's end.", "topic", "partition"
 )
@@ -178,5 +181,9 @@ def start_at_zero(expected: ExpectedLabels) -> None:
 
 
 def observe_freshness(sink: str, since: float) -> None:
-    """Record that what began at ``since`` (epoch seconds) is durable now; a time in the future counts as now."""
-    FRESHNESS_SECONDS.labels(sink).observe(max(0.0, time.time() - since))
+    """Record that what began at ``since`` (epoch seconds) is durable now; a time in the future counts as now.
+
+    A record without a time (Kafka's -1, or 0) has no age.
+    """
+    if since > 0:
+        FRESHNESS_SECONDS.labels(sink).observe(max(0.0, time.time() - since))

@@ -66,9 +66,9 @@ def test_the_task_is_found(lookup: Any) -> None:
 def test_the_caches_rule_is_the_callers(lookup: Any) -> None:
     patient, server, _ = lookup(reply(200, TASK))
     patient.task(ASSIGNMENT_ID, not_before=0.0)
-    patient.task(ASSIGNMENT_ID, not_before=999.9)
+    patient.task(ASSIGNMENT_ID, not_before=patient.now() - 0.1)
     assert len(server.requests) == 1
-    patient.task(ASSIGNMENT_ID, not_before=1_000.0)  # fetched no later than this
+    patient.task(ASSIGNMENT_ID, not_before=patient.now())  # fetched no later than this
     assert len(server.requests) == 2
     patient.task(ASSIGNMENT_ID, not_before=0.0, fresh=True)
     assert len(server.requests) == 3

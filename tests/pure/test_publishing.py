@@ -18,6 +18,7 @@ from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, load_default_rules, load_rules
 from tests.support.cabinet_samples import details, record
 
+NOW_HERE = 77.5
 NOW = datetime(2026, 1, 10, 15, 4, 9, 120_000, UTC)
 TASK_ROW = {"assignment_id": 7, "task_id": 32513, "status": "ASSIGNED", "task_name": "ITEL Cabinet Repair Form"}
 
@@ -37,6 +38,9 @@ class Lookup:
         self.answers = answers
         self.calls: list[tuple[Any, ...]] = []
 
+    def now(self) -> float:
+        return NOW_HERE
+
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
         self.calls.append((assignment_id, not_before, fresh))
         answer = self.answers[assignment_id]
@@ -49,7 +53,9 @@ def look_up(items: list[tuple[Record, ClaimXEvent]], lookup: Lookup) -> list[Kno
     clock = itertools.count(500.0).__next__
     with ThreadPoolExecutor(1) as executor:
         pool: Executor = executor
-        return look_up_missing_tasks(items, lookup=lambda: lookup, pool=lambda: pool, clock=clock)
+        return look_up_missing_tasks(
+            items, lookup=lambda: lookup, pool=lambda: pool, form_wait=lambda _: None, clock=clock
+        )
 
 
 def rules(text: str) -> Rules:
@@ -101,8 +107,18 @@ def test_an_event_that_names_only_the_assignment_is_looked_up() -> None:
         "cancelled_date": None,
     }
     assert {column: task.task[column] for column in wanted} == wanted
-    # Younger than the message by the difference of two clocks; a cached answer may do.
-    assert lookup.calls == [(5430007, 1_768_057_449.12 + 5, False)]
+    assert lookup.calls == [(5430007, NOW_HERE, False)]  # a cached answer may do, if it is younger than the arrival
+
+
+@pytest.mark.parametrize("status", ["IN_PROGRESS", "assigned", "CANCELLED"])
+def test_a_completed_task_is_not_published_with_a_status_from_before(status: str) -> None:
+    one, event = claimx_event(taskAssignmentId=5430007, event_type="Custom_Task_Completed")
+    lookup = Lookup({5430007: details(status=status)})
+    (failed,) = look_up([(one, event)], lookup)
+    assert isinstance(failed, Failure)
+    assert (failed.record, failed.stage, failed.error_class) == (one, "enrich", "not_completed_yet")
+    assert failed.error == f"ClaimX still says {status.upper()}; replay the event once it says COMPLETED"
+    assert lookup.calls == [(5430007, NOW_HERE, False), (5430007, NOW_HERE, True)]
 
 
 def test_outcomes_are_in_input_order_and_refusals_are_values() -> None:

@@ -99,6 +99,14 @@ def test_each_task_has_its_outcome_in_its_place() -> None:
     ]
 
 
+def test_a_task_that_claimx_does_not_call_completed_yet_is_a_failure() -> None:
+    one = task(details(*FORM, status="IN_PROGRESS"))
+    (failed,) = build(one)
+    assert isinstance(failed, Failure)
+    assert (failed.stage, failed.error_class) == ("payload", "not_completed_yet")
+    assert failed.error == "ClaimX says IN_PROGRESS, the event COMPLETED; replay it once both agree"
+
+
 def test_other_statuses_are_submitted_where_the_option_says_so() -> None:
     one = task(task_status="in_progress")
     assert build(one) == [Skip(one.record, "status_not_submitted")]

@@ -33,9 +33,10 @@ from itel_cabinet.io.kafka import (
 )
 from itel_cabinet.io.kafka.source import ShardTracker
 from itel_cabinet.io.kafka.spec import ShardPosition
-from itel_cabinet.io.worker import STOP
+from itel_cabinet.io.worker import STOP, metrics
 from itel_cabinet.local.services import Broker
 from itel_cabinet.transforms.records import Record
+from tests.support.raw_kafka import produce_raw
 
 SEEN: dict[str, list[Record]] = defaultdict(list)
 BATCHES: dict[str, list[int]] = defaultdict(list)
@@ -178,6 +179,26 @@ def test_all_records_are_read_in_order_and_offsets_committed(broker: Broker, top
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "readers"})
     assert [o.metadata for o in consumer.committed([TopicPartition(name, 0)])] == [topic_id]
     consumer.close()
+
+
+_NAMES = [b"\xff", b"caf\xe9", b"\xed\xa0\xbd", b"traceparent\xc0\x80", bytes(range(128, 256))]
+
+
+def test_a_header_s_name_may_be_any_bytes(broker: Broker, topic: Callable[..., str]) -> None:
+    name = topic(1)
+    values = [b"plain", *(b"value %d" % n for n in range(len(_NAMES))), b"plain too"]
+    produce_raw(broker, name, [([(b"x", b"1")], values[0])])
+    produce_raw(
+        broker, name, [([(raw, b"\xff\x00"), (b"x", None)], v) for raw, v in zip(_NAMES, values[1:], strict=False)]
+    )
+    produce_raw(broker, name, [([("ключ".encode(), b"\xfe"), (b"", b"")], values[-1])])
+    before = metrics.HEADERS_UNREADABLE.labels(name)._value.get()
+    records, _ = _read(_source(broker, name))
+    assert [record.value for record in records] == values
+    assert records[0].headers == (("x", b"1"),)
+    assert records[-1].headers == (("ключ", b"\xfe"), ("", b""))
+    assert {record.headers for record in records[1:-1]} == {()}
+    assert metrics.HEADERS_UNREADABLE.labels(name)._value.get() - before == len(_NAMES)
 
 
 def test_shards_share_the_partitions(broker: Broker, topic: Callable[..., str]) -> None:
