@@ -21,6 +21,7 @@ from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Mean
 from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process, retry_outage
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
+from itel_cabinet.transforms.json_text import read_json
 
 __all__ = [
     "Answer",
@@ -136,10 +137,10 @@ class ClaimX(Generic[T]):
             if reply.meaning is not Meaning.ACCEPTED:
                 return reply.meaning
             try:
-                parsed = self.parse(reply.body, assignment_id)
+                parsed = self.parse(reply.text, assignment_id)
             except (ValueError, RecursionError) as error:
                 parsed = error
-                return reply.meaning if _is_json(reply.body) else Meaning.AGAIN
+                return reply.meaning if _is_json(reply.text) else Meaning.AGAIN
             return reply.meaning
 
         path = self.settings.path.replace("{assignment_id}", str(int(assignment_id)))
@@ -171,8 +172,8 @@ def _size(answer: Answer[Any]) -> int:
 
 def _is_json(body: bytes) -> bool:
     try:
-        json.loads(body)
-    except (ValueError, RecursionError):
+        read_json(body)
+    except ValueError:
         return False
     return True
 

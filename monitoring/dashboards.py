@@ -387,6 +387,15 @@ TRACKING = _dashboard(
                 limit=300,
             ),
             Graph(
+                "Forms, by state",
+                "Those with warnings hold something that could not be read or is not known.",
+                "cps",
+                {
+                    "{{state}}": _rate("forms_total", "state"),
+                    "unknown: {{question}}": _rate("unknown_questions_total", "question"),
+                },
+            ),
+            Graph(
                 "Photos, by outcome",
                 "stored, known, or the reason why not.",
                 "cps",

@@ -22,7 +22,7 @@ from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import WriteToDelta
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.steps import Step, count_photos, count_submissions
+from itel_cabinet.pipeline.steps import Step, count_form, count_photos, count_submissions
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
@@ -44,23 +44,27 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         _trigger(records, wiring)
         return
 
-    events = records | "Parse" >> Step(partial(parse_task_events, group=settings.source.group, clock=time.time))
+    events = records | "Parse" >> Step(
+        "parse", partial(parse_task_events, group=settings.source.group, clock=time.time)
+    )
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
 
     wanted = events.results
     if settings.job is Job.API:
         wanted = (
-            wanted | "To submit" >> Step(partial(skip_other_statuses, statuses=settings.submitted_statuses))
+            wanted | "To submit" >> Step("select", partial(skip_other_statuses, statuses=settings.submitted_statuses))
         ).results
 
     tasks = wanted | "Look up" >> Step(
+        "enrich",
         partial(
             enrich,
             lookup=wiring.get_claimx,
             pool=wiring.get_claimx_pool,
             form_wait=wiring.wait_for_form,
             clock=time.time,
-        )
+            count=count_form,
+        ),
     )
     tasks.failures | "Not found" >> wiring.dead_letter_sink()
 
@@ -96,11 +100,12 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The iTel branch: every completed task ends in the success or the error topic."""
     submissions = tasks | "Payloads" >> Step(
-        partial(build_submissions, statuses=wiring.settings.submitted_statuses, clock=time.time)
+        "payload", partial(build_submissions, statuses=wiring.settings.submitted_statuses, clock=time.time)
     )
     submissions.failures | "Incomplete" >> wiring.itel_error_sink()
     answers = submissions.results | "Submit" >> Step(
-        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time, count=count_submissions)
+        "submit",
+        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time, count=count_submissions),
     )
     answers.failures | "Refused" >> wiring.itel_error_sink()
     answers.results | "Tell of submissions" >> wiring.itel_success_sink()
@@ -109,19 +114,23 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
 def _trigger(records: beam.PCollection, wiring: Wiring) -> None:
     """ClaimX events that a rule matches become messages on the rule's topic."""
     settings = wiring.settings
-    events = records | "Parse" >> Step(partial(parse_claimx_events, group=settings.source.group, clock=time.time))
+    events = records | "Parse" >> Step(
+        "parse", partial(parse_claimx_events, group=settings.source.group, clock=time.time)
+    )
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
     known = events.results | "Look up" >> Step(
+        "enrich",
         partial(
             look_up_missing_tasks,
             lookup=wiring.get_claimx,
             pool=wiring.get_claimx_pool,
             form_wait=wiring.wait_for_form,
             clock=time.time,
-        )
+        ),
     )
     known.failures | "Not found" >> wiring.dead_letter_sink()
     matched = known.results | "Match" >> Step(
-        partial(apply_rules, rules=wiring.trigger_rules, topic=settings.outputs.output_topic, clock=time.time)
+        "publish",
+        partial(apply_rules, rules=wiring.trigger_rules, topic=settings.outputs.output_topic, clock=time.time),
     )
     matched.results | "Publish" >> wiring.publication_sink() | "Unpublished" >> wiring.dead_letter_sink()

@@ -15,22 +15,26 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from itel_cabinet.io.batches import Batch
-from itel_cabinet.io.worker import metrics
+from itel_cabinet.io.worker import OUTCOMES, metrics
+from itel_cabinet.transforms.forms import Form
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission
 
-__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_photos", "count_submissions"]
+__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_form", "count_photos", "count_submissions"]
 
 RESULTS = "results"
 FAILURES = "failures"
 NAMESPACE = "itel_cabinet"
 """The namespace of the counters of skips and failures."""
 
+_QUESTION_CHARACTERS = 80  # of a label
+
 Work = Callable[[list[Any]], Iterable[Any]]
 
 
 class _StepFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, work: Work) -> None:
+    def __init__(self, stage: str, work: Work) -> None:
+        self._stage = stage
         self._work = work
 
     def process(self, items: list[Any]) -> Iterator[Any]:
@@ -44,6 +48,7 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
                 skips[outcome.reason] += 1
             else:
                 results.append(outcome)
+        OUTCOMES.add(self._stage, good=len(results) + skips.total(), failed=len(failures))
         for reason, count in skips.items():
             metrics.RECORDS_SKIPPED.labels(reason).inc(count)
             Metrics.counter(NAMESPACE, f"skipped:{reason}").inc(count)
@@ -62,15 +67,17 @@ class Step(beam.PTransform):  # type: ignore[misc]
 
     ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe,
     and must not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
+    ``stage`` is the name under which a step that mostly fails is reported.
     """
 
+    stage: str
     work: Work
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        return items | "Each batch" >> beam.ParDo(_StepFn(self.work)).with_output_types(Batch).with_outputs(
+        return items | "Each batch" >> beam.ParDo(_StepFn(self.stage, self.work)).with_output_types(Batch).with_outputs(
             FAILURES, main=RESULTS
         )
 
@@ -79,6 +86,13 @@ def count_photos(outcome: str, number: int) -> None:
     """Count what became of photos; to be called in a bundle's own thread."""
     metrics.PHOTOS.labels(outcome).inc(number)
     Metrics.counter(NAMESPACE, f"media:{outcome}").inc(number)
+
+
+def count_form(form: Form) -> None:
+    """Count a form that was read, and the questions in it that are not known."""
+    metrics.FORMS.labels("warnings" if form.warnings else "clean").inc()
+    for question in form.unknown_questions:
+        metrics.UNKNOWN_QUESTIONS.labels(OUTCOMES.add_question(question[:_QUESTION_CHARACTERS])).inc()
 
 
 def count_submissions(outcome: str, submissions: Sequence[Submission]) -> None:

@@ -117,6 +117,7 @@ def enrich(
     pool: Callable[[], Executor],
     form_wait: Callable[[float], None],
     clock: Callable[[], float],
+    count: Callable[[Form], None],
 ) -> list[CabinetTask | Failure]:
     """Look up the task of each event; calls for one assignment keep their order.
 
@@ -130,6 +131,7 @@ def enrich(
         form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and waits until what it
             announced can be read.
         clock: epoch seconds, for failures.
+        count: is called with each form that was read.
 
     Returns:
         In input order, each event with its task; a Failure where ClaimX has none.
@@ -143,7 +145,11 @@ def enrich(
     def is_too_early(task: CabinetTask | Failure) -> bool:
         return isinstance(task, CabinetTask) and task.completed and (task.form is None or task.is_ahead)
 
-    return _look_up_each(events, look_up, is_too_early, form_wait, pool())
+    tasks = _look_up_each(events, look_up, is_too_early, form_wait, pool())
+    for task in tasks:
+        if isinstance(task, CabinetTask) and task.form is not None:
+            count(task.form)
+    return tasks
 
 
 def look_up_missing_tasks(

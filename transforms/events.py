@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -23,8 +23,9 @@ from pydantic import (
     ValidationError,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
+from itel_cabinet.transforms.json_text import read_charset, read_json
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.replays import is_for_other_group
 
@@ -54,17 +55,23 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_timestamp(value: object) -> datetime:
-    """ISO 8601 text as an aware UTC datetime; text without a zone is UTC.
+    """ISO 8601 text as an aware UTC datetime; text without a zone is UTC. Numbers count from 1970: those below 10^11
+    (the year 5138) as seconds, others as milliseconds, which is what JavaScript and Java write.
 
     Raises:
-        ValueError: it is something else, also a number (seconds or milliseconds?), or before 1970.
+        ValueError: it is something else, or before 1970.
     """
-    if not isinstance(value, str):
-        raise ValueError("not an ISO 8601 text")
-    moment = datetime.fromisoformat(value.strip())
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
     try:
+        match value:
+            case str():
+                moment = datetime.fromisoformat(value.strip())
+            case int() | float() if not isinstance(value, bool) and value == value:
+                seconds = float(value)
+                moment = _EPOCH + timedelta(seconds=seconds if seconds < 1e11 else seconds / 1000)
+            case _:
+                raise ValueError("neither ISO 8601 text nor a number")
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
         moment = moment.astimezone(UTC)
     except OverflowError:
         raise ValueError("out of the calendar") from None
@@ -79,11 +86,14 @@ def dump_json(value: object) -> str:
 
 
 def _whole(value: object) -> object:
-    # The same ClaimX id is a number in one message and text in the next, so digits are read; 7.0 and true are no ids.
+    # The same ClaimX id is a number in one message, a double or text in the next; true is no id.
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value
 
 
 def _id_text(value: object) -> object:
+    value = int(value) if isinstance(value, float) and value.is_integer() else value
     return str(value) if type(value) is int else value
 
 
@@ -107,7 +117,7 @@ UpperText = Annotated[Text, StringConstraints(to_upper=True)]
 Timestamp = Annotated[
     datetime,
     BeforeValidator(parse_timestamp),
-    Field(description="an ISO 8601 date and time between 1970 and 9999 (UTC where no zone is named)"),
+    Field(description="a time between 1970 and 9999, as ISO 8601 text (UTC where no zone is named) or a number"),
 ]
 Object = Annotated[dict[str, Any] | None, Field(default=None, description="an object or null")]
 OptionalText = Annotated[str | None, Field(default=None, description="text or null")]
@@ -246,7 +256,7 @@ def parse_event(
 
     Returns:
         A Skip ``other_task`` for a valid event of a task that is not in ``task_ids``. A Failure of class ``empty``,
-        ``not_json`` (also not UTF-8, NaN, lone surrogates, nesting over 200 levels), ``not_an_object``,
+        ``not_json`` (also nesting over 200 levels; see read_json for what is put right), ``not_an_object``,
         ``missing_field`` or ``wrong_type`` (also a value out of its range) for what is not valid.
     """
     event = _validated(TaskEvent, _read_object(record, now), record, now)
@@ -360,13 +370,19 @@ def _read_object(record: Record, now: float) -> dict[str, Any] | Failure:
     if not record.value:
         return _failure(record, now, "empty", "the message has no value")
     try:
-        content = from_json(record.value, allow_inf_nan=False)
+        content, _ = read_json(record.value, _charset(record))
     except ValueError as error:
         # The reader names what it met and where, never the text itself.
         return _failure(record, now, "not_json", f"the value is not JSON: {error}")
     if not isinstance(content, dict):
         return _failure(record, now, "not_an_object", "the value is JSON, but not an object")
     return content
+
+
+def _charset(record: Record) -> str | None:
+    """As a header ``content-type`` declares it."""
+    kinds = (value for name, value in record.headers if name.lower() == "content-type" and value)
+    return read_charset(next(kinds, b"").decode("latin-1"))
 
 
 def _validated(model: type[_Model], content: dict[str, Any] | Failure, record: Record, now: float) -> _Model | Failure:

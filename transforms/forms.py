@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.alias_generators import to_camel
-from pydantic_core import from_json
 
 from itel_cabinet.transforms.events import INT64_MAX, parse_timestamp
+from itel_cabinet.transforms.json_text import read_json
+from itel_cabinet.transforms.wording import normalize
 
 __all__ = [
     "PHOTO_QUESTION_KEYS",
@@ -41,7 +42,7 @@ AnswerValue = bool | float | int | str | None
 
 
 class Question(NamedTuple):
-    """A question with a column of its own, found by its trimmed group and text."""
+    """A question with a column of its own, found by its group and text as ``normalize`` has them."""
 
     column: str
     kind: Literal["yes_no", "linear_feet", "count", "text"]
@@ -123,7 +124,14 @@ QUESTIONS = (
     ),
     Question("island_counter_type", "text", "Island Cabinet Counter Type", "Select Island Cabinet Counter Type"),
 )
-_QUESTION_AT = {(question.group, question.text): question for question in QUESTIONS}
+_QUESTION_AT = {(normalize(question.group), normalize(question.text)): question for question in QUESTIONS}
+# Asked in forms of this kind, and kept in raw_data alone.
+_WITHOUT_COLUMN = frozenset({normalize("If multiple counter types are present, please list the additional types here")})
+# The answers that a section is made of; without the first two it is not sent.
+_SECTIONS = {
+    section: tuple(question.column for question in QUESTIONS if re.search(rf"(^|_){section}_", question.column))
+    for section in ("lower", "upper", "full_height", "island")
+}
 
 PHOTO_QUESTION_KEYS: Mapping[str, str] = {
     "Upload Overview Photo(s)": "overview_photos",
@@ -140,6 +148,7 @@ PHOTO_QUESTION_KEYS: Mapping[str, str] = {
     "Captured Island Face Frames, Doors, and Drawers": "island_face_frames_doors_drawers",
     "Captured Island Cabinet End Panels": "island_cabinet_end_panels",
 }
+_PHOTO_KEY_AT = {normalize(text): key for text, key in PHOTO_QUESTION_KEYS.items()}
 # Only asked where the text is unknown: ids are reused across sections.
 _PHOTO_CONTROL_KEYS = {
     "control-110496963": "overview_photos",
@@ -155,21 +164,27 @@ _PHOTO_CONTROL_KEYS = {
 
 
 def read_text(value: object) -> str | None:
-    """Trimmed text; a number (a phone, say) as its text; None for blank and everything else."""
+    """Trimmed text; a number (a phone, say) as its text, a whole one without a fraction; None for blank and everything
+    else."""
     if isinstance(value, str):
         return value.strip() or None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return str(value) if type(value) in (int, float) else None
 
 
 def read_int(value: object) -> int | None:
-    """A 64-bit whole number, also from its digits as text; None for everything else."""
+    """A 64-bit whole number, also from its digits as text and from a double; None for everything else."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):
         value = int(value)
     return value if type(value) is int and -INT64_MAX - 1 <= value <= INT64_MAX else None
 
 
 def read_timestamp(value: object) -> datetime | None:
-    """ISO 8601 text as an aware UTC datetime (without a zone it is UTC); None for everything else."""
+    """ISO 8601 text or seconds or milliseconds since 1970 as an aware UTC datetime (without a zone it is UTC); None for
+    everything else."""
     try:
         return parse_timestamp(value)
     except ValueError:
@@ -203,7 +218,8 @@ _NO_LINK = ExternalLink()
 
 
 class TaskDetails(_Lenient):
-    """ClaimX's answer about one assignment. ``raw`` is all of it, ``groups`` its form as it came, or empty."""
+    """ClaimX's answer about one assignment. ``raw`` is all of it, ``groups`` its form as it came, or empty; ``repairs``
+    says what had to be put right to read it."""
 
     assignment_id: int
     task_id: _Int = None
@@ -222,6 +238,7 @@ class TaskDetails(_Lenient):
     ] = _NO_LINK
     groups: list[Any]
     raw: dict[str, Any]
+    repairs: tuple[str, ...] = ()
 
     @property
     def has_form(self) -> bool:
@@ -246,19 +263,22 @@ class Form:
     """A form, read. ``answers`` has every column of QUESTIONS: bool, float (linear feet), int (32 bits), text, or None.
 
     ``raw_data`` holds all that was asked, known or not: group name -> list of ``{"q": text, "a": answer, "id": ...}``.
-    ``warnings`` say in one line each which answer could not be read and became None.
+    ``warnings`` say in one line each which answer could not be read and became None, what was answered twice, which
+    question is not known, and which section has answers but is not sent. ``unknown_questions`` are their texts as
+    ``normalize`` has them, each once.
     """
 
     answers: Mapping[str, AnswerValue]
     photos: tuple[Photo, ...]
     raw_data: Mapping[str, list[dict[str, Any]]]
     warnings: tuple[str, ...]
+    unknown_questions: tuple[str, ...] = ()
 
 
 def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
     """ClaimX's answer to the question for ``assignment_id``. Raises WrongShapeError."""
     try:
-        content = from_json(raw, allow_inf_nan=False)
+        content, repairs = read_json(raw)
     except ValueError as error:
         raise WrongShapeError(f"the answer is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -273,31 +293,45 @@ def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
         raise WrongShapeError("response.groups is neither a list nor null")
     assignor = read_text(content.get("assignor")) or content.get("assignorEmail")
     return TaskDetails.model_validate(
-        {**content, "assignmentId": assignment_id, "assignorEmail": assignor, "groups": groups or [], "raw": content}
+        {
+            **content,
+            "assignmentId": assignment_id,
+            "assignorEmail": assignor,
+            "groups": groups or [],
+            "raw": content,
+            "repairs": repairs,
+        }
     )
 
 
 def parse_form(details: TaskDetails) -> Form:
-    """The form in ClaimX's answer; never raises. Where a question is answered twice the last answer counts.
+    """The form in ClaimX's answer; never raises. Where a question is answered twice the last answer counts, with a
+    warning if another one is lost by that.
 
     Yes and no are read in yes/no questions only, by how the answer begins ("Yes, ..." / "No, ..." / "There is no ...");
     all other text stays as it was typed.
     """
-    warnings: list[str] = []
+    warnings = list(details.repairs)
     answers: dict[str, AnswerValue] = dict.fromkeys(question.column for question in QUESTIONS)
     raw_data: dict[str, list[dict[str, Any]]] = {}
     photos: dict[tuple[str, int], Photo] = {}
     photos_of: dict[str, int] = {}
     # A column's warning goes when a later answer to the same question replaces it.
     complaints: dict[str, str | None] = {}
+    unknown: dict[str, None] = {}
     for asked in _questions(details.groups, warnings):
         value: Any = asked.value
-        if question := _QUESTION_AT.get((asked.group, asked.text)):
+        if question := _QUESTION_AT.get((normalize(asked.group), normalize(asked.text))):
             answer, complaint = _typed(question.kind, value)
+            if answers[question.column] not in (None, answer):
+                warnings.append(f"{question.column}: answered more than once: the last answer counts")
             answers[question.column] = answer
             complaints[question.column] = complaint
             if question.kind == "yes_no" and answer is not None:
                 value = answer
+        elif not _is_known(asked) and normalize(asked.text) not in unknown:
+            unknown[normalize(asked.text)] = None
+            warnings.append(f"unknown question {_excerpt(asked.text)} in group {_excerpt(asked.group)}")
         raw_data.setdefault(asked.group, []).append({"q": asked.text, "a": value, "id": asked.control_id})
         if not asked.is_photo:
             continue
@@ -309,7 +343,18 @@ def parse_form(details: TaskDetails) -> Form:
                     key, asked.text, asked.control_id, _topic_category(asked), media_id, photos_of[key]
                 )
     warnings += [f"{column}: {complaint}" for column, complaint in complaints.items() if complaint]
-    return Form(answers, tuple(photos.values()), raw_data, tuple(warnings))
+    warnings += _lost_sections(answers)
+    return Form(answers, tuple(photos.values()), raw_data, tuple(warnings), tuple(unknown))
+
+
+def _lost_sections(answers: Mapping[str, AnswerValue]) -> Iterator[str]:
+    """A warning for each section that is not sent, as nobody said that it is damaged, though the rest is answered."""
+    for section, columns in _SECTIONS.items():
+        damaged, feet = f"{section}_cabinets_damaged", f"{section}_cabinets_lf"
+        if answers[damaged] is None and not answers[feet]:
+            answered = [column for column in columns if column not in (damaged, feet) and answers[column] is not None]
+            if answered:
+                yield f"{damaged}: not answered, so the section is not sent, though {answered[0]} is"
 
 
 class _Asked(NamedTuple):
@@ -435,13 +480,20 @@ def _media_ids(asked: _Asked, warnings: list[str]) -> Iterator[int]:
             warnings.append(f"{_question_key(asked)}: {_excerpt(item)} is not a media id")
 
 
+def _is_known(asked: _Asked) -> bool:
+    return _known_photo_key(asked) is not None if asked.is_photo else normalize(asked.text) in _WITHOUT_COLUMN
+
+
+def _known_photo_key(asked: _Asked) -> str | None:
+    return _PHOTO_KEY_AT.get(normalize(asked.text)) or _PHOTO_CONTROL_KEYS.get(asked.control_id or "")
+
+
 def _question_key(asked: _Asked) -> str:
-    known = PHOTO_QUESTION_KEYS.get(asked.text) or _PHOTO_CONTROL_KEYS.get(asked.control_id or "")
-    return known or re.sub(r"[ /]", "_", asked.text.lower()).replace("?", "")
+    return _known_photo_key(asked) or re.sub(r"[ /]", "_", normalize(asked.text)).replace("?", "")
 
 
 def _topic_category(asked: _Asked) -> str:
-    words = f"{asked.group} {asked.text}".lower()
+    words = f"{normalize(asked.group)} {normalize(asked.text)}"
     for needles, category in (
         (("island",), "Island Cabinets"),
         (("lower",), "Lower Cabinets"),

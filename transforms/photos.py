@@ -15,10 +15,9 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from pydantic_core import from_json
-
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import INT64_MAX
+from itel_cabinet.transforms.json_text import read_json
 
 __all__ = [
     "MEDIA_FOLDER",
@@ -139,7 +138,7 @@ def parse_links(body: bytes, wanted: Sequence[int]) -> dict[int, Link]:
     counts. Raises PhotoError for other than JSON of that shape.
     """
     try:
-        content = from_json(body, allow_inf_nan=False)
+        content, _ = read_json(body)
     except ValueError:
         raise PhotoError("metadata", "ClaimX's answer is not JSON") from None
     if isinstance(content, dict):

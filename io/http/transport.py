@@ -27,6 +27,7 @@ from itel_cabinet.io.http.answers import Meaning, read_status
 from itel_cabinet.io.http.sockets import make_pools
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import RefusedError
+from itel_cabinet.transforms.json_text import read_charset
 
 __all__ = [
     "EXCERPT_CHARACTERS",
@@ -83,6 +84,21 @@ class Reply:
     def retry_after(self) -> str | None:
         """The header of that name."""
         return self.headers.get("Retry-After")
+
+    @property
+    def text(self) -> bytes:
+        """The body in UTF-8, if it is text of another charset, which its header declares; else as it came."""
+        charset = read_charset(self.headers.get("Content-Type"))
+        if charset is None:
+            return self.body
+        try:
+            self.body.decode()
+        except UnicodeDecodeError:
+            try:
+                return self.body.decode(charset).encode()
+            except (UnicodeError, LookupError):
+                pass
+        return self.body
 
     @property
     def is_page(self) -> bool:

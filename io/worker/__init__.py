@@ -9,12 +9,14 @@ from itel_cabinet.io.worker.health import PULSE, WorkerSettings, beat, check_por
 from itel_cabinet.io.worker.logs import LogFormat
 from itel_cabinet.io.worker.metrics import ExpectedLabels
 from itel_cabinet.io.worker.outages import STOP, OutageError, describe_error, full_jitter, limit_wait, retry_outage
+from itel_cabinet.io.worker.outcomes import OUTCOMES
 from itel_cabinet.io.worker.pools import get_pool
 from itel_cabinet.io.worker.preparation import prepare
 from itel_cabinet.io.worker.process import once_per_process
 
 __all__ = [
     "ALLOCATORS",
+    "OUTCOMES",
     "PULSE",
     "STOP",
     "ExpectedLabels",

@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.io.worker.errors import RefusedError
 from itel_cabinet.io.worker.logs import LogFormat
+from itel_cabinet.io.worker.outcomes import OUTCOMES, Outcomes
 from itel_cabinet.io.worker.process import once_per_process
 
 __all__ = ["PULSE", "Health", "Pulse", "WorkerSettings", "beat", "check_port", "serve", "waiting_for"]
@@ -109,6 +110,7 @@ class Health:
 
     settings: WorkerSettings
     pulse: Pulse = PULSE
+    outcomes: Outcomes = OUTCOMES
     registry: CollectorRegistry = metrics.REGISTRY
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -130,9 +132,12 @@ class Health:
         return app
 
     def document(self) -> dict[str, Any]:
-        """``status``: ``ok``, ``waiting`` (for an outage to end) or ``stuck``; and what it rests on."""
-        age, waits, settings = self.pulse.age, self.pulse.waits, self.settings
-        status = "stuck" if age > settings.stuck_after_seconds else "waiting" if waits else "ok"
+        """``status``: ``ok``, ``failing`` (most of a stage's records fail), ``waiting`` (for an outage to end) or
+        ``stuck``; and what it rests on."""
+        age, waits, settings, failing = self.pulse.age, self.pulse.waits, self.settings, self.outcomes.failing()
+        status = "waiting" if waits else "failing" if failing else "ok"
+        if age > settings.stuck_after_seconds:
+            status = "stuck"
         return {
             "status": status,
             "job": settings.job,
@@ -142,6 +147,8 @@ class Health:
             "seconds_since_heartbeat": round(age, 3),
             "stuck_after_seconds": settings.stuck_after_seconds,
             "waiting_for": waits,
+            "failing": failing,
+            "unknown_questions": self.outcomes.questions,
         }
 
 

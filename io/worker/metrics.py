@@ -110,6 +110,10 @@ OFFSET_COMMIT_FAILURES = _counter("offset_commit_failures", "Offset commits that
 
 RECORDS_SKIPPED = _counter("records_skipped", "Valid records that the job has nothing to do with.", "reason")
 DEAD_LETTERS = _counter("dead_letters", "Records that could not go on.", "stage", "error_class")
+UNKNOWN_QUESTIONS = _counter(
+    "unknown_questions", "Answers to questions that the form's table does not know, by question.", "question"
+)
+FORMS = _counter("forms", "Forms read, by whether something in them was odd: clean or warnings.", "state")
 PHOTOS = _counter("photos", "What became of photos: stored, known, or the reason why not.", "outcome")
 
 # Of what is called
@@ -169,7 +173,7 @@ def start_at_zero(expected: ExpectedLabels) -> None:
     A counter that first appears with its first count has not risen, as far as Prometheus can see.
     """
     for labels, metrics in (
-        (expected.consumed, (OFFSET_COMMIT_FAILURES,)),
+        (expected.consumed, (OFFSET_COMMIT_FAILURES, HEADERS_UNREADABLE)),
         (expected.published, (MESSAGES_PUBLISHED, PUBLISH_FAILURES)),
         (expected.apis, (HTTP_RETRIES, HTTP_LIMITED, HTTP_CALLS_FAILED, BREAKER_OPEN)),
         (expected.outcomes, (SUBMISSIONS,)),

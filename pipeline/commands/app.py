@@ -23,7 +23,7 @@ from rich.table import Table
 
 from itel_cabinet.pipeline.commands.letters import letters_app
 from itel_cabinet.pipeline.commands.offsets import offsets_app
-from itel_cabinet.pipeline.commands.query import query, report
+from itel_cabinet.pipeline.commands.query import query, questions, report
 from itel_cabinet.pipeline.commands.shared import (
     BOTH_SPELLINGS,
     PROGRAM,
@@ -61,6 +61,7 @@ app.add_typer(offsets_app, name="offsets")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
 app.command()(query)
+app.command()(questions)
 app.command()(report)
 
 

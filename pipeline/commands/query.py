@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from itel_cabinet.io.delta import TableSpec
     from itel_cabinet.pipeline.operate import FailureCount, Query
 
-__all__ = ["query", "report"]
+__all__ = ["query", "questions", "report"]
 
 
 class Format(StrEnum):
@@ -83,6 +83,28 @@ def query(
     with reading(), Session(specs, version=version) as session:
         result = session.run(wanted, values)
         _print(result.columns, result.rows, form)
+
+
+def questions(
+    tables_root: TablesRoot,
+    form: Annotated[Format, typer.Option("--format", help="JSON is exact.")] = Format.TABLE,
+    storage_options: StorageOptions = "{}",
+) -> None:
+    """Rank the questions of the kept forms that no column takes, with examples; exit status 1 if there are any.
+
+    The form's owners may have added them, or changed their words. Their answers are in the column raw_data.
+    """
+    from itel_cabinet.pipeline.operate import Session, find, rank_unknown_questions
+
+    with reading(), Session(table_specs_of(tables_root, storage_options)) as session:
+        found = rank_unknown_questions(session.run(find("drifted-forms"), {}).rows)
+    rows = [
+        (one.forms, one.question, one.group, one.first_at, one.last_at, " ".join(map(str, one.examples)))
+        for one in found
+    ]
+    _print(("forms", "question", "group", "first_at", "last_at", "assignments"), rows, form)
+    if found:
+        raise typer.Exit(1)
 
 
 def _usage(query: Query) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         catalogue,
         find,
     )
+    from itel_cabinet.pipeline.operate.questions import UnknownQuestion, rank_unknown_questions
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
     from itel_cabinet.pipeline.operate.verdict import (
@@ -67,6 +68,7 @@ __all__ = [
     "Subject",
     "TableMissingError",
     "Tables",
+    "UnknownQuestion",
     "Unseen",
     "Verdict",
     "WorkerState",
@@ -82,6 +84,7 @@ __all__ = [
     "missing_photos",
     "original",
     "preview_answer",
+    "rank_unknown_questions",
     "recent_letters",
     "render",
 ]
@@ -105,6 +108,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "observation": ["GroupView", "Observer", "Subject"],
         "preview": ["NotAnAnswerError", "preview_answer"],
         "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
+        "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "report": ["gather", "render"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],

@@ -262,13 +262,15 @@ def _table(name: str, spec: TableSpec) -> TableSeen:
 class _Answer(BaseModel):
     """What /healthz says; keys that are not known here are ignored."""
 
-    status: Literal["ok", "waiting", "stuck"]
+    status: Literal["ok", "failing", "waiting", "stuck"]
     job: str
     group: str
     version: str = ""
     seconds_since_heartbeat: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     stuck_after_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     waiting_for: list[str] = []
+    failing: list[str] = []
+    unknown_questions: list[str] = []
 
 
 def look_at_worker(url: str, job: str, group: str) -> Worker:
@@ -303,15 +305,22 @@ def look_at_worker(url: str, job: str, group: str) -> Worker:
 
 
 def _worker(url: str, answer: _Answer) -> Worker:
-    waiting_for = tuple(shorten(name, 100) for name in answer.waiting_for[:10])
+    waiting_for, failing, questions = (
+        tuple(shorten(name, 100) for name in names[:10])
+        for names in (answer.waiting_for, answer.failing, answer.unknown_questions)
+    )
     beat = f"last heartbeat {answer.seconds_since_heartbeat:.1f} s ago"
     match answer.status:
         case "ok":
             detail = beat
         case "waiting":
             detail = f"waits for {', '.join(waiting_for) or 'an outage'}; {beat}"
+        case "failing":
+            detail = f"{'; '.join(failing) or 'most of its work fails'}; {beat}"
         case "stuck":
             detail = f"says that it is stuck: {beat}, {answer.stuck_after_seconds:.0f} s are allowed"
+    if questions:
+        detail += f"; questions that are not known: {', '.join(questions)}"
     return Worker(
         url=url,
         state=WorkerState(answer.status),
@@ -319,5 +328,7 @@ def _worker(url: str, answer: _Answer) -> Worker:
         seconds_since_heartbeat=answer.seconds_since_heartbeat,
         stuck_after_seconds=answer.stuck_after_seconds,
         waiting_for=waiting_for,
+        failing=failing,
+        unknown_questions=questions,
         version=shorten(answer.version, 50) or None,
     )

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pydantic_core import from_json
-
 from itel_cabinet.transforms.enrichment import COMPLETED, make_task
 from itel_cabinet.transforms.events import (
     CABINET_TASK_ID,
@@ -18,6 +16,7 @@ from itel_cabinet.transforms.events import (
     parse_event,
 )
 from itel_cabinet.transforms.forms import WrongShapeError, parse_details, read_int
+from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, make_attachment_rows, make_form_rows
 from itel_cabinet.transforms.submissions import Submission, build_submissions
@@ -55,7 +54,7 @@ def preview_answer(answer: bytes, *, now: datetime) -> dict[str, Any]:
     Instants are aware datetimes. ``now`` (aware) only has to be a time. Pure and thread-safe; raises NotAnAnswerError.
     """
     try:
-        content = from_json(answer, allow_inf_nan=False)
+        content, _ = read_json(answer)
     except ValueError as error:
         raise NotAnAnswerError(f"not JSON: {error}") from None
     assignment_id = read_int(content.get("assignmentId")) if isinstance(content, dict) else None

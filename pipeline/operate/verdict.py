@@ -37,6 +37,8 @@ class Health(StrEnum):
     """There, but not getting on."""
     DEAD = "dead"
     """Not there."""
+    FAILING = "failing"
+    """Alive and moving, but most of what it handles fails."""
     WAITING = "waiting"
     """Alive, and waits for something else to come back."""
     UNKNOWN = "unknown"
@@ -51,6 +53,7 @@ class WorkerState(StrEnum):
     """What is met at a metrics address."""
 
     OK = "ok"
+    FAILING = "failing"
     WAITING = "waiting"
     STUCK = "stuck"
     SILENT = "silent"
@@ -159,6 +162,8 @@ class Worker:
     seconds_since_heartbeat: float | None = None
     stuck_after_seconds: float | None = None
     waiting_for: tuple[str, ...] = ()
+    failing: tuple[str, ...] = ()
+    unknown_questions: tuple[str, ...] = ()
     version: str | None = None
 
 
@@ -241,6 +246,13 @@ def _by_their_word(seen: Observed) -> Verdict | None:
             Health.WAITING,
             f"alive, and waits for {awaited}",
             f"see that {awaited} is up and takes the job's credentials; the job goes on by itself",
+        )
+    failing = _of(seen, WorkerState.FAILING)
+    if failing:
+        return Verdict(
+            Health.FAILING,
+            "; ".join(dict.fromkeys(line for worker in failing for line in worker.failing)) or "most of its work fails",
+            "see why with `itel-cabinet dead-letters list`; fix that, then `itel-cabinet dead-letters replay`",
         )
     return None
 

@@ -20,6 +20,7 @@ from itel_cabinet.io.worker import (
     serve,
 )
 from itel_cabinet.io.worker.health import Health, Pulse
+from itel_cabinet.io.worker.outcomes import Outcomes
 from itel_cabinet.local.services import free_port
 
 
@@ -43,10 +44,39 @@ def asked(app: Health, path: str, query: str = "") -> tuple[str, bytes]:
     return told[0], body
 
 
+def test_a_stage_that_mostly_fails_is_reported_however_seldom_it_is_used() -> None:
+    clock = Clock()
+    outcomes = Outcomes(clock)
+    app = Health(settings(stuck_after_seconds=10_000), Pulse(clock), outcomes)
+    for _ in range(2):  # a form a minute
+        outcomes.add("submit", good=0, failed=1)
+        clock.now += 60
+    assert app.document()["status"] == "ok"
+    outcomes.add("parse", good=100, failed=2)
+    outcomes.add("submit", good=0, failed=1)
+    assert (
+        app.document() | {"status": "failing", "failing": ["submit: 3 of the last hour's 3 failed"]} == app.document()
+    )
+    assert asked(app, "/healthz")[0] == "200 OK"  # it lives
+    outcomes.add("submit", good=4, failed=0)
+    assert app.document()["status"] == "ok"
+    outcomes.add("submit", good=0, failed=1)
+    assert app.document()["failing"] == ["submit: 4 of the last hour's 8 failed"]
+    clock.now += 3_601
+    assert app.document()["status"] == "ok"
+
+
+def test_unknown_questions_are_listed_within_bounds() -> None:
+    outcomes = Outcomes()
+    labels = [outcomes.add_question(f"q{n}") for n in (*range(50), 7, 50)]
+    assert labels == [*(f"q{n}" for n in (*range(50), 7)), "other"]
+    assert Health(settings(), outcomes=outcomes).document()["unknown_questions"] == [f"q{n}" for n in range(50)]
+
+
 def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
     clock = Clock()
     pulse = Pulse(clock)
-    app = Health(settings(stuck_after_seconds=30), pulse)
+    app = Health(settings(stuck_after_seconds=30), pulse, Outcomes(clock))
     clock.now += 30
     assert asked(app, "/healthz")[0] == "200 OK"
     clock.now += 0.5
@@ -61,6 +91,8 @@ def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
         "seconds_since_heartbeat": 30.5,
         "stuck_after_seconds": 30,
         "waiting_for": [],
+        "failing": [],
+        "unknown_questions": [],
     }
     pulse.beat()
     assert app.document()["status"] == "ok"

@@ -19,10 +19,14 @@ from deltalake import DeltaTable, write_deltalake
 from pyarrow import parquet
 from sqlglot import exp
 
+from itel_cabinet.io.delta import FencedTable
 from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.operate import Query, QueryError, Session, bind, catalogue, find
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.transforms.enrichment import make_task
+from itel_cabinet.transforms.rows import make_form_rows
 from tests.support import known_history
+from tests.support.cabinet_samples import details, event, group, question, record
 from tests.support.known_history import HOSTILE, NOW, PROJECTS
 
 _QUERIES = Path(__file__).parents[2] / "queries"
@@ -267,6 +271,7 @@ ANSWERS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
             ("30 days or more", 0),
         ),
     ),
+    "drifted-forms": ({}, []),
     "damage": (
         {},
         rows(
@@ -305,7 +310,7 @@ def test_the_history_of_the_table(root: str, told: Told) -> None:
 
 
 def test_the_twelve_have_their_numbers() -> None:
-    assert [query.number for query in catalogue()] == [*range(1, 12), 11, 12, None, None, None, None]
+    assert [query.number for query in catalogue()] == [*range(1, 12), 11, 12, *[None] * 5]
     assert [find(str(number)).name for number in (1, 7, 11, 12)] == [
         "latest-events",
         "open-tasks",
@@ -592,3 +597,32 @@ def test_nulls_are_sorted_as_spark_sorts_them(folder: str) -> None:
             sql = f"SELECT x FROM (VALUES (1), (NULL)) AS t(x) ORDER BY x {direction}"
             answer = session.run(Query("nulls", None, "", (), sql), {})
             assert (list(answer.rows).index((None,)) == 0) is first
+
+
+# -- questions that are not known
+
+
+def test_unknown_questions_are_ranked_with_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = str(tmp_path)
+    forms = FencedTable(known_history.specs(root)[FORMS])
+    drift = group("Cabinet Types Damaged", question("Lower Cabinets Broken?", "Yes"))
+    known = group("Damage Description", question("Enter Damaged Description", "leak"))
+    tasks = []
+    for number, groups in enumerate([(drift,), (known,), (drift, group("G", question("Who's there?", 1)))], start=1):
+        one, told_event = record(b"", offset=number), event(assignment_id=number, event_id=f"e{number}")
+        tasks.append(make_task(one, told_event, details(*groups)))
+    forms.write(make_form_rows(tasks, clock=lambda: 1_770_000_000.0))
+    assert main(["questions", f"--tables_root={root}", "--format=json"]) == 1
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["forms"], row["question"], row["group"], row["assignments"]) for row in rows] == [
+        (2, "Lower Cabinets Broken?", "Cabinet Types Damaged", "3 1"),
+        (1, "Who's there?", "G", "3"),
+    ]
+
+
+def test_without_unknown_questions_there_is_nothing_to_rank(root: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status = main(["questions", f"--tables_root={root}", "--format=csv"])
+    assert (status, capsys.readouterr().out.splitlines()) == (
+        0,
+        ["forms,question,group,first_at,last_at,assignments"],
+    )

@@ -33,7 +33,7 @@ def failure(number: int) -> Failure:
 def run(*batches: list[int], results: list[list[int]], failures: list[list[Failure]]) -> dict[str, int]:
     """Run the batches through one step, compare what comes out, and return the counters."""
     pipeline = beam.Pipeline(runner=FnApiRunner())
-    out = pipeline | beam.Create(list(batches), reshuffle=False) | "Sort out" >> Step(sort_out)
+    out = pipeline | beam.Create(list(batches), reshuffle=False) | "Sort out" >> Step("sort", sort_out)
     assert_that(out.results, equal_to(results), label="results")
     assert_that(out.failures, equal_to(failures), label="failures")
     done = pipeline.run()

@@ -68,7 +68,9 @@ def look_up(
     items: list[Item], lookup: Lookup, pool: Executor, form_wait: Callable[[float], None] = unused
 ) -> list[CabinetTask | Failure]:
     clock = itertools.count(500.0).__next__
-    return enrich(items, lookup=lambda: lookup, pool=lambda: pool, form_wait=form_wait, clock=clock)
+    return enrich(
+        items, lookup=lambda: lookup, pool=lambda: pool, form_wait=form_wait, clock=clock, count=lambda _: None
+    )
 
 
 def item(offset: int, assignment_id: int, **changes: object) -> Item:
@@ -150,7 +152,7 @@ def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
             raise OSError(f"{assignment_id} {not_before > 0} {fresh}")
 
     with pytest.raises(OSError, match="7 True False"):
-        enrich([item(1, 7)], lookup=Broken, pool=lambda: pool, form_wait=unused, clock=lambda: 0.0)
+        enrich([item(1, 7)], lookup=Broken, pool=lambda: pool, form_wait=unused, clock=lambda: 0.0, count=unused)
 
 
 def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache(pool: Executor) -> None:

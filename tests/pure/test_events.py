@@ -122,14 +122,18 @@ def test_timestamps_are_aware_and_utc(text: str, moment: datetime) -> None:
         "1969-12-31T23:59:59Z",
         "9999-12-31T23:59:59-14:00",
         "0001-01-01T00:00:00+14:00",
-        1,
+        -1,
+        True,
+        float("inf"),
+        float("nan"),
+        10**400,
         None,
     ],
 )
 def test_other_timestamps_are_refused(text: Any) -> None:
     with pytest.raises(ValueError, match=r"ISO 8601|isoformat|1970|calendar"):
         parse_timestamp(text)
-    assert refused(tracking_message(timestamp=text)).error.startswith("timestamp: must be an ISO 8601 date and time")
+    assert refused(tracking_message(timestamp=text)).error.startswith("timestamp: must be a time between 1970 and 9999")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +144,10 @@ def test_other_timestamps_are_refused(text: Any) -> None:
         (b" ", "not_json"),
         (b"{", "not_json"),
         (b"\xff\xfe{}", "not_json"),
-        (b'{"event_id":"\\ud800"}', "not_json"),
-        (b'{"task":{"x":NaN}}', "not_json"),
-        (b'{"task":{"x":-Infinity}}', "not_json"),
+        (b'{"event_id":"\\ud800"}', "missing_field"),
+        (b'{"task":{"x":NaN}}', "missing_field"),
+        (b'{"task":{"x":-Infinity}}', "missing_field"),
+        (b'{"event_id":"caf\xe9"}', "not_json"),
         (b'{"task":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not_json"),
         (b'{"task_id":' + b"9" * 100_000 + b"}", "not_json"),
         (b"\x00" * 900_000, "not_json"),
@@ -186,7 +191,6 @@ def test_a_required_key_that_is_missing_is_named(field: str) -> None:
         ("project_id", {"id": 1}),
         ("task_id", "abc"),
         ("task_id", True),
-        ("task_id", 32513.0),
         ("assignment_id", 0),
         ("assignment_id", -1),
         ("assignment_id", INT64_MAX + 1),
