@@ -22,6 +22,7 @@ from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
+from itel_cabinet.io.delta.features import check_features
 from itel_cabinet.io.delta.inspect import all_fences, at_once, literal, open_table, storage
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 
@@ -121,6 +122,7 @@ def carry_out(
 
     def work() -> int:
         table = open_table(spec, change.version)
+        check_features(spec, table)
         sleep(watch_seconds)
         newest = open_table(spec).version()
         if newest != change.version:

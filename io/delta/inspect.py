@@ -8,10 +8,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +23,7 @@ from pyarrow import parquet
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from itel_cabinet.io.delta.decisions import missing_columns
+from itel_cabinet.io.delta.features import check_features
 from itel_cabinet.io.delta.spec import (
     RETENTION,
     Append,
@@ -104,6 +106,7 @@ def open_or_create(spec: TableSpec) -> tuple[DeltaTable, bool]:
 
 def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
     """The columns still to be added. Raises TableError if the table cannot be written exactly once, or not at all."""
+    check_features(spec, table)
     metadata = table.metadata()
     if RETENTION in metadata.configuration:
         raise TableError(
@@ -114,7 +117,7 @@ def check_writable(spec: TableSpec, table: DeltaTable) -> list[Field]:
 
 
 def _check_store(spec: TableSpec) -> None:
-    """Refuse S3 unless the options say how a commit is atomic: two writers could otherwise both make one version."""
+    """Refuse options under which a commit to S3 is not atomic. Without any, delta-rs commits by ``If-None-Match``."""
     if not spec.uri.startswith(("s3://", "s3a://")):
         return
     options = {k.lower().removeprefix("aws_"): v for k, v in {**os.environ, **dict(spec.storage_options)}.items()}
@@ -122,10 +125,12 @@ def _check_store(spec: TableSpec) -> None:
         raise TableError(
             f"{spec}: AWS_S3_ALLOW_UNSAFE_RENAME lets two writers overwrite each other's commits; unset it"
         )
-    if not options.get("s3_locking_provider") and not options.get("conditional_put"):
+    if options.get("s3_locking_provider"):
+        raise TableError(f"{spec}: delta-rs has no lock in DynamoDB any more; unset AWS_S3_LOCKING_PROVIDER")
+    if options.get("conditional_put", "etag") != "etag":
         raise TableError(
-            f"{spec}: S3 needs an atomic commit: set the storage option conditional_put=etag "
-            "(AWS, MinIO, R2), or AWS_S3_LOCKING_PROVIDER=dynamodb"
+            f"{spec}: the storage option conditional_put must be etag, or left out: without it two writers overwrite "
+            "each other's commits"
         )
 
 
@@ -273,23 +278,53 @@ def storage(spec: TableSpec) -> PyFileSystem:
 
 
 def all_fences(spec: TableSpec, table: DeltaTable) -> dict[str, int]:
-    """All ``txn`` ids of a table and their versions; delta-rs itself answers only for ids that one knows."""
+    """All ``txn`` ids of a table and their versions; delta-rs itself answers only for ids that one knows.
+
+    Checkpoints of all kinds are read: classic ones, in one file or in parts, and those of the v2 specification, in
+    Parquet or JSON (their sidecars hold no ``txn``). Raises TableError if the log is not whole: a fence that is
+    overlooked would let rows be written twice.
+    """
     log = storage(spec)
     files = {info.base_name: info.path for info in log.get_file_info(FileSelector("_delta_log"))}
-    numbers = {name: int(name[:20]) for name in files if name[:20].isdigit() and int(name[:20]) <= table.version()}
-    checkpoints = {name: n for name, n in numbers.items() if ".checkpoint" in name and name.endswith(".parquet")}
-    newest = max(checkpoints.values(), default=-1)
+    version = table.version()
+    newest, checkpoint = _newest_checkpoint(files, version)
+    commits = [f"{number:020}.json" for number in range(newest + 1, version + 1)]
+    missing = next((name for name in commits if name not in files), None)
+    if missing is not None:
+        raise TableError(f"{spec}: {missing} is not in its log, and no checkpoint that is whole stands for it")
     apps: set[str] = set()
-    for name, number in numbers.items():
-        if checkpoints.get(name) == newest:
-            actions = parquet.read_table(log.open_input_file(files[name]), columns=["txn"])["txn"].to_pylist()
-        elif name == f"{number:020}.json" and number > newest:
-            with log.open_input_stream(files[name]) as lines:
-                actions = [json.loads(line).get("txn") for line in lines.read().splitlines()]
-        else:
-            continue
-        apps |= {txn["appId"] for txn in actions if txn}
-    return {app: version for app in sorted(apps) if (version := table.transaction_version(app)) is not None}
+    for name in (*checkpoint, *commits):
+        apps |= {txn["appId"] for txn in _transactions(log, files[name]) if txn}
+    return {app: at for app in sorted(apps) if (at := table.transaction_version(app)) is not None}
+
+
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.(\d{10})\.(\d{10})|\.[0-9a-fA-F-]{36})?\.(?:parquet|json)")
+
+
+def _newest_checkpoint(files: Iterable[str], most: int) -> tuple[int, list[str]]:
+    """The version, -1 for none, and the files of the newest checkpoint that is whole, up to a version."""
+    found: dict[tuple[int, int], list[str]] = {}  # by version and number of parts
+    for name in files:
+        if (parts := _CHECKPOINT.fullmatch(name)) and int(parts[1]) <= most:
+            found.setdefault((int(parts[1]), int(parts[3] or 1)), []).append(name)
+    whole = {(version, parts): names for (version, parts), names in found.items() if len(names) >= parts}
+    newest = max(whole, default=None)
+    if newest is None:
+        return -1, []
+    # Of several in one file (v2 has one for each writer) any will do.
+    return newest[0], sorted(whole[newest])[: newest[1]]
+
+
+def _transactions(log: PyFileSystem, path: str) -> list[dict[str, Any] | None]:
+    """The ``txn`` actions of a commit or a checkpoint."""
+    if path.endswith(".json"):
+        with log.open_input_stream(path) as lines:
+            return [json.loads(line).get("txn") for line in lines.read().splitlines() if line.strip()]
+    file = parquet.ParquetFile(log.open_input_file(path))
+    if "txn" not in file.schema_arrow.names:
+        return []
+    actions: list[dict[str, Any] | None] = file.read(columns=["txn"])["txn"].to_pylist()
+    return actions
 
 
 def is_outage(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from deltalake import DeltaTable, WriterProperties
 from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSelector
 
+from itel_cabinet.io.delta.features import check_features
 from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_table, storage
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 from itel_cabinet.io.worker import full_jitter
@@ -72,6 +73,7 @@ def optimize(
 
     def work() -> Optimized:
         table = open_table(spec)
+        check_features(spec, table)
         _check_columns(spec, table, z_order)
         before = file_sizes(table)
         if dry_run:
@@ -154,7 +156,9 @@ def vacuum(
     """
 
     def work() -> Vacuumed:
-        remembered = _remembered_hours(open_table(spec))
+        table = open_table(spec)
+        check_features(spec, table)
+        remembered = _remembered_hours(table)
         if retention_hours > remembered:
             raise TableError(
                 f"{spec} remembers for {remembered:g} h which files were removed, and cannot keep them longer: set its "

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args
 import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundError
 
 from itel_cabinet.io.delta import TableSpec, at_once, error_text, open_table
 from itel_cabinet.io.worker import OutageError
@@ -262,10 +262,18 @@ class Session:
         if name == TRACKING and self._version is not None:
             table = _at_version(spec, table.version(), self._version)
         with _reading(self._specs):
-            self._engine.register(name, table.to_pyarrow_dataset())
+            self._engine.register(name, _readable(table))
             if name == TRACKING:
                 for statement in _views().values():
                     self._engine.execute(statement)
+
+
+def _readable(table: DeltaTable) -> Any:
+    """A table for DuckDB: read piece by piece, or, where it has deletion vectors or v2 checkpoints, as a whole."""
+    try:
+        return table.to_pyarrow_dataset()
+    except DeltaProtocolError:
+        return pa.table(table.scan())
 
 
 def _opened(spec: TableSpec) -> DeltaTable:

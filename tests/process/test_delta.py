@@ -139,7 +139,9 @@ def test_a_specification_that_contradicts_itself_is_refused(
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        ({}, "conditional_put=etag"),
+        ({"conditional_put": "disabled"}, "conditional_put must be etag, or left out"),
+        ({"AWS_CONDITIONAL_PUT": "dynamo:commits"}, "conditional_put must be etag, or left out"),
+        ({"AWS_S3_LOCKING_PROVIDER": "dynamodb"}, "unset AWS_S3_LOCKING_PROVIDER"),
         ({"conditional_put": "etag", "AWS_S3_ALLOW_UNSAFE_RENAME": "true"}, "AWS_S3_ALLOW_UNSAFE_RENAME"),
     ],
 )
