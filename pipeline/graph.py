@@ -45,7 +45,10 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         return
 
     events = records | "Parse" >> Step(
-        "parse", partial(parse_task_events, group=settings.source.group, clock=time.time)
+        "parse",
+        partial(
+            parse_task_events, group=settings.source.group, task_ids=wiring.trigger_rules.task_ids, clock=time.time
+        ),
     )
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
 

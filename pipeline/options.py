@@ -381,7 +381,7 @@ class OutputsOptions(_Group):
     output_topic: OptionalTopic = ""
     """trigger: publish there, instead of the topics that the rules name."""
     triggers: str = ""
-    """trigger: YAML file of rules; default: the rule for cabinet repair forms."""
+    """YAML file of rules; default: the rule for cabinet repair forms. The other jobs take the task ids from it."""
 
 
 class MonitoringOptions(_Group):

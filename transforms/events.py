@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -218,10 +219,13 @@ _Model = TypeVar("_Model", bound=BaseModel)
 
 
 def parse_task_events(
-    records: Sequence[Record], *, group: str, clock: Callable[[], float]
+    records: Sequence[Record], *, group: str, task_ids: frozenset[int], clock: Callable[[], float]
 ) -> Iterator[tuple[Record, TaskEvent] | Failure | Skip]:
-    """The task event of each record, for the jobs that read the tracking topic. ``group`` is the consumer group."""
-    return _parse_each(records, parse_event, group, clock())
+    """The task event of each record, for the jobs that read the tracking topic.
+
+    ``group`` is the consumer group; events of task templates other than ``task_ids`` are skipped.
+    """
+    return _parse_each(records, partial(parse_event, task_ids=task_ids), group, clock())
 
 
 def parse_claimx_events(
@@ -248,7 +252,7 @@ def _parse_each(
 
 
 def parse_event(
-    record: Record, now: float, task_ids: frozenset[int] = frozenset({CABINET_TASK_ID})
+    record: Record, now: float, *, task_ids: frozenset[int] = frozenset({CABINET_TASK_ID})
 ) -> TaskEvent | Failure | Skip:
     """The task event in a record of the tracking topic. ``now`` is epoch seconds, for the failure.
 

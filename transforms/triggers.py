@@ -134,6 +134,11 @@ class Rules(_Strict):
         blocks = [block for t in self.triggers for block in (t.on_any, t.on_assigned, t.on_completed) if block]
         return frozenset(block.publish_to_topic for block in blocks if block.publish_to_topic)
 
+    @property
+    def task_ids(self) -> frozenset[int]:
+        """The task templates that there is a trigger for."""
+        return frozenset(trigger.task_id for trigger in self.triggers)
+
     def match(self, event_type: str, task_id: int) -> Match | None:
         """What to do with an event of this type and task template; None where no trigger has an action for it."""
         for trigger in self.triggers:

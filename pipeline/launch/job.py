@@ -62,6 +62,8 @@ class JobFailedError(RefusedError):
 def check(settings: Settings) -> None:
     """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchError."""
     wiring = Wiring(settings)
+    with _naming("triggers", RulesError):
+        _ = wiring.trigger_rules
     _check_connection("claimx", settings.claimx_connection())
     if settings.job.calls_itel and settings.itel.folder is None:
         _check_connection("itel", settings.itel_connection())
@@ -109,8 +111,7 @@ def _check_kafka(wiring: Wiring) -> None:
     if settings.job.writes_tables and outputs.tracking_success_topic:
         needed["tracking_success_topic"] = {outputs.tracking_success_topic}
     if settings.job is Job.TRIGGER:
-        with _naming("triggers", RulesError):
-            needed["output_topic"] = {*wiring.trigger_topics}
+        needed["output_topic"] = {*wiring.trigger_topics}
     with _naming("kafka_config", UnresolvedSecretError):
         client = resolve_config(wiring.source.client)
     known = Cluster(client, timeout=_CHECK_SECONDS).names()
@@ -153,6 +154,7 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     except ValueError as error:
         raise LaunchError(f"--runner: {describe_error(error)}") from None
     build(pipeline, settings)
+    _LOGGER.info("%s", _describe(settings))
     if is_on_flink(beam_options):
         return _submit(pipeline, beam_options)
     with _stop_on_signals():
@@ -164,7 +166,22 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
                 raise JobFailedError(str(refusal)) from error
             _LOGGER.error("an error of the program", exc_info=error)
             raise JobFailedError(_last_line(error)) from error
+    _LOGGER.info("%s has stopped; it goes on from the offsets of group %s", settings.job, settings.source.group)
     return _read_counters(result)
+
+
+def _describe(settings: Settings) -> str:
+    """What a job reads, from where, and what it writes, in one line."""
+    wiring, source, outputs = Wiring(settings), settings.source, settings.outputs
+    goals = [f"topic {name}" for name in sorted(wiring.trigger_topics)] if settings.job is Job.TRIGGER else []
+    goals += [spec.uri for spec in wiring.tables.values()] if settings.job.writes_tables else []
+    if settings.job.calls_itel:
+        goals.append(f"iTel at {settings.itel.folder or settings.itel.base_url}")
+    templates = ", ".join(map(str, sorted(wiring.trigger_rules.task_ids)))
+    return (
+        f"{settings.job} starts: reads {source.topic} at {source.bootstrap_servers} as group {source.group}, "
+        f"task templates {templates}; writes {', '.join(goals)}; dead letters to {outputs.dead_letter_topic}"
+    )
 
 
 def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]:

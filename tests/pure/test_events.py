@@ -228,7 +228,7 @@ def test_only_what_validates_is_skipped_for_its_task_id() -> None:
     other = record(tracking_message(task_id=24454))
     assert parse_event(other, NOW) == Skip(other, "other_task")
     assert refused(tracking_message(task_id=24454, event_id=...)).error == "event_id: missing"
-    also = parse_event(other, NOW, frozenset({24454}))
+    also = parse_event(other, NOW, task_ids=frozenset({24454}))
     assert isinstance(also, TaskEvent)
     assert also.task_id == 24454
 

@@ -27,7 +27,7 @@ def claimx_event(**changes: Any) -> dict[str, Any]:
 
 
 def task_events(*records: Record) -> list[Any]:
-    return list(parse_task_events(records, group=GROUP, clock=lambda: NOW))
+    return list(parse_task_events(records, group=GROUP, task_ids=frozenset({32513}), clock=lambda: NOW))
 
 
 def claimx_events(*records: Record) -> list[Any]:
@@ -106,3 +106,15 @@ def test_other_statuses_are_skipped_before_they_cost_a_lookup() -> None:
     ]
     both = list(skip_other_statuses(events, statuses=frozenset({"COMPLETED", "CANCELLED"})))
     assert [one for one in both if not isinstance(one, Skip)] == [events[0], events[2], events[4]]
+
+
+@pytest.mark.parametrize("task_id", [32513, 32615, 24454])
+def test_the_task_templates_that_are_wanted_flow(task_id: int) -> None:
+    one = record(tracking_message(task_id=task_id))
+    wanted = frozenset({32615, 24454})
+    (outcome,) = parse_task_events([one], group=GROUP, task_ids=wanted, clock=lambda: NOW)
+    if task_id in wanted:
+        assert isinstance(outcome, tuple)
+        assert outcome[1].task_id == task_id
+    else:
+        assert outcome == Skip(one, "other_task")

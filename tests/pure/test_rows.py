@@ -359,7 +359,7 @@ _HOSTILE = _ANY_JSON | st.sampled_from(
 )
 def test_every_row_fits_its_schema(message: dict[str, Any], changes: dict[str, Any], groups: list[Any]) -> None:
     source = record(tracking_message(**message))
-    parsed = parse_event(source, 0.0, frozenset({message.get("task_id", 32513)}))
+    parsed = parse_event(source, 0.0, task_ids=frozenset({message.get("task_id", 32513)}))
     if not isinstance(parsed, TaskEvent):
         return
     raw = json.dumps(answer(*groups, **changes)).replace("NaN", "1e999").replace("Infinity", "1e999")
