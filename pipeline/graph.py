@@ -97,7 +97,8 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
     photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=time.time)).with_output_types(Batch)
     photos | "Keep photos" >> WriteToDelta(wiring.tables[ATTACHMENTS])
     if wiring.settings.outputs.tracking_success_topic:
-        written | "Tell of events" >> wiring.tracking_success_sink()
+        unreported = written | "Tell of events" >> wiring.tracking_success_sink()
+        unreported | "Unreported events" >> wiring.dead_letter_sink()
 
 
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
@@ -111,7 +112,8 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
         partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time, count=count_submissions),
     )
     answers.failures | "Refused" >> wiring.itel_error_sink()
-    answers.results | "Tell of submissions" >> wiring.itel_success_sink()
+    unreported = answers.results | "Tell of submissions" >> wiring.itel_success_sink()
+    unreported | "Unreported" >> wiring.itel_error_sink()
 
 
 def _trigger(records: beam.PCollection, wiring: Wiring) -> None:

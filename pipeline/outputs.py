@@ -16,6 +16,7 @@ from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.results import encode_submission_result, encode_tracking_result
+from itel_cabinet.transforms.rows import record_of
 from itel_cabinet.transforms.submissions import Submitted
 from itel_cabinet.transforms.triggers import Publication
 
@@ -99,35 +100,42 @@ def _give_up(refused: RefusedMessage) -> None:
 
 @dataclass
 class SendMessages(beam.PTransform):  # type: ignore[misc]
-    """Items -> the messages that ``encode`` makes of each. At least once; confirmed before the bundle ends."""
+    """Items -> lists of Failure, for those messages that ``encode`` makes of them which the broker refuses. At least
+    once; confirmed before the bundle ends. Each message's ``origin`` is the record that it reports on."""
 
     kafka: KafkaSinkSettings
     encode: Callable[[Any], Iterable[Message]]
+    clock: Callable[[], float]
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, items: beam.PCollection) -> beam.PCollection:
-        return items | "Encode" >> beam.FlatMap(self.encode) | "Send" >> WriteToKafka(self.kafka)
+        return (
+            items
+            | "Encode" >> beam.FlatMap(self.encode)
+            | "Send" >> WriteToKafka(self.kafka)
+            | "Refused" >> beam.Map(_refused, stage="report", clock=self.clock)
+        )
 
 
 def encode_submissions(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
     """A message each, keyed by event id."""
     for one in submitted:
         key, value, headers = encode_submission_result(one, clock())
-        yield Message(topic, key, value, tuple(headers))
+        yield Message(topic, key, value, tuple(headers), origin=one.submission.record)
 
 
 def encode_rows(result: WriteResult, *, topic: str) -> Iterator[Message]:
     """A message each row, also for rows that an earlier run had committed."""
     for row in (*result.written, *result.replayed):
         key, value, headers = encode_tracking_result(row)
-        yield Message(topic, key, value, tuple(headers))
+        yield Message(topic, key, value, tuple(headers), origin=record_of(row))
 
 
 @dataclass
 class PublishMessages(beam.PTransform):  # type: ignore[misc]
-    """Lists of Publication -> lists of Failure, for those that the broker finds too large."""
+    """Lists of Publication -> lists of Failure, for those that the broker refuses."""
 
     kafka: KafkaSinkSettings
     clock: Callable[[], float]
@@ -140,7 +148,7 @@ class PublishMessages(beam.PTransform):  # type: ignore[misc]
             publications
             | "Address" >> beam.FlatMap(_publications)
             | "Send" >> WriteToKafka(self.kafka)
-            | "Too large" >> beam.Map(_unpublished, clock=self.clock)
+            | "Too large" >> beam.Map(_refused, stage="publish", clock=self.clock)
         )
 
 
@@ -149,7 +157,9 @@ def _publications(publications: list[Publication]) -> Iterator[Message]:
         yield Message(one.topic, one.key, one.value, one.headers, one.record, one.record.timestamp_ms)
 
 
-def _unpublished(refused: RefusedMessage, *, clock: Callable[[], float]) -> list[Failure]:
+def _refused(refused: RefusedMessage, *, stage: str, clock: Callable[[], float]) -> list[Failure]:
     now = clock()
-    metrics.DEAD_LETTERS.labels("publish", "too_large").inc()
-    return [Failure(refused.message.origin, "publish", "too_large", refused.reason, now, now)]
+    error_class = "too_large" if "large" in refused.reason else "broker_refused"
+    metrics.DEAD_LETTERS.labels(stage, error_class).inc()
+    error = f"topic {refused.message.topic}: {refused.reason}"
+    return [Failure(refused.message.origin, stage, error_class, error, now, now)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -55,7 +55,7 @@ TOPICS = (
     TopicSpec(TASK_SUCCESSES, 1, 3),
     TopicSpec(TASK_ERRORS, 1, 30),
     TopicSpec(ITEL_SUCCESSES, 1),
-    TopicSpec(ITEL_ERRORS, 1),
+    TopicSpec(ITEL_ERRORS, 1, 30),
 )
 """The topics by their default names."""
 
@@ -80,14 +80,22 @@ class TopicState:
 
 
 def create_topics(
-    cluster: Cluster, replication: int, *, topics: Sequence[TopicSpec] = TOPICS, dry_run: bool = False
+    cluster: Cluster,
+    replication: int,
+    *,
+    topics: Sequence[TopicSpec] = TOPICS,
+    letter_days: int | None = None,
+    dry_run: bool = False,
 ) -> Iterator[TopicPlan]:
     """Make the topics that are missing, one after the other; those that exist are left alone. May be repeated.
 
-    ``replication`` is the number of brokers that hold each record. Raises KafkaException; what was made stays.
+    ``replication`` is the number of brokers that hold each record, ``letter_days`` how long the error topics keep
+    theirs, in place of what ``topics`` say. Raises KafkaException; what was made stays.
     """
     known = cluster.names()
     for spec in topics:
+        if letter_days is not None and spec.name in (TASK_ERRORS, ITEL_ERRORS):
+            spec = replace(spec, retention_days=letter_days)
         missing = spec.name not in known
         if missing and not dry_run:
             missing = _create(cluster, spec, replication)

@@ -140,10 +140,11 @@ class Wiring:
 
     def itel_success_sink(self) -> SendMessages:
         topic = self.settings.outputs.itel_success_topic
-        return SendMessages(self.sink, partial(encode_submissions, topic=topic, clock=time.time))
+        return SendMessages(self.sink, partial(encode_submissions, topic=topic, clock=time.time), time.time)
 
     def tracking_success_sink(self) -> SendMessages:
-        return SendMessages(self.sink, partial(encode_rows, topic=self.settings.outputs.tracking_success_topic))
+        topic = self.settings.outputs.tracking_success_topic
+        return SendMessages(self.sink, partial(encode_rows, topic=topic), time.time)
 
     def publication_sink(self) -> PublishMessages:
         return PublishMessages(self.sink, time.time)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Failure", "Record", "Skip"]
+__all__ = ["STAGES", "Failure", "Record", "Skip"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +34,18 @@ class Record:
         return f"{self.topic_id}/{self.partition}/{self.offset}"
 
 
+STAGES = ("parse", "enrich", "payload", "submit", "publish", "report")
+"""Where a record can fail: read, looked up, built for iTel, handed in, published by a trigger, reported."""
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """A record that cannot go on, as a value.
 
-    ``stage`` is the step that gave up (``parse``, ``enrich``, ``payload``, ``submit``, ``publish``), ``error_class`` a
-    short stable name to group by (``not_json``, ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a
-    person, free of personal data and secrets. ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are
-    epoch seconds. ``event_id`` and ``assignment_id`` are there if the record could be read, for the logs.
+    ``stage`` is the step that gave up, one of STAGES, ``error_class`` a short stable name to group by (``not_json``,
+    ``unknown_assignment``, ``no_form`` ...) and ``error`` one line for a person, free of personal data and secrets.
+    ``attempts`` counts the tries of a call; ``first_at`` and ``last_at`` are epoch seconds. ``event_id`` and
+    ``assignment_id`` are there if the record could be read, for the logs.
     """
 
     record: Record

@@ -35,6 +35,7 @@ __all__ = [
     "make_photo_rows",
     "make_tracking_row",
     "make_tracking_rows",
+    "record_of",
 ]
 
 _TRACKING_VERSION = "1.0"
@@ -187,6 +188,21 @@ def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | N
         "month": event.timestamp.month,
         "day": event.timestamp.day,
     }
+
+
+def record_of(row: Mapping[str, Any]) -> Record:
+    """The record that a row of the tracking table was made of, as far as the row has it: not its key, headers and time
+    in Kafka, in place of which stands the event's."""
+    value = row["original_event"]
+    return Record(
+        topic=row["kafka_topic"],
+        topic_id=row["kafka_topic_id"],
+        partition=row["kafka_partition"],
+        offset=row["kafka_offset"],
+        timestamp_ms=int(row["event_timestamp"].timestamp() * 1000),
+        key=None,
+        value=None if value is None else value.encode(),
+    )
 
 
 def make_form_row(record: Record, event: TaskEvent, details: TaskDetails, form: Form, now: datetime) -> dict[str, Any]:

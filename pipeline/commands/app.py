@@ -207,6 +207,10 @@ def create_topics(
     replication_factor: Annotated[
         int, typer.Option("--replication_factor", min=1, help="Brokers that hold each record; 1 on a laptop.")
     ] = 3,
+    letter_retention_days: Annotated[
+        int,
+        typer.Option("--letter_retention_days", min=1, help="How long dead letters are kept: fix and replay by then."),
+    ] = 30,
     dry_run: DryRun = False,
     kafka_config: KafkaConfig = "{}",
 ) -> None:
@@ -214,7 +218,9 @@ def create_topics(
     from itel_cabinet.pipeline import topics
 
     with open_cluster(bootstrap_servers, kafka_config) as cluster:
-        for made in topics.create_topics(cluster, replication_factor, dry_run=dry_run):
+        for made in topics.create_topics(
+            cluster, replication_factor, letter_days=letter_retention_days, dry_run=dry_run
+        ):
             spec = made.spec
             kept = f"kept {spec.retention_days} days" if spec.retention_days else "kept as the broker says"
             shape = f"partitions: {spec.partitions}, replicas: {replication_factor}, {kept}"

@@ -70,6 +70,7 @@ _MOST_REASONS = 20
 def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
     from itel_cabinet.pipeline.operate import Filter
     from itel_cabinet.transforms.events import parse_timestamp
+    from itel_cabinet.transforms.records import STAGES
 
     def moment(name: str, text: str | None) -> datetime | None:
         try:
@@ -78,6 +79,8 @@ def _filter(*, since: str | None, until: str | None, offset: str | None, job: Jo
             reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
             raise CommandError(f"--{name}: {reason}", wrong_use=True) from None
 
+    if (stage := given.get("stage")) is not None and stage not in STAGES:
+        raise CommandError(f"--stage: must be one of {', '.join(STAGES)}, got {stage[:100]!r}", wrong_use=True)
     bounds = re.fullmatch(r"([0-9]{1,18})(?:-([0-9]{1,18}))?", offset or "")
     if offset and not bounds:
         raise CommandError(f"--offset: must be N or N-M, got {offset!r}", wrong_use=True)

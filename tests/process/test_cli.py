@@ -368,8 +368,12 @@ def test_topics_and_the_lag_of_each_job_in_them(printed: Printed, tmp_path: Path
             "itel.cabinet.task.tracking.success: would be created (partitions: 1, replicas: 1, kept 3 days)",
             "itel.cabinet.task.tracking.errors: would be created (partitions: 1, replicas: 1, kept 30 days)",
             "itel.cabinet.api.success: would be created (partitions: 1, replicas: 1, kept as the broker says)",
-            "itel.cabinet.api.errors: would be created (partitions: 1, replicas: 1, kept as the broker says)",
+            "itel.cabinet.api.errors: would be created (partitions: 1, replicas: 1, kept 30 days)",
         ]
+        longer = printed.stdout(
+            "topics", "create", servers, "--replication-factor=1", "--dry-run", "--letter_retention_days=90"
+        )
+        assert longer.count("kept 90 days") == 2
         assert printed.stdout("topics", "describe", servers).endswith(missing)
         assert printed.error(1, "topics", "create", servers) == (
             f"--replication_factor: more than there are brokers at {broker.bootstrap_servers}; one broker needs 1"

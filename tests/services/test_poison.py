@@ -300,6 +300,23 @@ def test_odd_answers_of_claimx(stack: Stack, claimx: OddClaimX) -> None:
     assert stack.dead_letters("itel_errors") == []
 
 
+def test_results_that_their_topics_do_not_take_are_dead_letters(stack: Stack) -> None:
+    narrow = {role: f"{stack.prefix}.narrow-{role}" for role in ("itel", "tracked")}
+    for name in narrow.values():
+        stack.broker.create_topic(name, 1, {"max.message.bytes": "150"})
+    for number in range(1, 4):
+        stack.tell(tracking_message(event_id=f"event-{number}", assignment_id=number), *FORM, partition=0)
+    stack.run("cabinet", itel_success_topic=narrow["itel"], tracking_success_topic=narrow["tracked"])
+    ids = [f"event-{number}" for number in range(1, 4)]
+    assert sorted(row["event_id"] for row in stack.tracking()) == ids
+    assert sorted(s.idempotency_key for s in stack.itel.submissions()) == ids
+    for role, topic in (("errors", narrow["tracked"]), ("itel_errors", narrow["itel"])):
+        letters = stack.dead_letters(role)
+        assert {(letter.stage, letter.error_class) for letter in letters} == {("report", "too_large")}, role
+        assert sorted(json.loads(letter.record().value or b"")["event_id"] for letter in letters) == ids
+        assert all(letter.error.startswith(f"topic {topic}: ") for letter in letters)
+
+
 def test_a_form_that_itel_cannot_take(stack: Stack, itel: RepeatingItel) -> None:
     """It has its row, and one dead letter in iTel's error topic."""
     itel.refused = {3: "no such form"}

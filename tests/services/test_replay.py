@@ -571,6 +571,11 @@ def test_control_characters_do_not_reach_the_terminal(letters: Letters) -> None:
     ("arguments", "status", "told"),
     [
         (["list", "--since=yesterday"], 2, "--since: must be a date and time such as 2026-01-10T15:00"),
+        (
+            ["replay", "--stage=parsing"],
+            2,
+            "--stage: must be one of parse, enrich, payload, submit, publish, report, got 'parsing'",
+        ),
         (["list", "--offset=x"], 2, "--offset: must be N or N-M, got 'x'"),
         (["list", "--offset=1-"], 2, "--offset: must be N or N-M, got '1-'"),
         (["list", "--dead_letter_topic=none"], 1, "--dead_letter_topic: topic 'none' does not exist"),
