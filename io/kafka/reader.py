@@ -22,6 +22,7 @@ from itel_cabinet.io.worker import (
     PULSE,
     STOP,
     OutageError,
+    RefusedError,
     beat,
     crash_points,
     describe_error,
@@ -245,6 +246,10 @@ class _ShardReader:
             error = message.error()
             if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
                 position = self._back_in_range(position, message.partition())
+            elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise RefusedError(
+                    f"Kafka, topic {self._source.topic}: this user may not read it: grant the right READ on the topic"
+                )
             elif error.fatal():
                 raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
             else:

@@ -10,6 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
 
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import HOST, Broker, free_port
@@ -52,6 +60,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         "listeners": f"{listeners},CONTROLLER://{HOST}:{controller}",
         "advertised.listeners": listeners,
         "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,GUARDED:SASL_SSL",
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "allow.everyone.if.no.acl.found": "true",
         "listener.name.guarded.ssl.keystore.type": "PEM",
         "listener.name.guarded.ssl.keystore.location": str(both),
         "listener.name.guarded.sasl.enabled.mechanisms": "PLAIN",
@@ -70,6 +81,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
 def broker(guarded: Guarded) -> Broker:
     """In the place of the session's."""
     return guarded.broker
+
+
+def test_a_topic_that_may_not_be_read_is_named(stack: Stack, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KAFKA_PASSWORD", PASSWORD)
+    topic = stack.topic("tracking")
+    place = (ResourceType.TOPIC, topic, ResourcePatternType.LITERAL, "User:cabinet", "*")
+    see = AclBinding(*place, AclOperation.DESCRIBE, AclPermissionType.ALLOW)
+    admin = AdminClient({"bootstrap.servers": guarded.broker.bootstrap_servers})
+    for done in admin.create_acls([see]).values():
+        done.result(30)
+    with stack.running("cabinet", **guarded.options()) as job:
+        assert job.wait(90) == 1, job.errors
+    assert f"Kafka, topic {topic}: this user may not read it: grant the right READ on the topic" in job.errors
 
 
 def test_a_job_over_tls_with_a_password(stack: Stack, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
