@@ -18,6 +18,7 @@ __all__ = ["SecretRef", "UnresolvedSecretError"]
 
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
+_NO_TEXT = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ufffd\ud800-\udfff]")
 _MAX_FILE_BYTES = 65_536  # no header takes more; keeps a mistaken path (a log, a device) from being read whole
 
 
@@ -48,12 +49,20 @@ class SecretRef:
     def __str__(self) -> str:
         return f"{self.kind}:{self.name}"
 
-    def resolve(self) -> str:
-        """Read the secret now, without the white space around it. Raises UnresolvedSecretError."""
-        value = (self._from_environment() if self.kind == "env" else self._from_file()).strip()
+    def resolve(self, *, any_text: bool = False) -> str:
+        """Read the secret now, without the white space and the byte order mark around it.
+
+        ``any_text`` allows what no HTTP header can carry: other alphabets, and several lines (a key in PEM form).
+        Raises UnresolvedSecretError.
+        """
+        found = self._from_environment() if self.kind == "env" else self._from_file()
+        value = found.removeprefix("\ufeff").strip()
         if not value:
             raise UnresolvedSecretError(f"{self} is empty: put the secret there, where the job's workers run")
-        if _UNPRINTABLE.search(value):
+        if any_text:
+            if _NO_TEXT.search(value):
+                raise UnresolvedSecretError(f"{self} is no text in UTF-8")
+        elif _UNPRINTABLE.search(value):
             raise UnresolvedSecretError(f"{self} holds a line break or a character that no HTTP header can carry")
         return value
 

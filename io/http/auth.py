@@ -88,7 +88,9 @@ class Auth:
 
     def resolve(self) -> Credentials:
         """Read the secrets now; for ``oauth2`` those that ask for a token. Raises UnresolvedSecretError."""
-        values = tuple(ref.resolve() for ref in self.refs)
+        # In base64 or a form any text can be sent, in UTF-8 (RFC 7617, 2.1).
+        encoded = self.scheme not in ("bearer", "api_key")
+        values = tuple(ref.resolve(any_text=encoded) for ref in self.refs)
         if self.scheme == "none":
             return Credentials({}, ())
         if self.scheme == "api_key":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from operator import methodcaller
 
 from confluent_kafka import Message
 
@@ -26,9 +28,8 @@ _OURS = {
     "acks": "a record must be on all in-sync replicas before its offset is committed",
     "partition.assignment.strategy": "partitions are assigned by shard, not by the group",
 }
-_SECRET_KEYS = frozenset(
-    {"sasl.password", "ssl.key.password", "ssl.keystore.password", "ssl.key.pem", "sasl.oauthbearer.client.secret"}
-)
+# By their names, so that those of a later librdkafka are among them.
+_SECRET_KEY = re.compile(r"password|passphrase|secret|key\.pem$")
 
 
 class ConfigError(SettingError):
@@ -38,14 +39,17 @@ class ConfigError(SettingError):
 def client_config(bootstrap_servers: str, extra: Mapping[str, object] | None = None) -> ClientConfig:
     """librdkafka settings for every client of a job, as a hashable tuple.
 
-    ``extra`` takes any librdkafka setting (SASL, TLS, Event Hubs) as text; passwords only as references (``env:NAME``,
-    ``file:PATH``), which are resolved where the client is made. Raises ConfigError for a setting that is ours to
-    decide.
+    ``extra`` takes any librdkafka setting (SASL, TLS, Event Hubs) as text. What its name calls a secret must be a
+    reference (``env:NAME``, ``file:PATH``), and any other may be; they are resolved where the client is made. Raises
+    ConfigError for a setting that is ours to decide.
     """
     for key, value in (extra or {}).items():
         if key in _OURS:
             raise ConfigError(f"{key} cannot be set: {_OURS[key]}", field="kafka_config")
-        if key in _SECRET_KEYS:
+        if key == "group.protocol" and _text(value).lower() != "classic":
+            reason = "partitions are assigned by shard, and the job's consumers join no group"
+            raise ConfigError(f"{key} cannot be {_text(value)[:40]!r}: {reason}", field="kafka_config")
+        if _SECRET_KEY.search(key):
             try:
                 SecretRef.parse(str(value))
             except ValueError:
@@ -61,7 +65,15 @@ def _text(value: object) -> str:
 
 def resolve_config(config: ClientConfig) -> dict[str, object]:
     """The settings with the secrets filled in, for handing to librdkafka and nothing else."""
-    return {k: SecretRef.parse(v).resolve() if k in _SECRET_KEYS else v for k, v in config} | {"logger": QUIET}
+    return {key: _resolve(value) for key, value in config} | {"logger": QUIET}
+
+
+def _resolve(value: str) -> str:
+    try:
+        reference = SecretRef.parse(value)
+    except ValueError:
+        return value
+    return reference.resolve(any_text=True)
 
 
 def make_record(message: Message, topic_id: str) -> Record:
@@ -78,11 +90,16 @@ def make_record(message: Message, topic_id: str) -> Record:
     )
 
 
+# confluent-kafka returns a result with an exception set, which CPython's specialized calls do not look for: it would
+# come up at some later call.
+_call_headers = methodcaller("headers")
+
+
 def _read_headers(message: Message) -> tuple[tuple[str, bytes | None], ...]:
     """The headers; none, counted, if a name is not UTF-8: clients in C, Go and Rust may write such names, and
     confluent-kafka cannot hand them out."""
     try:
-        return tuple(message.headers() or ())
+        return tuple(_call_headers(message) or ())
     except (SystemError, UnicodeError):
         metrics.HEADERS_UNREADABLE.labels(message.topic()).inc()
         return ()

@@ -36,8 +36,10 @@ def make_producer(client: Mapping[str, object], *, delivery_seconds: float, **se
         delivery_seconds: after so long a message is given up.
         settings: more of librdkafka's settings, with ``_`` for its dots.
     """
+    chosen = "compression.type" in client or "compression.codec" in client
     return Producer(
-        {"linger.ms": 5, "compression.type": "lz4"}
+        {"linger.ms": 5}
+        | ({} if chosen else {"compression.type": "lz4"})
         | dict(client)
         | {
             "enable.idempotence": True,

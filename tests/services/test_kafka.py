@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import apache_beam as beam
 import pytest
@@ -30,9 +31,11 @@ from itel_cabinet.io.kafka import (
     WriteToKafka,
     client_config,
     group_lag,
+    resolve_config,
 )
 from itel_cabinet.io.kafka.source import ShardTracker
 from itel_cabinet.io.kafka.spec import ShardPosition
+from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, metrics
 from itel_cabinet.local.services import Broker
 from itel_cabinet.transforms.records import Record
@@ -150,7 +153,15 @@ def test_an_abandoned_shard_is_noticed() -> None:
         ("auto.offset.reset", "latest", "given by itself; an offset lost to retention"),
         ("isolation.level", "read_uncommitted", "aborted"),
         ("group.id", "x", "the group is given by itself"),
-        ("sasl.password", "hunter2", "must be a reference"),
+        ("group.protocol", "consumer", "the job's consumers join no group"),
+        *(
+            (key, "hunter2", "must be a reference")
+            for key in (
+                *("sasl.password", "ssl.key.password", "ssl.keystore.password", "ssl.key.pem"),
+                *("sasl.oauthbearer.client.secret", "sasl.oauthbearer.client.credentials.client.secret"),
+                *("sasl.oauthbearer.assertion.private.key.passphrase", "sasl.oauthbearer.assertion.private.key.pem"),
+            )
+        ),
     ],
 )
 def test_contradicting_settings_are_refused(key: str, value: object, reason: str) -> None:
@@ -158,6 +169,39 @@ def test_contradicting_settings_are_refused(key: str, value: object, reason: str
         client_config("localhost:9092", {key: value})
     assert key in str(refusal.value)
     assert "hunter2" not in str(refusal.value)
+
+
+def test_references_resolve_in_any_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pem = "-----BEGIN KEY-----\nabc\n-----END KEY-----"
+    (tmp_path / "key").write_text(f"{pem}\n")
+    (tmp_path / "password").write_text("\ufeffpäßwörd\r\n", encoding="utf-8")
+    monkeypatch.setenv("KAFKA_USER", "cabinet")
+    given = {
+        "ssl.key.pem": f"file:{tmp_path}/key",
+        "sasl.password": f"file:{tmp_path}/password",
+        "sasl.username": "env:KAFKA_USER",
+        "sasl.oauthbearer.client.credentials.client.secret": "env:KAFKA_USER",
+        "group.protocol": "classic",
+        "compression.type": "gzip",
+    }
+    config = client_config("localhost:9092", given)
+    assert "pä" not in repr(config)
+    resolved = resolve_config(config)
+    assert {key: resolved[key] for key in given} == {
+        "ssl.key.pem": pem,
+        "sasl.password": "päßwörd",
+        "sasl.username": "cabinet",
+        "sasl.oauthbearer.client.credentials.client.secret": "cabinet",
+        "group.protocol": "classic",
+        "compression.type": "gzip",
+    }
+
+
+@pytest.mark.parametrize("content", [b"caf\xe9", b"a\x00b", b"\xef\xbb\xbf", b" \n"])
+def test_a_file_that_holds_no_text_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(UnresolvedSecretError, match=r"is no text in UTF-8|is empty"):
+        resolve_config(client_config("localhost:9092", {"sasl.password": f"file:{tmp_path}/secret"}))
 
 
 # --------------------------------------------------------------------------------------------------------------- source
@@ -186,10 +230,11 @@ _NAMES = [b"\xff", b"caf\xe9", b"\xed\xa0\xbd", b"traceparent\xc0\x80", bytes(ra
 
 def test_a_header_s_name_may_be_any_bytes(broker: Broker, topic: Callable[..., str]) -> None:
     name = topic(1)
-    values = [b"plain", *(b"value %d" % n for n in range(len(_NAMES))), b"plain too"]
+    names = _NAMES * 20  # more than it takes CPython to specialize the calls
+    values = [b"plain", *(b"value %d" % n for n in range(len(names))), b"plain too"]
     produce_raw(broker, name, [([(b"x", b"1")], values[0])])
     produce_raw(
-        broker, name, [([(raw, b"\xff\x00"), (b"x", None)], v) for raw, v in zip(_NAMES, values[1:], strict=False)]
+        broker, name, [([(raw, b"\xff\x00"), (b"x", None)], v) for raw, v in zip(names, values[1:], strict=False)]
     )
     produce_raw(broker, name, [([("ключ".encode(), b"\xfe"), (b"", b"")], values[-1])])
     before = metrics.HEADERS_UNREADABLE.labels(name)._value.get()
@@ -198,7 +243,7 @@ def test_a_header_s_name_may_be_any_bytes(broker: Broker, topic: Callable[..., s
     assert records[0].headers == (("x", b"1"),)
     assert records[-1].headers == (("ключ", b"\xfe"), ("", b""))
     assert {record.headers for record in records[1:-1]} == {()}
-    assert metrics.HEADERS_UNREADABLE.labels(name)._value.get() - before == len(_NAMES)
+    assert metrics.HEADERS_UNREADABLE.labels(name)._value.get() - before == len(names)
 
 
 def test_shards_share_the_partitions(broker: Broker, topic: Callable[..., str]) -> None:
