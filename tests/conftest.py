@@ -8,6 +8,7 @@
 | ``stack`` | test | ``jobs.Stack``: topics, tables and simulators of the test's own, and the jobs that run on them |
 | ``cluster`` | session | a real Flink cluster: two TaskManagers, a slot each; to kill its JobManager, start your own |
 | ``azurite`` | session | a real object store (``local.services.Azurite``) with the container ``tables`` |
+| ``s3`` | test | an ``s3://`` URI that no other test uses, on moto's server, and this process told how to reach it |
 | ``azure`` | test | an ``az://`` URI that no other test uses, and this process told how to reach it |
 | ``printed`` | test | what commands of `itel-cabinet` print: ``printed.Printed`` |
 | ``asked`` | test | what `itel-cabinet status` says of the stack's ``cabinet`` job: ``asked.Asked`` |
@@ -32,7 +33,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
-from itel_cabinet.local.services import Azurite, Broker, FlinkCluster
+from itel_cabinet.local.services import S3, Azurite, Broker, FlinkCluster
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from tests.support.asked import Asked
 from tests.support.jobs import TOPICS, Stack
@@ -59,7 +60,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by what they stand on; put first what takes longest, so that nothing is left over at the end."""
     for item in items:
         fixtures = {*getattr(item, "fixturenames", ())}
-        if {"broker", "azurite"} & fixtures:
+        if {"broker", "azurite", "s3_server"} & fixtures:
             item.add_marker(pytest.mark.services)
         if "cluster" in fixtures:
             item.add_marker(pytest.mark.flink)
@@ -120,6 +121,20 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     with Azurite.start(tmp_path_factory.mktemp("azurite")) as running:
         running.create_container("tables")
         yield running
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
+    with S3.start(tmp_path_factory.mktemp("s3")) as running:
+        running.create_bucket("tables")
+        yield running
+
+
+@pytest.fixture
+def s3(s3_server: S3, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://tables/{next(_serial)}"
 
 
 @pytest.fixture

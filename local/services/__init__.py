@@ -9,9 +9,11 @@ from itel_cabinet.local.services.guarded import Guarded
 from itel_cabinet.local.services.kafka import Broker, BrokerError, Message
 from itel_cabinet.local.services.ports import HOST, free_port
 from itel_cabinet.local.services.prometheus import Prometheus, promtool, with_durations
+from itel_cabinet.local.services.s3 import S3, S3Error
 
 __all__ = [
     "HOST",
+    "S3",
     "ArtifactError",
     "Azurite",
     "AzuriteError",
@@ -24,6 +26,7 @@ __all__ = [
     "Job",
     "Message",
     "Prometheus",
+    "S3Error",
     "free_port",
     "promtool",
     "with_durations",

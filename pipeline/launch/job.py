@@ -154,9 +154,9 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
     except ValueError as error:
         raise LaunchError(f"--runner: {describe_error(error)}") from None
     build(pipeline, settings)
-    _LOGGER.info("%s", _describe(settings))
     if is_on_flink(beam_options):
-        return _submit(pipeline, beam_options)
+        return _submit(pipeline, beam_options, _describe(settings))
+    _LOGGER.info("%s", _describe(settings))
     with _stop_on_signals():
         try:
             result = pipeline.run()
@@ -184,11 +184,12 @@ def _describe(settings: Settings) -> str:
     )
 
 
-def _submit(pipeline: beam.Pipeline, options: PipelineOptions) -> dict[str, int]:
+def _submit(pipeline: beam.Pipeline, options: PipelineOptions, description: str) -> dict[str, int]:
     """Hand a job to the cluster, where it goes on without this process; its counters if it was waited for."""
     try:
         result = pipeline.run()
         wait_until_running(result, options)
+        _LOGGER.info("%s", description)
         if not is_waited_for(options):
             return {}
         result.wait_until_finish()

@@ -105,10 +105,12 @@ def test_whatever_is_replayed_each_offset_is_fresh_once_and_in_order(bundles: li
         assert of_partition == sorted(of_partition)
 
 
-@pytest.fixture(params=["folder", pytest.param("azure", marks=pytest.mark.services)])
+@pytest.fixture(
+    params=["folder", pytest.param("azure", marks=pytest.mark.services), pytest.param("s3", marks=pytest.mark.services)]
+)
 def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where a test's tables are: a folder, and then an object store."""
-    return str(tmp_path) if request.param == "folder" else str(request.getfixturevalue("azure"))
+    return str(tmp_path) if request.param == "folder" else str(request.getfixturevalue(request.param))
 
 
 # Replays

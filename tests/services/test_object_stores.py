@@ -1,6 +1,6 @@
-"""The tables on an object store like Azure's: jobs, kills and commands on ``az://`` and ``abfss://`` URIs.
+"""The tables on object stores like Azure's and S3's: jobs, kills and commands on ``az://``, ``abfss://`` and ``s3://``.
 
-That the sink's fences hold there is shown by tests/test_delta_fence.py, which is run on both.
+That the sink's fences hold there is shown by tests/services/test_delta_fence.py, which is run on all.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from tests.support.jobs import Stack
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 
 
-@pytest.fixture
-def on_azure(stack: Stack, azure: str) -> Stack:
-    stack.store = azure
+@pytest.fixture(params=["azure", "s3"])
+def on_a_store(stack: Stack, request: pytest.FixtureRequest) -> Stack:
+    stack.store = str(request.getfixturevalue(request.param))
     return stack
 
 
@@ -31,30 +31,30 @@ def produced(stack: Stack, n: int, seed: int) -> list[Receipt]:
 
 
 @pytest.mark.slow
-def test_cabinet_with_tables_on_azure(on_azure: Stack) -> None:
-    receipts = produced(on_azure, 300, 7)
-    on_azure.run("cabinet")
-    assert_everything_accounted_for(on_azure, receipts)
+def test_cabinet_with_tables_on_a_store(on_a_store: Stack) -> None:
+    receipts = produced(on_a_store, 300, 7)
+    on_a_store.run("cabinet")
+    assert_everything_accounted_for(on_a_store, receipts)
 
-    tables = [on_azure.tracking(), on_azure.forms(), on_azure.attachments()]
-    on_azure.rewind("cabinet")
-    on_azure.run("cabinet")
-    assert [on_azure.tracking(), on_azure.forms(), on_azure.attachments()] == tables, "a replay changes no table"
-    assert not on_azure.tables_root.exists()
+    tables = [on_a_store.tracking(), on_a_store.forms(), on_a_store.attachments()]
+    on_a_store.rewind("cabinet")
+    on_a_store.run("cabinet")
+    assert [on_a_store.tracking(), on_a_store.forms(), on_a_store.attachments()] == tables, "a replay changes no table"
+    assert not on_a_store.tables_root.exists()
 
 
 @pytest.mark.parametrize(
     "point", [f"after-commit:{TRACKING}:3", pytest.param(f"before-commit:{ATTACHMENTS}:2", marks=pytest.mark.slow)]
 )
-def test_killed_with_tables_on_azure(on_azure: Stack, point: str) -> None:
-    receipts = produced(on_azure, 300, 5)
-    on_azure.options = {"max_batch_records": "50"}
-    with on_azure.running("cabinet", env={"ITEL_CABINET_CRASH_AT": point}, until_caught_up="true") as job:
+def test_killed_with_tables_on_a_store(on_a_store: Stack, point: str) -> None:
+    receipts = produced(on_a_store, 300, 5)
+    on_a_store.options = {"max_batch_records": "50"}
+    with on_a_store.running("cabinet", env={"ITEL_CABINET_CRASH_AT": point}, until_caught_up="true") as job:
         assert job.wait() == -signal.SIGKILL, job.errors
-    assert on_azure.committed("cabinet") != on_azure.ends(), "killed too late to prove anything"
+    assert on_a_store.committed("cabinet") != on_a_store.ends(), "killed too late to prove anything"
 
-    on_azure.run("cabinet")
-    assert_everything_accounted_for(on_azure, receipts)
+    on_a_store.run("cabinet")
+    assert_everything_accounted_for(on_a_store, receipts)
 
 
 @pytest.mark.parametrize("scheme", ["az://tables", "abfss://tables@devstoreaccount1.dfs.core.windows.net"])
@@ -73,6 +73,14 @@ def test_tables_are_made_and_described_on_azure(azure: str, scheme: str, capsys:
         f"{root}/{FORMS}: version 0, 0 files (0 bytes)",
         f"{root}/{ATTACHMENTS}: version 0, 0 files (0 bytes)",
     ]
+
+
+def test_tables_are_made_on_s3_without_options(s3: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = f"{s3}/tables"
+    assert main(["tables", "create", f"--tables_root={root}"]) == 0
+    assert capsys.readouterr().out.count(": created (") == 3
+    assert main(["tables", "describe", f"--tables_root={root}"]) == 0
+    assert f"{root}/{FORMS}: version 0" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("azure")
