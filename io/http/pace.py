@@ -25,7 +25,8 @@ __all__ = ["Pace", "Turn"]
 _POLL_SECONDS = (
     0.05  # while another call finds out whether a limit is over: short, so that nobody catches up in a burst
 )
-_FIRST_PAUSE = 1.0  # after a 429 that names no time; doubles with each that follows
+_FIRST_PAUSE = 1.0  # after a 429 that names no time, or none to wait; doubles with each that follows
+_LONGEST_BACKOFF = 30.0
 _DROP = 0.1
 _CLIMB_SECONDS = 20.0
 _FREE, _FREE_GUESS = 10.0, 1_000.0  # a pace so many times above what was measured limits nothing any more
@@ -164,8 +165,9 @@ class Pace:
         begins = self._not_before is None
         if begins or turn.probe:
             self._limits_in_a_row += 1
-        if asked is None:
-            asked = _FIRST_PAUSE * 2.0 ** min(self._limits_in_a_row - 1, 16) * (1 + self._random())
+        if not asked:
+            backoff = _FIRST_PAUSE * 2.0 ** min(self._limits_in_a_row - 1, 16)
+            asked = min(backoff, _LONGEST_BACKOFF) * (1 + self._random())
         pause = min(asked, self._most_seconds)
         if begins:
             self._measure(max(pause, _SHORTEST_WINDOW), now)
