@@ -25,6 +25,7 @@ COPY --from=beam /opt/apache/beam /opt/apache/beam
 ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 # Memory goes back to the system when it is free: io/worker/allocators.py.
 ENV _RJEM_MALLOC_CONF=narenas:2,dirty_decay_ms:500,muzzy_decay_ms:0 MALLOC_ARENA_MAX=2
-RUN useradd --create-home worker
-USER worker
+# By number, so that Kubernetes can see that it is not root.
+RUN useradd --create-home --uid 10001 worker
+USER 10001:10001
 ENTRYPOINT ["/opt/apache/beam/boot"]

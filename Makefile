@@ -79,8 +79,8 @@ setup-tests: setup $(FLINK) $(AZURITE) $(PROMETHEUS)
 	@tests/support/debian.sh $(DEBIAN)
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-	    || { echo "no Python 3.11: install it, or say which it is with make PYTHON=PATH" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' \
+	    || { echo "no Python 3.11 to 3.14: install one, or say which it is with make PYTHON=PATH" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(PACKAGES): constraints.txt pyproject.toml setup.py local/pyproject.toml | $(BIN)/python

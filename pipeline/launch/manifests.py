@@ -30,6 +30,17 @@ __all__ = [
 ]
 
 _STATE_VOLUME = "flink-state"
+# What this project's image needs: its user's number (see the Dockerfile), and a place for temporary files.
+_CONFINEMENT = {
+    "runAsNonRoot": True,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "readOnlyRootFilesystem": True,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
+_TEMPORARY_MOUNT = {"name": "temporary", "mountPath": "/tmp"}
+_TEMPORARY_VOLUME = {"name": "temporary", "emptyDir": {"sizeLimit": "2Gi"}}
 _SECRET_VOLUME = "secrets"
 _REST_PORT = 8081
 _POOL_PORT = 50000
@@ -127,8 +138,9 @@ def flink_deployment(
         security={"fsGroup": _FLINK_GROUP} if volumes else {},
         state_mounts=mounts,
         state_volumes=volumes,
-        secret_mounts=secret_mounts,
-        task_manager_volumes=[*volumes, *secret_volumes],
+        confinement=_CONFINEMENT,
+        harness_mounts=[_TEMPORARY_MOUNT, *secret_mounts],
+        task_manager_volumes=[*volumes, _TEMPORARY_VOLUME, *secret_volumes],
     )
 
 
@@ -171,8 +183,9 @@ def submitting_job(
         await_flink=f"import socket; socket.create_connection(({host!r}, {port}), 5)",
         arguments=[job, *arguments],
         environment=[*settings, *_secret_environment(kubernetes, secrets)],
-        mounts=mounts,
-        volumes=volumes,
+        confinement=_CONFINEMENT,
+        mounts=[_TEMPORARY_MOUNT, *mounts],
+        volumes=[_TEMPORARY_VOLUME, *volumes],
     )
 
 
@@ -206,19 +219,34 @@ def _secret_environment(kubernetes: Kubernetes, secrets: Iterable[SecretRef]) ->
 def _secret_files(
     kubernetes: Kubernetes, secrets: Iterable[SecretRef]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Mounts and the volume for ``file:PATH``: the secret's key is the file's name."""
-    paths = dict.fromkeys(ref.name for ref in secrets if ref.kind == "file")
-    keys = {path: path.rpartition("/")[2] for path in paths}
-    for path, key in keys.items():
+    """Mounts and volumes for ``file:PATH``: the secret's key is the file's name.
+
+    Each folder is mounted whole: a file that is mounted by itself (``subPath``) never changes, so that a rotated secret
+    would not arrive.
+    """
+    folders: dict[str, list[str]] = {}
+    keys: set[str] = set()
+    for path in dict.fromkeys(ref.name for ref in secrets if ref.kind == "file"):
+        folder, _, key = path.rpartition("/")
         if not path.startswith("/"):
-            raise ManifestError(f"file:{path} is relative: in a container it must be absolute, file:/run/{path}")
-        if [*keys.values()].count(key) > 1:
+            raise ManifestError(
+                f"file:{path} is relative: in a container it must be absolute, file:/run/secrets/{path}"
+            )
+        if folder.count("/") < 2:
+            raise ManifestError(
+                f"file:{path}: its folder is mounted whole, so it must be one of its own: file:/run/secrets/{key}"
+            )
+        if key in keys:
             raise ManifestError(f"file:{path}: another secret's file is called {key} too: rename one of them")
-    mounts = [
-        {"name": _SECRET_VOLUME, "mountPath": path, "subPath": key, "readOnly": True} for path, key in keys.items()
-    ]
-    volume = {"name": _SECRET_VOLUME, "secret": {"secretName": kubernetes.secret}}
-    return mounts, [volume] if mounts else []
+        keys.add(key)
+        folders.setdefault(folder, []).append(key)
+    mounts, volumes = [], []
+    for number, (folder, files) in enumerate(folders.items()):
+        name = f"{_SECRET_VOLUME}-{number}" if number else _SECRET_VOLUME
+        items = [{"key": key, "path": key} for key in files]
+        mounts.append({"name": name, "mountPath": folder, "readOnly": True})
+        volumes.append({"name": name, "secret": {"secretName": kubernetes.secret, "items": items}})
+    return mounts, volumes
 
 
 def _state_volume(kubernetes: Kubernetes) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

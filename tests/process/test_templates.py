@@ -193,7 +193,7 @@ MISTAKES = {
     ),
     "relative secret file": (
         {"parameters/claimx_auth": "bearer:file:token"},
-        "file:token is relative: in a container it must be absolute, file:/run/token",
+        "file:token is relative: in a container it must be absolute, file:/run/secrets/token",
     ),
 }
 
@@ -607,7 +607,8 @@ def test_what_the_session_cluster_is_configured_to() -> None:
             "volumeMounts": [{"name": "flink-state", "mountPath": "/flink-state/cabinet"}],
         }
         claim = {"claimName": "itel-cabinet-flink-state"}
-        assert pod["volumes"] == [{"name": "flink-state", "persistentVolumeClaim": claim}]
+        volumes = [volume for volume in pod["volumes"] if volume["name"] != "temporary"]
+        assert volumes == [{"name": "flink-state", "persistentVolumeClaim": claim}]
         assert pod["securityContext"] == {"fsGroup": 9999}
 
 
@@ -619,6 +620,14 @@ def _from_config(name: str) -> dict[str, Any]:
     return {"name": name, "valueFrom": {"configMapKeyRef": {"name": "itel-cabinet", "key": name}}}
 
 
+CONFINEMENT = {
+    "runAsNonRoot": True,
+    "runAsUser": 10001,
+    "runAsGroup": 10001,
+    "readOnlyRootFilesystem": True,
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+}
 _TOKENS = [_from_secret("CLAIMX_API_TOKEN"), _from_secret("ITEL_CABINET_API_TOKEN")]
 
 
@@ -635,6 +644,8 @@ def test_the_harness_is_a_pool_of_python_workers_beside_each_task_manager() -> N
         ],
         "env": _TOKENS,
         "resources": {"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1", "memory": "1Gi"}},
+        "securityContext": CONFINEMENT,
+        "volumeMounts": [{"name": "temporary", "mountPath": "/tmp"}],
     }
 
 
@@ -702,10 +713,16 @@ def test_secrets_reach_the_pods_by_reference_only(write: Write, monkeypatch: pyt
             name: {"name": "vault", "key": name}
             for name in ("CLAIMX_API_TOKEN", "KAFKA_PASSWORD", "AZURE_STORAGE_ACCOUNT_KEY")
         }
+        # The folder, not the file: a rotated secret would never arrive by a subPath.
         assert container["volumeMounts"] == [
-            {"name": "secrets", "mountPath": "/run/secrets/itel-key", "subPath": "itel-key", "readOnly": True}
+            {"name": "temporary", "mountPath": "/tmp"},
+            {"name": "secrets", "mountPath": "/run/secrets", "readOnly": True},
         ]
-        assert pod_spec["volumes"] == [{"name": "secrets", "secret": {"secretName": "vault"}}]
+        items = [{"key": "itel-key", "path": "itel-key"}]
+        assert pod_spec["volumes"] == [
+            {"name": "temporary", "emptyDir": {"sizeLimit": "2Gi"}},
+            {"name": "secrets", "secret": {"secretName": "vault", "items": items}},
+        ]
     assert SECRET not in json.dumps([deployment, job])
     assert deployment["spec"]["flinkConfiguration"]["state.savepoints.dir"] == "s3://bucket/flink/savepoints"
     assert "flink-state" not in json.dumps(deployment)
@@ -741,13 +758,18 @@ UNRENDERABLE = {
         {"kubernetes/state_dir": "s3://bucket/x"},
         "mine.yaml:25: kubernetes.state_claim: goes with a state_dir that begins with file:///: leave one out",
     ),
+    "a secret in a folder that is not its own": (
+        "trigger.flink",
+        {"parameters/claimx_auth": "bearer:file:/run/x"},
+        "mine.yaml: file:/run/x: its folder is mounted whole, so it must be one of its own: file:/run/secrets/x",
+    ),
     "two secrets, one key": (
         "trigger.flink",
         {
-            "parameters/claimx_auth": "bearer:file:/a/token",
-            "parameters/kafka_config": {"sasl.password": "file:/b/token"},
+            "parameters/claimx_auth": "bearer:file:/a/x/token",
+            "parameters/kafka_config": {"sasl.password": "file:/b/x/token"},
         },
-        "mine.yaml: file:/a/token: another secret's file is called token too: rename one of them",
+        "mine.yaml: file:/b/x/token: another secret's file is called token too: rename one of them",
     ),
 }
 
