@@ -10,6 +10,8 @@ import errno
 import functools
 import json
 import logging
+import socket
+import socketserver
 import threading
 import time
 from collections import Counter
@@ -183,8 +185,29 @@ def check_port(port: int) -> None:
         raise RefusedError(f"{port} cannot be used ({error.strerror}): give another one") from None
 
 
+class _Server(ThreadingWSGIServer):
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        socketserver.TCPServer.server_bind(self)
+        # Not its own look-up of this machine's name, which may ask a DNS server that is away.
+        self.server_name, self.server_port = "localhost", self.server_address[1]
+        self.setup_environ()
+
+
+class _DualStackServer(_Server):
+    address_family = socket.AF_INET6
+
+
 def _listen(port: int) -> WSGIServer:
-    return ThreadingWSGIServer(("", port), _QuietHandler)
+    """Listen on IPv6 and IPv4, or on the latter alone where there is no other."""
+    if socket.has_dualstack_ipv6():
+        try:
+            return _DualStackServer(("::", port), _QuietHandler)
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+    return _Server(("", port), _QuietHandler)
 
 
 @once_per_process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import requests
@@ -171,3 +172,12 @@ def test_the_next_free_port_is_taken_and_none_is_no_reason_to_fail(caplog: pytes
             taken.enter_context(closing(socket.create_server(("", 65_535))))
         assert serve(settings(65_535)) is None
     assert "none of the 16 ports from 65535 is free" in caplog.text
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_it_is_served_on_both_kinds_of_addresses(host: str) -> None:
+    if host == "[::1]" and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 on this machine")
+    port = serve(replace(settings(), metrics_port=free_port(), job=f"both-{host}"))
+    document = requests.get(f"http://{host}:{port}/healthz", timeout=10).json()
+    assert document["job"] == f"both-{host}"
