@@ -10,6 +10,7 @@ COPY transforms transforms
 COPY io io
 COPY templates templates
 COPY queries queries
+COPY monitoring monitoring
 COPY local local
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
 

@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-ROOMS = ("pipeline", "transforms", "io", "templates", "queries")
+ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "monitoring")
 
 setup(
     packages=[f"itel_cabinet.{room}" for room in ROOMS]
@@ -15,5 +15,6 @@ setup(
         "itel_cabinet.io": ["py.typed"],
         "itel_cabinet.templates": ["*.yaml", "*.json", "kubernetes/*.yaml"],
         "itel_cabinet.queries": ["*.sql"],
+        "itel_cabinet.monitoring": ["*.yml", "dashboards/*.json"],
     },
 )

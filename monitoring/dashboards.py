@@ -6,6 +6,7 @@ worst is taken, since a worker that has lost it may still report it for a while.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,10 +144,13 @@ def _dashboard(uid: str, title: str, meaning: str, rows: Rows) -> Dashboard:
             .current(VariableOption(selected=True, text="All", value="$__all"))
         )
     )
+    ids = itertools.count(1)  # links to a panel, and its alerts, go by its number
     for name, panels in rows.items():
-        dashboard = dashboard.with_row(Row(name))
+        dashboard = dashboard.with_row(Row(name).id(next(ids)))
         for one in panels:
-            panel = one.panel().title(one.title).description(one.meaning).unit(one.unit).datasource(_SOURCE)
+            panel = (
+                one.panel().id(next(ids)).title(one.title).description(one.meaning).unit(one.unit).datasource(_SOURCE)
+            )
             panel = panel.span(min(one.width, _WIDTH)).height(one.height)
             for legend, query in one.queries.items():
                 panel = panel.with_target(prometheus.Dataquery().expr(query).legend_format(legend).datasource(_SOURCE))

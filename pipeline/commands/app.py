@@ -58,6 +58,8 @@ media_app = typer.Typer(help="The files of the photos on the forms.")
 app.add_typer(media_app, name="media")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(offsets_app, name="offsets")
+monitoring_app = typer.Typer(help="What Prometheus and Grafana are given.")
+app.add_typer(monitoring_app, name="monitoring")
 templates_app = typer.Typer(help="Launch templates: a job with its options in a file.")
 app.add_typer(templates_app, name="templates")
 app.command()(query)
@@ -247,6 +249,32 @@ def describe_topics(bootstrap_servers: Servers, kafka_config: KafkaConfig = "{}"
     Console().print(table)
     if missing:
         typer.echo(f"missing: {', '.join(missing)}; `{PROGRAM} topics create` makes them")
+
+
+# ---------------------------------------------------------------------------------------------------------- monitoring
+
+
+@monitoring_app.command("export")
+def export_monitoring(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made if it is missing.")],
+) -> None:
+    """Write Prometheus's rules and Grafana's dashboards into a folder; files that are there are replaced.
+
+    For example: itel-cabinet monitoring export /etc/itel-cabinet/monitoring
+    """
+    from importlib.resources import files
+
+    source = files("itel_cabinet.monitoring")
+    dashboards = source / "dashboards"
+    wanted = [(source / "alerts.yml", folder / "alerts.yml")]
+    wanted += [(one, folder / "dashboards" / one.name) for one in dashboards.iterdir() if one.name.endswith(".json")]
+    try:
+        for content, path in sorted(wanted, key=lambda pair: str(pair[1])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.read_bytes())
+            typer.echo(str(path))
+    except OSError as error:
+        raise CommandError(f"FOLDER: {error.filename} cannot be written: {error.strerror}") from None
 
 
 # --------------------------------------------------------------------------------------------------------------- media

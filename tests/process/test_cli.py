@@ -597,3 +597,16 @@ def test_simulate_refuses_in_one_line(claimx: ClaimXSimulator, printed: Printed,
     assert printed.error(1, "simulate", "--itel_token=env:NO_SUCH_TOKEN").startswith(
         "--itel_token: env:NO_SUCH_TOKEN is not set"
     )
+
+
+def test_rules_and_dashboards_are_exported_as_they_are(printed: Printed, tmp_path: Path) -> None:
+    source = Path(__file__).parents[2] / "monitoring"
+    names = ["alerts.yml", *(f"dashboards/{one.name}" for one in sorted(source.glob("dashboards/*.json")))]
+    for _ in range(2):
+        told = printed.stdout("monitoring", "export", str(tmp_path / "new" / "folder"))
+        assert told.splitlines() == [str(tmp_path / "new" / "folder" / name) for name in names]
+    for name in names:
+        assert (tmp_path / "new" / "folder" / name).read_bytes() == (source / name).read_bytes()
+    (tmp_path / "file").write_text("")
+    error = printed.error(1, "monitoring", "export", str(tmp_path / "file"))
+    assert error.startswith(f"FOLDER: {tmp_path}/file")

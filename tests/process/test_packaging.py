@@ -21,7 +21,7 @@ from itel_cabinet.local.services import FlinkCluster
 from tests.support.jobs import Stack
 
 _PROJECT = Path(__file__).parents[2]
-_ROOMS = ("pipeline", "transforms", "io", "templates", "queries")
+_ROOMS = ("pipeline", "transforms", "io", "templates", "queries", "monitoring")
 
 
 def _run(*command: str, folder: Path) -> str:
