@@ -48,6 +48,7 @@ _UNREAD_SECONDS = 120.0
 _RECOMMIT_SECONDS = 3600.0
 _COMMIT_RETRY_SECONDS = 15.0
 _COMMIT_WAIT_MS = 6_000
+_SILENT_SECONDS = 30.0  # without a record, before it is looked whether there are any
 
 
 class OffsetError(RuntimeError):
@@ -87,6 +88,7 @@ class _ShardReader:
         self._position: ShardPosition | None = None
         self._listed_at = -float("inf")
         self._read_at = -float("inf")
+        self._heard_at = time.monotonic()
         self._losses: list[Loss] = []
 
     def initial(self) -> ShardPosition:
@@ -104,6 +106,10 @@ class _ShardReader:
             position = self._relisted(start)
             if position is start:
                 messages = self._poll(start)
+                if messages:
+                    self._heard_at = time.monotonic()
+                elif time.monotonic() - self._heard_at > _SILENT_SECONDS:
+                    self._revive(start)
                 position, records = self._confirmed(start, messages)
             else:
                 records = []
@@ -112,6 +118,21 @@ class _ShardReader:
             losses, self._losses = self._losses, []
             self._measure(records, losses)
             return _Batch(records, position, losses)
+
+    def _revive(self, start: ShardPosition) -> None:
+        """Assign the partitions again if they have records, and none has come for a while: seen once after a restart of
+        the broker, where librdkafka reported nothing and went on in silence."""
+        self._heard_at = time.monotonic()
+        offsets = self._offsets(start)
+        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [*offsets]))
+        unread = [partition for partition, (_, end) in bounds.items() if end > offsets[partition]]
+        if unread:
+            _LOGGER.warning(
+                "topic %s: nothing came for %.0f s, though partitions %s have records: assigned again",
+                self._source.topic, _SILENT_SECONDS, unread,
+            )  # fmt: skip
+            self._consumer.unassign()
+            self._assign(replace(start, offsets=offsets))
 
     def _measure(self, records: Sequence[Record], losses: Sequence[Loss]) -> None:
         topic = self._source.topic

@@ -33,6 +33,7 @@ from itel_cabinet.io.kafka import (
     group_lag,
     resolve_config,
 )
+from itel_cabinet.io.kafka.reader import _ShardReader
 from itel_cabinet.io.kafka.source import ShardTracker
 from itel_cabinet.io.kafka.spec import ShardPosition
 from itel_cabinet.io.secrets import UnresolvedSecretError
@@ -244,6 +245,28 @@ def test_a_header_s_name_may_be_any_bytes(broker: Broker, topic: Callable[..., s
     assert records[-1].headers == (("ключ", b"\xfe"), ("", b""))
     assert {record.headers for record in records[1:-1]} == {()}
     assert metrics.HEADERS_UNREADABLE.labels(name)._value.get() - before == len(names)
+
+
+def test_a_consumer_that_fell_silent_is_assigned_again(
+    broker: Broker, topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here its partitions are taken away behind the reader's back."""
+    monkeypatch.setattr("itel_cabinet.io.kafka.reader._SILENT_SECONDS", 1.0)
+    name = topic(2)
+    _produce(broker, name, [b"%d" % n for n in range(10)])
+    reader = _ShardReader(replace(_source(broker, name), until_caught_up=False), 0, 1)
+    position, values = reader.initial(), []
+    deadline = time.monotonic() + 60
+    while len(values) < 20 and time.monotonic() < deadline:
+        batch = reader.read(position)
+        position = batch.position
+        values += [record.value for record in batch.records]
+        if len(values) == 10 and batch.records:
+            caplog.clear()
+            reader._consumer.unassign()
+            _produce(broker, name, [b"%d" % n for n in range(10, 20)], partition=1)
+    assert sorted(values) == sorted(b"%d" % n for n in range(20))
+    assert "though partitions" in caplog.text
 
 
 def test_shards_share_the_partitions(broker: Broker, topic: Callable[..., str]) -> None:
