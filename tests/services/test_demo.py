@@ -126,7 +126,7 @@ def test_a_stopped_demo_leaves_no_process_of_its_cluster(tmp_path: Path) -> None
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert errors == "the demo was stopped\n"
-    wait_for(lambda: not _processes_in(tmp_path), "what guards have let go of is gone", 10)
+    wait_for(lambda: not _processes_in(tmp_path), "what guards have let go of is gone", 60)
 
 
 @pytest.mark.services
@@ -138,7 +138,7 @@ def test_a_stopped_demo_leaves_no_process(tmp_path: Path, number: signal.Signals
         output, errors = process.communicate(timeout=120)
     assert process.returncode == 130, output
     assert errors == "the demo was stopped\n"
-    wait_for(lambda: not _processes_in(tmp_path), "what guards have let go of is gone", 10)
+    wait_for(lambda: not _processes_in(tmp_path), "what guards have let go of is gone", 60)
 
 
 def test_a_folder_that_no_demo_made_is_left_alone(tmp_path: Path) -> None:
