@@ -19,14 +19,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import requests
 
 from itel_cabinet.local.services.artifacts import AZURITE, node
 from itel_cabinet.local.services.guarded import Guarded
 from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services.service import Service, answers
 
 __all__ = ["Azurite", "AzuriteError"]
 
@@ -44,7 +43,7 @@ class AzuriteError(RuntimeError):
 
 
 @dataclass(eq=False)
-class Azurite:
+class Azurite(Service):
     """One Azurite whose data and log (``azurite.log``) lie in ``folder``.
 
     Use :meth:`start`, then ``with`` or :meth:`stop`. It never outlives this process, even if that is killed. Not
@@ -89,14 +88,6 @@ class Azurite:
         if self._process is not None:
             self._process.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def create_container(self, name: str) -> None:
         """Make a container; its name has 3 to 63 small letters, digits and hyphens. Raises :class:`AzuriteError`."""
         date = formatdate(usegmt=True)
@@ -121,8 +112,4 @@ class Azurite:
             raise AzuriteError(f"container {name} could not be made: {answer.status_code} {reason}")
 
     def _ready(self) -> bool:
-        try:
-            requests.get(f"http://{HOST}:{self.port}/{_ACCOUNT}", timeout=1.0)
-        except requests.RequestException:
-            return False
-        return True
+        return answers(f"http://{HOST}:{self.port}/{_ACCOUNT}")

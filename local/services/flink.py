@@ -25,8 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import quote
 
 import requests
@@ -34,6 +33,7 @@ import requests
 from itel_cabinet.local.services.artifacts import BOOT, FLINK, jars, java
 from itel_cabinet.local.services.guarded import Guarded
 from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services.service import Service
 
 __all__ = ["Checkpoints", "FlinkCluster", "FlinkError", "Job", "Subtask"]
 
@@ -142,7 +142,7 @@ class _Process(Guarded):
 
 
 @dataclass(eq=False)
-class FlinkCluster:
+class FlinkCluster(Service):
     """One JobManager, its TaskManagers and Beam's job server; all files (logs, checkpoints, savepoints) lie in
     ``folder``.
 
@@ -306,14 +306,6 @@ class FlinkCluster:
         """End everything; running jobs are not asked. Idempotent."""
         for process in (*self._task_managers.values(), *self._masters.values()):
             process.end()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     # ------------------------------------------------------------------------------------------------------ the jobs
 

@@ -26,8 +26,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
@@ -35,6 +34,7 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from itel_cabinet.local.services.artifacts import KAFKA, jars, java
 from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services.service import Service
 
 __all__ = ["Broker", "BrokerError", "Message"]
 
@@ -97,7 +97,7 @@ class Message:
 
 
 @dataclass(eq=False)
-class Broker:
+class Broker(Service):
     """A single-node Kafka whose data, configuration and log (``broker.log``) lie in ``folder``.
 
     Use :meth:`start`, then ``with`` or :meth:`stop`. The broker never outlives this process (on Linux not even if that
@@ -185,14 +185,6 @@ class Broker:
     def resume(self) -> None:
         """Let a paused broker go on (SIGCONT); harmless if it was not paused."""
         self._signal(signal.SIGCONT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def create_topic(self, name: str, partitions: int = 3, config: Mapping[str, str] | None = None) -> None:
         """Create a topic and wait until each of its partitions has a leader; raises ``KafkaException`` if it exists."""

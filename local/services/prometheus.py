@@ -16,8 +16,7 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import requests
 import yaml
@@ -25,6 +24,7 @@ import yaml
 from itel_cabinet.local.services.artifacts import PROMETHEUS
 from itel_cabinet.local.services.guarded import Guarded
 from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services.service import Service
 
 __all__ = ["Alert", "Prometheus", "PrometheusError", "Sample", "promtool", "with_durations"]
 
@@ -82,7 +82,7 @@ def with_durations(rules: str, change: Callable[[int], float]) -> str:
 
 
 @dataclass(eq=False)
-class Prometheus:
+class Prometheus(Service):
     """One server whose data, configuration and log (``prometheus.log``) lie in ``folder``.
 
     It scrapes, and weighs its rules, each ``seconds``. Use :meth:`start`, then ``with`` or :meth:`stop`. It never
@@ -151,14 +151,6 @@ class Prometheus:
         """End in order (SIGTERM). Idempotent."""
         if self._process is not None:
             self._process.stop()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _configure(self, rules: str) -> None:
         (self.folder / "rules.yml").write_text(rules, encoding="utf-8")

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import requests
 
 from itel_cabinet.local.services.guarded import Guarded
 from itel_cabinet.local.services.ports import HOST, free_port
+from itel_cabinet.local.services.service import Service, answers
 
 __all__ = ["S3", "S3Error"]
 
@@ -29,7 +28,7 @@ class S3Error(RuntimeError):
 
 
 @dataclass(eq=False)
-class S3:
+class S3(Service):
     """One server, whose log (``s3.log``) lies in ``folder``.
 
     Use :meth:`start`, then ``with`` or :meth:`stop`. It never outlives this process, even if that is killed. Not
@@ -71,14 +70,6 @@ class S3:
         if self._process is not None:
             self._process.stop()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def create_bucket(self, name: str) -> None:
         """Make a bucket. Raises :class:`S3Error`."""
         scope = "Credential=anyone/20260101/us-east-1/s3/aws4_request"
@@ -91,8 +82,4 @@ class S3:
             raise S3Error(f"bucket {name} could not be made: {answer.status_code} {reason}")
 
     def _ready(self) -> bool:
-        try:
-            requests.get(f"http://{HOST}:{self.port}/moto-api/", timeout=1.0)
-        except requests.RequestException:
-            return False
-        return True
+        return answers(f"http://{HOST}:{self.port}/moto-api/")
