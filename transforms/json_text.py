@@ -17,6 +17,7 @@ __all__ = ["read_charset", "read_json"]
 
 _DEEPEST = 200  # levels, as pydantic's reader has it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([\w.:-]+)""", re.IGNORECASE)
 _HALF_CHARACTER = "half a character (a lone surrogate) became U+FFFD"
 _NOT_A_NUMBER = "NaN or an infinity became null"
 
@@ -44,7 +45,7 @@ def read_json(raw: bytes, charset: str | None = None) -> tuple[Any, tuple[str, .
 
 def read_charset(content_type: str | None) -> str | None:
     """The charset that a ``Content-Type`` declares, if it does."""
-    found = re.search(r"""charset\s*=\s*["']?([\w.:-]+)""", content_type or "", re.IGNORECASE)
+    found = _CHARSET.search(content_type) if content_type else None
     return found[1] if found else None
 
 

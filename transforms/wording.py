@@ -7,9 +7,11 @@ from functools import lru_cache
 
 __all__ = ["normalize"]
 
-_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u02d7\ufe58\ufe63\uff0d"), "-")
-_SINGLE = dict.fromkeys(map(ord, "\u2018\u2019\u201a\u201b\u2032\u2035\u00b4\u0060\u02b9\u02bc\u02c8\u2039\u203a"), "'")
-_DOUBLE = dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\u2036\u00ab\u00bb\u301d\u301e\u301f\u02ba"), '"')
+_ONE_KIND = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u2043\u02d7\ufe58\ufe63\uff0d"), "-")
+_ONE_KIND |= dict.fromkeys(
+    map(ord, "\u2018\u2019\u201a\u201b\u2032\u2035\u00b4\u0060\u02b9\u02bc\u02c8\u2039\u203a"), "'"
+)
+_ONE_KIND |= dict.fromkeys(map(ord, "\u201c\u201d\u201e\u201f\u2033\u2036\u00ab\u00bb\u301d\u301e\u301f\u02ba"), '"')
 
 
 @lru_cache(maxsize=8_192)
@@ -19,9 +21,9 @@ def normalize(text: str) -> str:
 
     Cached, since a form's questions are the same each time; bounded, since they may be anything.
     """
-    visible = "".join(one for one in text if not _is_invisible(one)).translate(_DASHES | _SINGLE | _DOUBLE)
+    visible = "".join(one for one in text if not _is_invisible(one)).translate(_ONE_KIND)
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", visible).casefold())
-    return " ".join(folded.translate(_DASHES | _SINGLE | _DOUBLE).split())
+    return " ".join(folded.translate(_ONE_KIND).split())
 
 
 def _is_invisible(character: str) -> bool:

@@ -40,15 +40,15 @@ _NEVER = frozenset({501, 505, 506, 510})
 
 def read_status(status: int, headers: Mapping[str, str]) -> Meaning:
     """The meaning of a status from 200 to 999. ``headers`` ignore case."""
-    asks_to_wait = read_retry_after(headers.get("Retry-After"), 0.0) is not None
-    if status == 429 or (status == 503 and asks_to_wait):
-        return Meaning.BACK_PRESSURE
-    if status in _CREDENTIALS:
-        return Meaning.CREDENTIALS
     if 200 <= status < 300:
         return Meaning.REFUSED if status in _PARTIAL else Meaning.ACCEPTED
     if 300 <= status < 400:
         return Meaning.REDIRECTED
+    if status in _CREDENTIALS:
+        return Meaning.CREDENTIALS
+    asks_to_wait = read_retry_after(headers.get("Retry-After"), 0.0) is not None
+    if status == 429 or (status == 503 and asks_to_wait):
+        return Meaning.BACK_PRESSURE
     # 409, 413 and 423 pass by themselves at times, and then say when.
     if status in _AGAIN or (status < 500 and asks_to_wait) or (status >= 500 and status not in _NEVER):
         return Meaning.AGAIN
@@ -61,7 +61,9 @@ def read_retry_after(value: str | None, now: float) -> float | None:
     ``now`` (epoch seconds) is what a date is compared with. urllib3 reads the header too, but only against the clock of
     this machine.
     """
-    text = (value or "").strip()
+    if value is None:
+        return None
+    text = value.strip()
     try:
         if text.isascii() and text.isdecimal():
             return float(int(text))
