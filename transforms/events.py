@@ -46,6 +46,7 @@ __all__ = [
     "parse_task_events",
     "parse_timestamp",
     "skip_other_statuses",
+    "without_fraction",
 ]
 
 CABINET_TASK_ID = 32513
@@ -86,15 +87,19 @@ def dump_json(value: object) -> str:
     return to_json(value, inf_nan_mode="null").decode()
 
 
+def without_fraction(value: object) -> object:
+    """A whole number that was written as a double (7.0) as an int; everything else as it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _whole(value: object) -> object:
     # The same ClaimX id is a number in one message, a double or text in the next; true is no id.
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    value = without_fraction(value)
     return int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,19}", value) else value
 
 
 def _id_text(value: object) -> object:
-    value = int(value) if isinstance(value, float) and value.is_integer() else value
+    value = without_fraction(value)
     return str(value) if type(value) is int else value
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic.alias_generators import to_camel
 
-from itel_cabinet.transforms.events import INT64_MAX, parse_timestamp
+from itel_cabinet.transforms.events import INT64_MAX, parse_timestamp, without_fraction
 from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.wording import normalize
 
@@ -168,15 +168,13 @@ def read_text(value: object) -> str | None:
     else."""
     if isinstance(value, str):
         return value.strip() or None
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
+    value = without_fraction(value)
     return str(value) if type(value) in (int, float) else None
 
 
 def read_int(value: object) -> int | None:
     """A 64-bit whole number, also from its digits as text and from a double; None for everything else."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
+    value = without_fraction(value)
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,19}\s*", value):
         value = int(value)
     return value if type(value) is int and -INT64_MAX - 1 <= value <= INT64_MAX else None
@@ -329,8 +327,8 @@ def parse_form(details: TaskDetails) -> Form:
             complaints[question.column] = complaint
             if question.kind == "yes_no" and answer is not None:
                 value = answer
-        elif not _is_known(asked) and normalize(asked.text) not in unknown:
-            unknown[normalize(asked.text)] = None
+        elif not _is_known(asked) and (text := normalize(asked.text)) not in unknown:
+            unknown[text] = None
             warnings.append(f"unknown question {_excerpt(asked.text)} in group {_excerpt(asked.group)}")
         raw_data.setdefault(asked.group, []).append({"q": asked.text, "a": value, "id": asked.control_id})
         if not asked.is_photo:
