@@ -159,7 +159,7 @@ def _publications(publications: list[Publication]) -> Iterator[Message]:
 
 def _refused(refused: RefusedMessage, *, stage: str, clock: Callable[[], float]) -> list[Failure]:
     now = clock()
-    error_class = "too_large" if "large" in refused.reason else "broker_refused"
+    error_class = "too_large" if refused.too_large else "broker_refused"
     metrics.DEAD_LETTERS.labels(stage, error_class).inc()
     error = f"topic {refused.message.topic}: {refused.reason}"
     return [Failure(refused.message.origin, stage, error_class, error, now, now)]

@@ -271,7 +271,7 @@ class Connection:
             self.sleep(pause)
         if isinstance(outcome, Reply):
             return outcome
-        hint = ": check the credentials" if outcome.kind == "unauthorized" and "check" not in str(outcome) else ""
+        hint = f": {outcome.remedy}" if outcome.remedy else ""
         tries = f"{attempts} {'try' if attempts == 1 else 'tries'} in {self.clock() - started:.1f} s"
         detail = f"{self.settings.base_url}: {outcome}{hint} ({tries})"
         raise CallError(outcome.kind, detail, attempts=attempts, last=last)

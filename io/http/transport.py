@@ -48,6 +48,7 @@ EXCERPT_CHARACTERS = 500
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first one given is used
 _MAX_PEM_BYTES = 4 * 1024 * 1024  # the bundle of all public authorities has 0.3 MB
 
+_FOR_THE_PROXY = "check the user and password in the proxy's address"
 _REFUSED_TUNNEL = re.compile(r"Tunnel connection failed: (\d{3})")  # as http.client words it
 
 FailureKind = Literal["timeout", "unreachable", "reset", "too_large", "outage", "unauthorized", "breaker_open"]
@@ -110,7 +111,7 @@ class Reply:
     def describe(self) -> str:
         """The status, and who gave it, if that was not the API."""
         if self.status == 407:
-            return "status 407, from the proxy: check the user and password in the proxy's address"
+            return f"status 407, from the proxy: {_FOR_THE_PROXY}"
         if self.status == 511:
             return "status 511, from the network, which wants a login"
         return f"status {self.status}"
@@ -127,7 +128,7 @@ class CallError(Exception):
     - ``unauthorized``: the token endpoint or a proxy refuses the client, or the secrets for it cannot be read;
     - ``breaker_open``: the API was not called (again), since most of the last tries failed.
 
-    ``attempts`` counts the tries, 0 if there was none. ``last`` is the answer of an earlier try, if there was one.
+    ``remedy`` is what to do about it, if that is known. ``attempts`` counts the tries, 0 if there was none. ``last`` is the answer of an earlier try, if there was one.
     ``retry_after`` is what the token endpoint's header of that name says, ``limited`` whether it limits its calls.
     """
 
@@ -140,6 +141,7 @@ class CallError(Exception):
         last: Reply | None = None,
         retry_after: str | None = None,
         limited: bool = False,
+        remedy: str = "",
     ) -> None:
         super().__init__(detail)
         self.kind: FailureKind = kind
@@ -147,6 +149,7 @@ class CallError(Exception):
         self.last = last
         self.retry_after = retry_after
         self.limited = limited
+        self.remedy = remedy or ("check the credentials" if kind == "unauthorized" else "")
 
 
 def check_url(text: str, *, query: bool = False) -> str:
@@ -357,9 +360,12 @@ def describe_failure(error: Exception) -> CallError:
         return CallError("timeout", "no complete answer in time")
     tunnel = next((found for cause in causes if (found := _REFUSED_TUNNEL.search(str(cause)))), None)
     if tunnel:
-        hint = ": check the user and password in the proxy's address" if tunnel[1] == "407" else ""
-        kind: FailureKind = "unauthorized" if tunnel[1] == "407" else "unreachable"
-        return CallError(kind, f"the proxy lets no connection through (status {tunnel[1]}){hint}")
+        detail = f"the proxy lets no connection through (status {tunnel[1]})"
+        return (
+            CallError("unauthorized", detail, remedy=_FOR_THE_PROXY)
+            if tunnel[1] == "407"
+            else CallError("unreachable", detail)
+        )
     reasons = [cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror]
     detail = reasons[-1] if reasons else type(causes[-1]).__name__
     if any(isinstance(cause, urllib3.exceptions.ProtocolError | urllib3.exceptions.DecodeError) for cause in causes):

@@ -27,10 +27,11 @@ _SLICE_SECONDS = 0.1  # a flush is cut into slices of this length, to notice a s
 
 @dataclass(frozen=True, slots=True)
 class RefusedMessage:
-    """A message that the broker will never take (too large), with its reason in one line."""
+    """A message that the broker will never take, with its reason in one line; ``too_large`` is the usual one."""
 
     message: Message
     reason: str
+    too_large: bool
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class _Deliveries:
                 self.failed = error
                 self.lost[message.topic] += 1
             else:
-                self.refused.append(RefusedMessage(message, error.str()))
+                self.refused.append(RefusedMessage(message, error.str(), error.code() == KafkaError.MSG_SIZE_TOO_LARGE))
 
     def undelivered(self) -> Counter[str]:
         """Messages by topic that the broker did not take, or did not say so of in time."""
