@@ -150,7 +150,8 @@ class ClaimX(Generic[T]):
             if error.kind == "too_large":
                 return LookupRefused("wrong_shape", None, error.attempts, f"ClaimX: {error}")
             raise ClaimXOutageError(str(error), error.attempts) from None
-        if reply.status >= 300 or reply.is_page or not (reply.ok or reply.meaning is Meaning.AGAIN):
+        is_not_json = reply.meaning is Meaning.AGAIN and reply.status < 300 and not reply.is_page
+        if not (reply.ok or is_not_json):
             return _refused(reply, self.settings.connection)
         if isinstance(parsed, Exception):
             return LookupRefused("wrong_shape", reply.status, reply.attempts, f"ClaimX's answer: {_reason(parsed)}")
@@ -182,7 +183,7 @@ def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
     """What an answer means that is not about a task. Raises ClaimXOutageError for what is not this record's fault."""
     answered = f"{settings.base_url}: {reply.describe()}"
     if reply.meaning is Meaning.CREDENTIALS:
-        hint = "" if "check" in answered else ": check the credentials"
+        hint = "" if reply.status == 407 else ": check the credentials"  # what to do about a proxy is said already
         raise ClaimXOutageError(answered + hint, reply.attempts)
     if reply.meaning is Meaning.REDIRECTED:
         raise ClaimXOutageError(f"{answered}, a redirect: check the URL", reply.attempts)

@@ -152,5 +152,5 @@ class Wiring:
 
 def _wait_for_form(seconds: float, announced_at: float) -> None:
     """Return ``seconds`` later; at once if that was announced (epoch seconds) so long ago that no clock is so wrong."""
-    if abs(time.time() - announced_at) < _SURELY_OLD_SECONDS or announced_at <= 0:
+    if not 0 < announced_at < time.time() - _SURELY_OLD_SECONDS:
         time.sleep(seconds)

@@ -175,6 +175,12 @@ def test_a_page_for_people_is_an_outage(client: Any) -> None:
     assert len(server.requests) == 3
 
 
+def test_data_that_is_called_a_page_is_read(client: Any) -> None:
+    claims, server = client(answer(200, task(), content_type="text/html; charset=utf-8"))
+    assert claims.task_details(ASSIGNMENT, not_before=0).task.status == "ASSIGNED"
+    assert len(server.requests) == 1
+
+
 def test_json_of_a_wrong_shape_is_not_tried_again_and_its_values_are_not_told(client: Any) -> None:
     claims, _ = client(answer(200, json.dumps({"assignmentId": PRIVATE, "status": [PRIVATE]}).encode()))
     refused = claims.task_details(ASSIGNMENT, not_before=0)
