@@ -128,8 +128,9 @@ class CallError(Exception):
     - ``unauthorized``: the token endpoint or a proxy refuses the client, or the secrets for it cannot be read;
     - ``breaker_open``: the API was not called (again), since most of the last tries failed.
 
-    ``remedy`` is what to do about it, if that is known. ``attempts`` counts the tries, 0 if there was none. ``last`` is the answer of an earlier try, if there was one.
-    ``retry_after`` is what the token endpoint's header of that name says, ``limited`` whether it limits its calls.
+    ``attempts`` counts the tries, 0 if there was none. ``last`` is the answer of an earlier try, if there was one.
+    ``retry_after`` is what the token endpoint's header of that name says, ``limited`` whether it limits its calls,
+    ``remedy`` what to do about the failure, if that is known.
     """
 
     def __init__(
