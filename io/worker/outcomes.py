@@ -31,9 +31,7 @@ class Outcomes:
     def add(self, stage: str, *, good: int, failed: int) -> None:
         """Record how many items of a stage went on and how many became failures."""
         with self._lock:
-            counts = self._counts.setdefault(stage, deque(maxlen=_MOST_KEPT))
-            if good or failed:
-                counts.append((self._clock(), good, failed))
+            self._counts.setdefault(stage, deque(maxlen=_MOST_KEPT)).append((self._clock(), good, failed))
 
     def add_question(self, question: str) -> str:
         """Remember a question that is not known; the text that it is counted under: ``other`` beyond the first 50."""

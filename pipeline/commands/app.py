@@ -210,9 +210,9 @@ def create_topics(
         int, typer.Option("--replication_factor", min=1, help="Brokers that hold each record; 1 on a laptop.")
     ] = 3,
     letter_retention_days: Annotated[
-        int,
-        typer.Option("--letter_retention_days", min=1, help="How long dead letters are kept: fix and replay by then."),
-    ] = 30,
+        int | None,
+        typer.Option("--letter_retention_days", min=1, help="How long dead letters are kept, to be replayed; else 30."),
+    ] = None,
     dry_run: DryRun = False,
     kafka_config: KafkaConfig = "{}",
 ) -> None:

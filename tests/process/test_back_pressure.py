@@ -16,6 +16,7 @@ from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.io.worker import PULSE, OutageError, metrics
 from itel_cabinet.transforms.submitting import Accepted
 from tests.support.faulty_server import Act, FaultyServer, Seen, answer, reset
+from tests.support.jobs import wait_for
 
 CALLERS = 32
 
@@ -117,14 +118,14 @@ def recovering() -> Iterator[Recovering]:
 def test_while_one_call_finds_out_that_the_api_is_back_the_others_wait(recovering: Recovering) -> None:
     peace = BreakerSettings(failure_share=0.8, window_seconds=0.4, open_seconds=1.0)
     api = make_itel(recovering.url, max_retries=0, deadline_seconds=10.0, breaker=peace)
-    ends = [api.submit(1, "e", b"{}")]
-    while getattr(ends[-1], "error_class", "") != "breaker_open":
-        time.sleep(0.01)
-        ends.append(api.submit(1, "e", b"{}"))
+    wait_for(
+        lambda: getattr(api.submit(1, "e", b"{}"), "error_class", "") == "breaker_open",
+        "the breaker opens",
+        30,
+        pause=0.01,
+    )
     recovering.healed = True
-    deadline = time.monotonic() + 10
-    while api.connection._breaker.wait() > 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: api.connection._breaker.wait() == 0, "the peace ends", 10)
     with ThreadPoolExecutor(CALLERS) as pool:
         ends = list(pool.map(lambda n: api.submit(n, f"e{n}", b"{}"), range(CALLERS)))
     assert {type(end) for end in ends} == {Accepted}
@@ -137,19 +138,14 @@ def test_a_probe_that_fails_ends_the_others_waiting(recovering: Recovering) -> N
     peace = BreakerSettings(failure_share=0.8, window_seconds=0.4, open_seconds=0.5)
     link = ConnectionSettings("itel", recovering.url, max_retries=0, breaker=peace)
     connection = Connection(link)
-    kinds = set()
-    while "breaker_open" not in kinds:
-        with pytest.raises(CallError) as caught:
-            connection.call("POST", "/x")
-        kinds.add(caught.value.kind)
-        time.sleep(0.01)
-    time.sleep(max(0.0, connection._breaker.wait()))
 
-    def call(_: int) -> str:
+    def call(_: int = 0) -> str:
         with pytest.raises(CallError) as caught:
             connection.call("POST", "/x")
         return caught.value.kind
 
+    wait_for(lambda: call() == "breaker_open", "the breaker opens", 30, pause=0.01)
+    wait_for(lambda: connection._breaker.wait() == 0, "the peace ends", 10)
     asked = len(recovering.requests)
     with ThreadPoolExecutor(8) as pool:
         ends = sorted(pool.map(call, range(8)))
