@@ -31,7 +31,7 @@ def table_specs(settings: Settings) -> dict[str, TableSpec]:
         TRACKING: spec(
             uri=f"{root}/{TRACKING}",
             schema=TRACKING_SCHEMA,
-            mode=Append(),
+            mode=Append(identity=("event_id",)),
             partition_by=settings.tables.partition_by,
         ),
         # One row an assignment: its newest completed form.

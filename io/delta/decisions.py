@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,36 +12,46 @@ from deltalake.schema import PrimitiveType
 
 from itel_cabinet.io.delta.spec import Row, RowError, TableError, TableSpec, Upsert
 
-__all__ = ["Decision", "decide", "missing_columns", "split_by_fence", "to_arrow"]
+__all__ = ["Coordinates", "Decision", "coordinates", "decide", "missing_columns", "split_by_fence", "to_arrow"]
 
 Values = tuple[Any, ...]
+Coordinates = tuple[str, int, int]
+
+
+def coordinates(spec: TableSpec, row: Row) -> Coordinates:
+    """Topic id, partition and offset of the record that a row comes from. Raises RowError."""
+    try:
+        topic_id, partition, offset = (row[column] for column in spec.source)
+        return str(topic_id), partition + 0, offset + 0
+    except (KeyError, TypeError):
+        raise RowError(f"a row lacks its source: {', '.join(spec.source)} must be a text and two integers") from None
 
 
 def split_by_fence(
-    rows: Sequence[Row], source: tuple[str, str, str], fence: Callable[[str, int], int | None]
+    spec: TableSpec,
+    rows: Sequence[Row],
+    fence: Callable[[str, int], int | None],
+    late: Collection[Coordinates] = (),
 ) -> tuple[list[Row], list[Row], dict[tuple[str, int], int]]:
     """Split rows into those to write and those written before, and say where the fences must then stand.
 
-    ``fence(topic_id, partition)`` is the first offset not yet committed, or None. Only partitions with rows to write
-    have a new fence: their highest offset + 1, always above the old one. Order is kept.
+    ``fence(topic_id, partition)`` is the first offset not yet committed, or None; records that are ``late`` are written
+    though they lie below it. Only partitions with rows to write have a new fence: their highest offset + 1, never below
+    the old one. Order is kept.
     """
     fresh: list[Row] = []
     replayed: list[Row] = []
     old: dict[tuple[str, int], int] = {}
     new: dict[tuple[str, int], int] = {}
-    topic_column, partition_column, offset_column = source
     for row in rows:
-        try:
-            at = row[topic_column], row[partition_column]
-            offset = row[offset_column]
-            if at not in old:
-                old[at] = fence(*at) or 0
-            if offset < old[at]:
-                replayed.append(row)
-                continue
-            new[at] = max(new.get(at, 0), offset + 1)
-        except (KeyError, TypeError):
-            raise RowError(f"a row lacks its source: {', '.join(source)} must be a text and two integers") from None
+        record = topic_id, partition, offset = coordinates(spec, row)
+        at = topic_id, partition
+        if at not in old:
+            old[at] = fence(*at) or 0
+        if offset < old[at] and record not in late:
+            replayed.append(row)
+            continue
+        new[at] = max(new.get(at, old[at]), offset + 1)
         fresh.append(row)
     return fresh, replayed, new
 

@@ -1,8 +1,9 @@
 """The fences of a Delta table (see :mod:`itel_cabinet.io.delta.table`) for tools: looked at, moved, and moved back with
 the rows by a RESTORE.
 
-Delta undoes no ``txn`` action. A table that was restored, emptied or overwritten therefore still says that it has the
-rows that are gone, and drops them when they come again, until its fences are lowered. Of several ``txn`` actions of one
+Delta undoes no ``txn`` action. The fences of a table that was restored, emptied or overwritten therefore still lie
+beyond the rows that are gone; each of those costs the sink a look into the table when it comes again, until the fences
+are lowered. Of several ``txn`` actions of one
 id the latest counts, be it the lowest.
 
 A change is decided at a version and committed through a handle at that version: a commit that moves one of the same
@@ -23,7 +24,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError
 from pyarrow.fs import FileSelector, FileType
 
 from itel_cabinet.io.delta.features import check_features
-from itel_cabinet.io.delta.inspect import all_fences, at_once, literal, open_table, storage
+from itel_cabinet.io.delta.inspect import all_fences, among_records, at_once, open_table, storage
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 
 __all__ = ["Change", "Move", "carry_out", "fences_at", "plan_fences", "plan_restore", "rows_from"]
@@ -98,14 +99,10 @@ def plan_restore(spec: TableSpec, version: int) -> Change:
 
 def rows_from(spec: TableSpec, version: int, topic_id: str, partition: int, offsets: range) -> int:
     """How many rows of a version come from these records. Raises OutageError if the table cannot be read."""
-    topic_column, partition_column, offset_column = spec.source
-    condition = (
-        f"`{topic_column}` = {literal(topic_id)} AND `{partition_column}` = {partition} AND "
-        f"`{offset_column}` BETWEEN {offsets.start} AND {offsets.stop - 1}"
-    )
+    condition = among_records(spec, topic_id, partition, offsets)
 
     def look() -> int:
-        found = pa.table(open_table(spec, version).scan(columns=[offset_column], predicate=condition))
+        found = pa.table(open_table(spec, version).scan(columns=[spec.source[2]], predicate=condition))
         return int(found.num_rows)
 
     return at_once(spec, look)

@@ -39,6 +39,7 @@ from itel_cabinet.io.worker import describe_error, retry_outage
 __all__ = [
     "UPSERT_FILE_BYTES",
     "all_fences",
+    "among_records",
     "at_once",
     "check_writable",
     "create_table",
@@ -241,6 +242,15 @@ def records_written(spec: TableSpec, records: Iterable[tuple[str, int, int]]) ->
 def literal(value: str | int) -> str:
     """A value as SQL has it."""
     return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+
+
+def among_records(spec: TableSpec, topic_id: str, partition: int, offsets: range) -> str:
+    """The condition in SQL that holds for the rows of these records."""
+    topic_column, partition_column, offset_column = spec.source
+    return (
+        f"`{topic_column}` = {literal(topic_id)} AND `{partition_column}` = {partition} AND "
+        f"`{offset_column}` BETWEEN {offsets.start} AND {offsets.stop - 1}"
+    )
 
 
 def at_once(spec: TableSpec, look: Callable[[], T]) -> T:

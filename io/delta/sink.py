@@ -117,6 +117,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         table = self._spec.name
         metrics.ROWS_WRITTEN.labels(table).inc(len(result.written))
         metrics.ROWS_REPLAYED.labels(table).inc(len(result.replayed))
+        metrics.RECORDS_LATE.labels(table).inc(result.late)
         if result.version is not None:
             metrics.COMMITS.labels(table).inc()
         if result.written and self._earliest > MIN_TIMESTAMP:  # without timestamps nothing is known of age

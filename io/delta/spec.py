@@ -39,7 +39,13 @@ class RowError(ValueError):
 
 @dataclass(frozen=True)
 class Append:
-    """Every row is a row of its own."""
+    """Every row is a row of its own.
+
+    ``identity`` columns tell, beside the source, whether a row of the table is of the record that has its coordinates
+    now: in a log that was brought back from a backup, other records lie at offsets that were read before.
+    """
+
+    identity: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,8 @@ class TableSpec:
         for name in ("storage_options", "properties"):
             object.__setattr__(self, name, tuple(sorted(dict(getattr(self, name)).items())))
         named: dict[str, tuple[str, ...]] = {"source": self.source, "partition_by": self.partition_by}
+        if isinstance(self.mode, Append):
+            named |= {"identity": self.mode.identity}
         if isinstance(self.mode, Upsert):
             sets = (self.mode.active,) if self.mode.active else ()
             named |= {"active": sets}
@@ -130,7 +138,8 @@ class WriteResult:
     commit.
 
     An upsert's rows that were older than the table's count as written. ``version`` is the commit's, None where there
-    was nothing to change. ``conflicts`` counts how often others' commits made the sink decide again.
+    was nothing to change. ``conflicts`` counts how often others' commits made the sink decide again, ``late`` the
+    records that were written though they lie below a fence.
     """
 
     table: str
@@ -138,6 +147,7 @@ class WriteResult:
     written: list[Row]
     replayed: list[Row]
     conflicts: int = 0
+    late: int = 0
 
 
 @dataclass(frozen=True)

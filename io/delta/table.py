@@ -2,14 +2,15 @@
 
 Every commit carries, for each partition in it, a Delta ``txn`` action: application id ``{prefix}/{topic
 id}/{partition}``, version = highest offset + 1. Before a commit the sink brings its handle up to date, reads the
-fences, drops the rows below them and commits the rest *through that same handle*, with the new fences in the same
-commit. If anyone committed a fence of the same id after the version that the decision was based on, delta-rs refuses
-the commit, and the sink decides again. Without the same handle this does not hold: a fresh one is newer than the
-decision, and the commit would be let through.
+fences, drops of the rows below them those that the table has, and commits the rest *through that same handle*, with the
+fences in the same commit. If anyone committed a fence of the same id after the version that the decision was based on,
+delta-rs refuses the commit, and the sink decides again. Without the same handle this does not hold: a fresh one is
+newer than the decision, and the commit would be let through.
 
 What is asked of the source: within a partition, offsets grow, and a record's rows are all in one bundle. Gaps are
-welcome. RESTORE, DELETE and overwrites of the table do not lower its fences: rows so removed are not written again,
-unless :mod:`itel_cabinet.io.delta.fences` lowers them.
+welcome. Above a fence nothing is looked up; below it the table's own rows decide. So what failed at first, what was
+deleted or lost to a RESTORE, and what lies at old offsets of a log that was brought back from a backup, is written when
+it is read (again), and counted as late.
 
 Upserts (:class:`Upsert`) are decided likewise: the rows of the table that they meet are read at the handle's version, a
 pure function (:func:`~itel_cabinet.io.delta.decisions.decide`) says what changes, and one merge makes it so. All
@@ -33,9 +34,10 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from itel_cabinet.io.delta.decisions import Decision, decide, split_by_fence, to_arrow
+from itel_cabinet.io.delta.decisions import Coordinates, Decision, coordinates, decide, split_by_fence, to_arrow
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
+    among_records,
     check_writable,
     error_text,
     is_outage,
@@ -165,7 +167,15 @@ class FencedTable:
 
     def _attempt(self, rows: Sequence[Row]) -> WriteResult:
         table = self._refreshed()
-        fresh, replayed, offsets = split_by_fence(rows, self.spec.source, functools.partial(self._fence, table))
+        fence = functools.partial(self._fence, table)
+        fresh, replayed, offsets = split_by_fence(self.spec, rows, fence)
+        late = _late_records(self.spec, table, replayed)
+        if late:
+            _LOGGER.warning(
+                "%s: %d records below the fence are not in the table, and are written now; the first is %s/%d/%d",
+                self.spec, len(late), *min(late),
+            )  # fmt: skip
+            fresh, replayed, offsets = split_by_fence(self.spec, rows, fence, late)
         fences = {self.spec.fence_id(*at): offset for at, offset in offsets.items()}
         write = self._plan(table, fresh) if fresh else None
         if write is None:
@@ -181,7 +191,7 @@ class FencedTable:
         if table.version() == version + 1:  # else others' commits lie between, with fences that were not read
             self._fences |= fences
             self._fences_version = table.version()
-        result = WriteResult(self.spec.name, table.version(), fresh, replayed)
+        result = WriteResult(self.spec.name, table.version(), fresh, replayed, late=len(late))
         self._compact(table)
         return result
 
@@ -268,6 +278,38 @@ def _append(table: DeltaTable, data: pa.Table, commit: CommitProperties) -> None
 def _first_key(mode: Upsert) -> str:
     """The key column by which rows are looked for: if its value is not in the table, the row is not."""
     return (mode.members_of or mode.keys)[0]
+
+
+def _late_records(spec: TableSpec, table: DeltaTable, below: Sequence[Row]) -> set[Coordinates]:
+    """Which records of the rows below the fence the table does not have: by their coordinates and what else tells
+    records apart, or, of an upsert, by what they would change.
+    """
+    if not below:
+        return set()
+    if isinstance(spec.mode, Upsert):
+        keys = spec.mode.members_of or spec.mode.keys
+        incoming = to_arrow(spec, below, pa.schema([f.with_nullable(True) for f in spec.schema])).to_pylist()
+        decision = decide(spec, incoming, _rows_met(spec, keys[0], table, incoming))
+        changed = {tuple(row[k] for k in keys) for row in (*decision.put, *decision.touch)}
+        return {coordinates(spec, row) for row in below if tuple(row[k] for k in keys) in changed}
+    columns = (*spec.source, *spec.mode.identity)
+    found = {
+        tuple(row[c] for c in columns)
+        for (topic_id, partition), offsets in _spans(spec, below).items()
+        for row in pa.table(
+            table.scan(columns=list(columns), predicate=among_records(spec, topic_id, partition, offsets))
+        ).to_pylist()
+    }
+    return {coordinates(spec, row) for row in below if tuple(row[c] for c in columns) not in found}
+
+
+def _spans(spec: TableSpec, rows: Sequence[Row]) -> dict[tuple[str, int], range]:
+    """From the first to the last offset of each topic and partition."""
+    spans: dict[tuple[str, int], range] = {}
+    for topic_id, partition, offset in (coordinates(spec, row) for row in rows):
+        span = spans.get((topic_id, partition), range(offset, offset))
+        spans[topic_id, partition] = range(min(span.start, offset), max(span.stop, offset + 1))
+    return spans
 
 
 def _rows_met(spec: TableSpec, key: str, table: DeltaTable, incoming: Sequence[Row]) -> list[Row]:

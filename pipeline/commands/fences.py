@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["fence_app", "restore_table"]
 
 fence_app = typer.Typer(
-    help="How far each partition of a topic is in a table: what lies below counts as written and is dropped."
+    help="How far each partition of a topic is in a table: what lies below is written only if the table lacks it."
 )
 OfTopic = Annotated[str | None, typer.Option("--topic_id", metavar="ID", help="Whose; default: the only one there is.")]
 
@@ -79,17 +79,15 @@ def set_fences(
     ] = None,
     to_start: Annotated[bool, typer.Option("--to_start", help="Nothing counts as written.")] = False,
     topic_id: OfTopic = None,
-    skip_records: Annotated[
-        bool, typer.Option("--skip_records", help="Raise a fence: what lies below it and has no row never gets one.")
-    ] = False,
     watch_seconds: WatchSeconds = 5.0,
     storage_options: StorageOptions = "{}",
     dry_run: DryRun = False,
 ) -> None:
-    """Say which records a table counts as written, after it was emptied, overwritten or restored by another tool.
+    """Lower a table's fences after it was emptied, overwritten or restored by another tool.
 
-    Refused while a job writes to the table; one that has nothing to write cannot be seen, so stop it first. Records are
-    only written again if they are read again: see `offsets reset`.
+    Without that, what is read again is looked up in the table, row by row. Refused while a job writes to the table; one
+    that has nothing to write cannot be seen, so stop it first. Records are only written again if they are read again:
+    see `offsets reset`.
     """
     from itel_cabinet.io.delta import carry_out, plan_fences
 
@@ -109,10 +107,10 @@ def set_fences(
         if not change.moves:
             raise CommandError(f"--topic_id: {spec.name} has no fence of the topic {topic_id}: see `tables fence show`")
         for move in change.moves:
-            if move.after > move.before and not skip_records:
+            if move.after > move.before:
                 raise CommandError(
-                    f"--offset: the fence of partition {move.partition} is at {move.before}, and at {move.after} it "
-                    "hides the records between: --skip_records says that they shall never be written"
+                    f"--offset: the fence of partition {move.partition} is at {move.before}, and only a commit of "
+                    "rows raises it: to leave records out, set the group's offset beyond them"
                 )
         if not dry_run:
             carry_out(spec, change, watch_seconds=watch_seconds)
@@ -138,7 +136,7 @@ def _print_moves(moves: Sequence[Move]) -> None:
         if move.after < move.before:
             means = f"[{move.after}, {move.before}) is written when read again"
         elif move.after > move.before:
-            means = f"[{move.before}, {move.after}) counts as written"
+            means = f"[{move.before}, {move.after}) is there again"
         table.add_row(move.topic_id, str(move.partition), str(move.before), str(move.after), means)
     Console(markup=False, highlight=False, emoji=False).print(table)
 
@@ -178,7 +176,7 @@ def restore_table(
     """Bring back a table's older version, and lower its fences to what they were, in one commit.
 
     Stop the table's job first, and set its group's offsets back before it is started again, as this says: it would
-    otherwise go on behind the gap, and hide it. Refused while a job writes to the table.
+    otherwise go on behind the gap. Refused while a job writes to the table.
     """
     from itel_cabinet.io.delta import carry_out, plan_restore
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job

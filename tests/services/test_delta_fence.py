@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from pyarrow.fs import FileSelector, PyFileSystem
 
 from itel_cabinet.io.delta import (
+    Append,
     FencedTable,
     RowError,
     TableError,
@@ -43,7 +44,7 @@ from tests.support.delta_rows import (
     version,
 )
 
-COLUMNS = ("kafka_topic_id", "kafka_partition", "kafka_offset")
+SPEC = readings("anywhere")
 # A sink on another machine shares nothing with this one but the store.
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -58,7 +59,7 @@ def offsets(rows: list[Any]) -> list[int]:
 def test_rows_below_the_fence_are_replays() -> None:
     rows = [reading(4), reading(5), reading(9), reading(1, partition=1), reading(0, topic_id="new")]
     fences = {("Zx3kQ", 0): 5}
-    fresh, replayed, new = split_by_fence(rows, COLUMNS, lambda *at: fences.get(at))
+    fresh, replayed, new = split_by_fence(SPEC, rows, lambda *at: fences.get(at))
     assert (fresh, replayed) == (rows[1:], rows[:1])
     assert new == {("Zx3kQ", 0): 10, ("Zx3kQ", 1): 2, ("new", 0): 1}
 
@@ -66,7 +67,7 @@ def test_rows_below_the_fence_are_replays() -> None:
 @pytest.mark.parametrize("broken", [{}, {**reading(0), "kafka_offset": None}, {**reading(0), "kafka_partition": []}])
 def test_rows_without_a_source_are_refused(broken: dict[str, object]) -> None:
     with pytest.raises(RowError, match="kafka_topic_id, kafka_partition, kafka_offset must be a text and two integers"):
-        split_by_fence([broken], COLUMNS, lambda *_: None)
+        split_by_fence(SPEC, [broken], lambda *_: None)
 
 
 @st.composite
@@ -92,7 +93,7 @@ def test_whatever_is_replayed_each_offset_is_fresh_once_and_in_order(bundles: li
     written: list[tuple[int, int]] = []
     for bundle in bundles:
         rows = [reading(offset, partition) for partition, offset in bundle]
-        fresh, replayed, new = split_by_fence(rows, COLUMNS, lambda *at, known=fences: known.get(at))
+        fresh, replayed, new = split_by_fence(SPEC, rows, lambda *at, known=fences: known.get(at))
         assert len(fresh) + len(replayed) == len(rows)
         assert all(offset > fences.get(at, 0) for at, offset in new.items())
         fences |= new
@@ -142,17 +143,17 @@ def test_a_partial_replay_adds_the_rest(root: str, fresh_process: Callable[[], F
 
 def test_gaps_in_the_offsets_are_no_replay(root: str, fresh_process: Callable[[], FencedTable]) -> None:
     fresh_process().write([reading(0), reading(7)])
-    assert offsets(fresh_process().write([reading(3), reading(8), reading(100)]).written) == [8, 100]
+    assert offsets(fresh_process().write([reading(7), reading(8), reading(100)]).written) == [8, 100]
     assert stored(readings(root), "kafka_offset") == [0, 7, 8, 100]
 
 
 def test_partitions_and_topics_have_fences_of_their_own(root: str, fresh_process: Callable[[], FencedTable]) -> None:
     fresh_process().write([reading(5), reading(9, partition=1)])
-    result = fresh_process().write([reading(6), reading(6, partition=1), reading(0, topic_id="recreated")])
-    assert (offsets(result.written), offsets(result.replayed)) == ([6, 0], [6])
-    assert stored(readings(root), *COLUMNS) == [
+    result = fresh_process().write([reading(9), reading(9, partition=1), reading(0, topic_id="recreated")])
+    assert (offsets(result.written), offsets(result.replayed), result.late) == ([9, 0], [9], 0)
+    assert stored(readings(root), *SPEC.source) == [
         ("Zx3kQ", 0, 5),
-        ("Zx3kQ", 0, 6),
+        ("Zx3kQ", 0, 9),
         ("Zx3kQ", 1, 9),
         ("recreated", 0, 0),
     ]
@@ -465,13 +466,71 @@ def test_fences_survive_optimize_and_vacuum(aged: FencedTable) -> None:
     assert_fences_hold(aged)
 
 
-def test_fences_survive_a_deletion_and_a_restore(aged: FencedTable) -> None:
-    """Rows that were removed on purpose do not come back by a replay."""
+def test_rows_that_were_removed_come_back_once_when_they_are_read_again(aged: FencedTable) -> None:
     DeltaTable(aged.spec.uri).delete("kafka_offset >= 5")
     DeltaTable(aged.spec.uri).restore(3)
-    assert aged.write(TEN).replayed == TEN
+    result = aged.write(TEN)
+    assert (result.written, result.replayed, result.late) == (TEN[3:], TEN[:3], 7)
     assert FencedTable(aged.spec).write(TEN).replayed == TEN
-    assert stored(aged.spec, "kafka_offset") == [0, 1, 2]
+    assert stored(aged.spec, "kafka_offset") == list(range(10))
+
+
+# Below the fence
+
+
+def test_what_failed_at_first_is_written_when_it_is_read_again(root: str) -> None:
+    table = FencedTable(readings(root))
+    table.write([reading(0), reading(2), reading(5)])
+    again = [reading(offset) for offset in range(7)]
+    result = FencedTable(table.spec).write(again)
+    assert (offsets(result.written), offsets(result.replayed), result.late) == ([1, 3, 4, 6], [0, 2, 5], 3)
+    assert table.write(again).replayed == again
+    assert stored(table.spec, "kafka_offset") == list(range(7))
+    assert describe_table(table.spec.uri).fences == {"itel-cabinet/1/Zx3kQ/0": 7}
+
+
+def test_other_records_at_old_offsets_are_written_too(root: str) -> None:
+    """As after a broker was brought back from a backup: the log goes on at offsets that were read before."""
+    spec = readings(root, mode=Append(identity=("value",)))
+    FencedTable(spec).write([reading(offset) for offset in range(10)])
+    new = [reading(7), reading(8, value="new"), reading(9, value="new")]
+    result = FencedTable(spec).write(new)
+    assert (result.written, result.replayed, result.late) == (new[1:], new[:1], 2)
+    assert FencedTable(spec).write(new).replayed == new
+    assert sorted(stored(spec, "kafka_offset", "value"))[-4:] == [(8, "new"), (8, "v8"), (9, "new"), (9, "v9")]
+    assert describe_table(spec.uri).fences == {"itel-cabinet/1/Zx3kQ/0": 10}
+
+
+def test_forms_that_failed_at_first_are_upserted_if_nothing_newer_is_there(root: str) -> None:
+    table = FencedTable(forms(root))
+    table.write([form("b", 5, 5), form("c", 9, 9)])
+    again = [form("a", 1, 1), form("b", 2, 2), form("b", 5, 5), form("c", 7, 7)]
+    result = FencedTable(table.spec).write(again)
+    assert (result.written, result.replayed, result.late) == (again[:1], again[1:], 1)
+    assert stored(table.spec, "form", "answer") == [("a", "at 1"), ("b", "at 5"), ("c", "at 9")]
+
+
+def test_sets_that_failed_at_first_are_complete(root: str) -> None:
+    table = FencedTable(albums(root))
+    table.write(album(1, 5, 5, [7]))
+    again = [*album(1, 3, 3, [8]), *album(2, 4, 4, [1, 2]), *album(1, 5, 5, [7])]
+    result = FencedTable(table.spec).write(again)
+    assert (result.written, result.late) == (again[1:3], 1)
+    assert stored(table.spec, "album", "photo", "is_active") == [(1, 7, True), (2, 1, True), (2, 2, True)]
+
+
+def test_a_late_record_that_another_copy_writes_first_is_written_once(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, quick = FencedTable(readings(root)), FencedTable(readings(root))
+    slow.write([reading(5)])
+    just_before_commit(monkeypatch, lambda: quick.write([reading(3)]))
+    result = slow.write([reading(3)])
+    assert (result.written, result.replayed) == ([], [reading(3)])
+    assert stored(slow.spec, "kafka_offset") == [3, 5]
+
+
+# What else the fences survive
 
 
 def test_fences_survive_the_sinks_own_compaction(root: str) -> None:
@@ -514,7 +573,7 @@ def test_a_failed_compaction_does_not_fail_the_bundle(root: str, monkeypatch: py
         meanwhile.setattr(crash_points, "maybe_crash", conflict)
         meanwhile.setattr("deltalake.table.TableOptimizer.compact", _raise_conflict)
         assert offsets(table.write([form("b", 1, 1)]).written) == [1]
-    assert offsets(table.write([form("c", 1, 5), form("d", 1, 6)]).written) == [6]
+    assert offsets(table.write([form("a", 2, 5), form("d", 1, 6)]).written) == [6]
     assert stored(spec, "form", "answer") == [("a", "at 2"), ("b", "at 1"), ("d", "at 1")]
 
 

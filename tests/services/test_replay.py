@@ -185,6 +185,28 @@ def test_what_failed_is_delivered_once_when_its_cause_is_mended(stack: Stack, le
     assert [dict(m.headers)["x-replay-count"] for m in letters.replays() if m.value == b"poison"] == [b"1", b"2", b"3"]
 
 
+def test_what_failed_is_written_once_its_offsets_are_set_back(stack: Stack, letters: Letters) -> None:
+    """The other way, for those who mend a cause and read again; a replay then finds nothing left to do."""
+    events = {"unknown": 1, "good": 2, "formless": 3}
+    for event_id, assignment_id in events.items():
+        letters.produce(json.dumps(tracking_message(event_id=event_id, assignment_id=assignment_id)).encode())
+    stack.claimx.put_task(answer(*FORM, assignmentId=2))
+    stack.claimx.put_task(answer(assignmentId=3, response=...))
+    stack.run("cabinet")
+    assert Counter(row["event_id"] for row in stack.tracking()) == {"good": 1, "formless": 1}
+
+    stack.claimx.put_task(answer(*FORM, assignmentId=1))
+    stack.claimx.put_task(answer(*FORM, assignmentId=3))
+    for _ in range(2):
+        stack.rewind("cabinet")
+        stack.run("cabinet")
+        assert Counter(row["event_id"] for row in stack.tracking()) == dict.fromkeys(events, 1)
+        assert Counter(row["assignment_id"] for row in stack.forms()) == {1: 1, 2: 1, 3: 1}
+        assert {row["assignment_id"] for row in stack.attachments() if row["is_active"]} == {1, 2, 3}
+    assert letters.replay("--stage=enrich") == {"in_the_table": 1}
+    assert {s.idempotency_key for s in stack.itel.submissions()} == events.keys()
+
+
 def test_each_group_gets_its_own_failures_back(stack: Stack, letters: Letters) -> None:
     """`tracking` and `api` both gave the event up; `trigger` is another topic's."""
     message = json.dumps(tracking_message(event_id="e", assignment_id=7)).encode()
