@@ -342,6 +342,7 @@ OVERVIEW = _dashboard(
                 {
                     "{{pipeline}} commits given up": f"sum by (pipeline) ({_series('offset_commit_failures_total')})",
                     "{{pipeline}} records lost": f"sum by (pipeline) ({_series('records_lost_total')})",
+                    "{{pipeline}} offsets set {{way}}": f"sum by (pipeline, way) ({_series('offsets_moved_total')})",
                     "{{pipeline}} headers unreadable": f"sum by (pipeline) ({_series('headers_unreadable_total')})",
                 },
             ),
@@ -378,10 +379,13 @@ TRACKING = _dashboard(
                 _quantiles("commit_seconds", "table", "{{table}}"),
             ),
             Graph(
-                "Replays dropped",
-                "Rows that the table's fence knew as committed: records read again after a crash.",
+                "Read again",
+                "Dropped: rows that the table has, of records read again. Late: below the fence, but missing.",
                 "cps",
-                {"{{table}}": _rate("rows_replayed_total", "table")},
+                {
+                    "{{table}} dropped": _rate("rows_replayed_total", "table"),
+                    "{{table}} late": _rate("records_late_total", "table"),
+                },
             ),
             Graph(
                 "Freshness, p95",

@@ -40,6 +40,7 @@ class Wiring:
         self.settings = settings
         self.source = KafkaSource(
             client=client,
+            job=settings.job.value,
             outage_seconds=seconds,
             **source.model_dump(exclude={"bootstrap_servers", "kafka_config"}),
         )

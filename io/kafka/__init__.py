@@ -24,7 +24,7 @@ from itel_cabinet.io.kafka.producer import Message
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
-    from itel_cabinet.io.kafka.reader import has_committed_offsets
+    from itel_cabinet.io.kafka.offsets import check_group
     from itel_cabinet.io.kafka.sink import KafkaSinkSettings, RefusedMessage, WriteToKafka
     from itel_cabinet.io.kafka.source import ReadFromKafka
     from itel_cabinet.io.kafka.spec import KafkaSource
@@ -50,10 +50,10 @@ __all__ = [
     "UnknownTopicError",
     "UnwritableError",
     "WriteToKafka",
+    "check_group",
     "client_config",
     "group_lag",
     "group_positions",
-    "has_committed_offsets",
     "resolve_config",
     "shifts",
 ]
@@ -63,7 +63,7 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "key_groups": ["KEY_GROUPS"],
-        "reader": ["has_committed_offsets"],
+        "offsets": ["check_group"],
         "sink": ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"],
         "source": ["ReadFromKafka"],
         "spec": ["KafkaSource"],

@@ -23,6 +23,8 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, ClusterMetadata, ConfigResource, NewTopic, OffsetSpec, ResourceType
 
+from itel_cabinet.io.kafka.marks import Committed, Mark
+
 __all__ = [
     "QUIET",
     "Cluster",
@@ -30,7 +32,6 @@ __all__ = [
     "Topic",
     "UnknownTopicError",
     "committed_entries",
-    "committed_offsets",
     "group_lag",
     "group_positions",
     "is_outage",
@@ -82,8 +83,8 @@ class Topic:
 class PartitionLag:
     """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation.
 
-    ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing. ``topic_id`` is the
-    incarnation that the offset, of either kind, was committed for; None if the one that committed it did not say.
+    ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing. ``mark`` is what stands
+    beside the offset, of either kind.
     """
 
     partition: int
@@ -91,7 +92,12 @@ class PartitionLag:
     start: int
     end: int
     stale: int | None = None
-    topic_id: str | None = None
+    mark: Mark | None = None
+
+    @property
+    def topic_id(self) -> str | None:
+        """The incarnation that the offset was committed for; None if the one that committed it did not say."""
+        return (self.mark.topic_id or None) if self.mark else None
 
     @property
     def position(self) -> int:
@@ -202,20 +208,8 @@ class Cluster:
                 future.result()
 
 
-def committed_offsets(consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS) -> dict[int, int]:
-    """The group's committed offsets in this incarnation of the topic, by partition.
-
-    An offset bears the topic id it was committed for as metadata; one without metadata (set by Kafka's own tools or by
-    an older worker) counts, one of another topic id does not.
-    """
-    entries = committed_entries(consumer, topic, timeout=timeout)
-    return {p: offset for p, (offset, metadata) in entries.items() if metadata in ("", topic.topic_id)}
-
-
-def committed_entries(
-    consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS
-) -> dict[int, tuple[int, str]]:
-    """The group's committed offsets and their metadata, of any incarnation, by partition."""
+def committed_entries(consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS) -> dict[int, Committed]:
+    """What the group has committed in the topic, for any incarnation of it, by partition."""
 
     def ask() -> list[TopicPartition]:
         answer: list[TopicPartition] = consumer.committed(
@@ -227,7 +221,7 @@ def committed_entries(
         return answer
 
     answer = when_coordinated(ask, timeout)
-    return {e.partition: (e.offset, e.metadata or "") for e in answer if e.offset >= 0}
+    return {e.partition: Committed(e.offset, Mark.from_text(e.metadata or "")) for e in answer if e.offset >= 0}
 
 
 def when_coordinated(call: Callable[[], T], timeout: float = _REQUEST_SECONDS) -> T:
@@ -253,10 +247,12 @@ def group_positions(
     bounds = cluster.bounds(topic.name, topic.partitions)
     positions = []
     for partition in topic.partitions:
-        offset, metadata = entries.get(partition, (None, ""))
-        counts = metadata in ("", topic.topic_id)
+        entry = entries.get(partition)
+        counts = entry is not None and entry.mark.is_for(topic.topic_id)
+        offset = None if entry is None else entry.offset
         present, stale = (offset, None) if counts else (None, offset)
-        positions.append(PartitionLag(partition, present, *bounds[partition], stale, metadata or None))
+        mark = None if entry is None else entry.mark
+        positions.append(PartitionLag(partition, present, *bounds[partition], stale, mark))
     return positions
 
 

@@ -1,7 +1,7 @@
 """A consumer group's offsets in a topic: looked at, and moved while nobody reads with the group.
 
 Offsets are written with the topic's id as metadata, as the jobs do it, so that they never count for a topic of the same
-name that is made later.
+name that is made later; and without a job's name, so that any job takes them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from itel_cabinet.io.kafka.admin import (
     group_positions,
     when_coordinated,
 )
+from itel_cabinet.io.kafka.marks import Committed, Mark
 
 __all__ = ["ConsumerGroup", "GroupError", "Shift", "shifts"]
 
@@ -95,7 +96,7 @@ class ConsumerGroup:
         after = self._committed()
         if before != after:
             partition = min(p for p in {*before, *after} if before.get(p) != after.get(p))
-            at, now = (entries.get(partition, (None, ""))[0] for entries in (before, after))
+            at, now = (getattr(entries.get(partition), "offset", None) for entries in (before, after))
             raise GroupError(
                 f"the group {self.name} moves: partition {partition} went from {at} to {now} within "
                 f"{watch_seconds:g} s: stop the job that reads with it first"
@@ -107,7 +108,8 @@ class ConsumerGroup:
         """
         if not to:
             return
-        offsets = [TopicPartition(self.topic.name, p, o, self.topic.topic_id) for p, o in sorted(to.items())]
+        mark = Mark(self.topic.topic_id, job="", at=int(time.time())).to_text()
+        offsets = [TopicPartition(self.topic.name, p, o, mark) for p, o in sorted(to.items())]
         with closing(self._consumer()) as consumer:
             try:
                 when_coordinated(lambda: consumer.commit(offsets=offsets, asynchronous=False), self._timeout)
@@ -116,7 +118,7 @@ class ConsumerGroup:
                     raise GroupError(f"the group {self.name} has got members that read: stop them first") from None
                 raise
         entries = self._committed()
-        if {p: entries.get(p, (None, ""))[0] for p in to} != dict(to):
+        if {p: entry.offset for p, entry in entries.items() if p in to} != dict(to):
             raise GroupError(f"the group {self.name} moved at the same moment: stop the job that reads with it first")
 
     def check_in_range(self, to: Mapping[int, int]) -> None:
@@ -135,7 +137,7 @@ class ConsumerGroup:
                     f"out of{lost}"
                 )
 
-    def _committed(self) -> dict[int, tuple[int, str]]:
+    def _committed(self) -> dict[int, Committed]:
         with closing(self._consumer()) as consumer:
             return committed_entries(consumer, self.topic, timeout=self._timeout)
 

@@ -1,4 +1,4 @@
-"""The consumer of a shard, and the commits of its group's offsets: what lives in a process between bundles."""
+"""The consumer of a shard: what lives in a process between bundles."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_offsets, is_outage
-from itel_cabinet.io.kafka.config import ClientConfig, make_record, resolve_config
+from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, is_outage
+from itel_cabinet.io.kafka.config import make_record, resolve_config
+from itel_cabinet.io.kafka.offsets import get_group_offsets, select_foreign, select_own
 from itel_cabinet.io.kafka.spec import KafkaSource, Loss, ShardPosition
 from itel_cabinet.io.worker import (
     PULSE,
@@ -24,7 +25,6 @@ from itel_cabinet.io.worker import (
     OutageError,
     RefusedError,
     beat,
-    crash_points,
     describe_error,
     metrics,
     once_per_process,
@@ -32,7 +32,7 @@ from itel_cabinet.io.worker import (
 )
 from itel_cabinet.transforms.records import Record
 
-__all__ = ["OffsetError", "get_group_offsets", "get_shard_reader", "has_committed_offsets"]
+__all__ = ["OffsetError", "get_shard_reader"]
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -44,14 +44,10 @@ _SLICE_SECONDS = 0.1
 _PREFETCH_KB = 16 * 1024
 # A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
 _UNREAD_SECONDS = 120.0
-# Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
-_RECOMMIT_SECONDS = 3600.0
-_COMMIT_RETRY_SECONDS = 15.0
-_COMMIT_WAIT_MS = 6_000
 _SILENT_SECONDS = 30.0  # without a record, before it is looked whether there are any
 
 
-class OffsetError(RuntimeError):
+class OffsetError(RefusedError):
     """The group is ahead of the log's end: the log was cut, and going on would hide new records behind the fences."""
 
 
@@ -104,6 +100,10 @@ class _ShardReader:
             if self._position != start:
                 self._assign(start)
             position = self._relisted(start)
+            if position is start:
+                position = get_group_offsets(self._source).follow(start)
+                if position is not start:
+                    self._assign(position)
             if position is start:
                 messages = self._poll(start)
                 if messages:
@@ -173,7 +173,11 @@ class _ShardReader:
 
     def _initial(self, topic: Topic | None = None) -> ShardPosition:
         topic = topic or self._describe()
-        committed = committed_offsets(self._consumer, topic)
+        entries = committed_entries(self._consumer, topic)
+        committed = select_own(entries, self._source, topic.topic_id)
+        foreign = select_foreign(entries, self._source, topic)
+        if foreign:
+            _LOGGER.warning("%s", foreign)
         bounds = self._cluster.bounds(topic.name, self._mine(topic))
         # A group that knows the topic meets a partition it has no offset of: the partition is new, and read whole.
         latest = self._source.start_offset == "latest" and not committed
@@ -187,8 +191,8 @@ class _ShardReader:
         if offset > high:
             raise OffsetError(
                 f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
-                f"stands at {offset}: the log was cut; set the group's offset and the tables' fences back before "
-                "reading on"
+                f"stands at {offset}: the log was cut, as by a broker brought back from a backup; set the group back "
+                "to before the cut: no row is written twice"
             )
         if offset < low:
             _LOGGER.error(
@@ -289,66 +293,6 @@ def _describe(error: Exception) -> str:
     return str(error.args[0].str()) if isinstance(error, KafkaException) else describe_error(error)
 
 
-class _GroupOffsets:
-    """Commits one group's offsets in one topic, never backwards; one a process and group. Thread-safe.
-
-    Runners call finalizers concurrently and out of order (Flink: all bundles finished since the last checkpoint), and
-    Beam swallows what a finalizer raises, so failures are retried for a while, logged and counted here. A commit that
-    fails for good costs nothing but a replay after a restart, which the fences drop.
-    """
-
-    def __init__(self, client: ClientConfig, group: str, topic: str) -> None:
-        self._lock = threading.Lock()
-        self._topic = topic
-        self._consumer = Consumer(
-            resolve_config(client)
-            # How long librdkafka lets a commit wait for the group's coordinator; the group has no members.
-            | {"group.id": group, "enable.auto.commit": False, "session.timeout.ms": _COMMIT_WAIT_MS}
-        )
-        self._committed: dict[tuple[str, int], int] = {}
-        self._committed_at = -float("inf")
-
-    def stale(self) -> bool:
-        """Whether to commit without news: at the start, so that ``latest`` holds; after a failure; and now and then,
-        lest Kafka forget.
-        """
-        return time.monotonic() - self._committed_at > _RECOMMIT_SECONDS
-
-    def commit(self, position: ShardPosition) -> None:
-        crash_points.maybe_crash("before-finalizer")
-        with self._lock:
-            ahead = self._committed
-            due = {p: max(o, ahead.get((position.topic_id, p), 0)) for p, o in position.offsets.items()}
-            if not due:
-                # A shard without partitions; librdkafka takes an empty commit for one of its own stored offsets.
-                return
-            if not self.stale() and all(ahead.get((position.topic_id, p)) == o for p, o in due.items()):
-                return
-            offsets = [TopicPartition(self._topic, p, o, position.topic_id) for p, o in due.items()]
-            try:
-                retry_outage(
-                    lambda: self._consumer.commit(offsets=offsets, asynchronous=False),
-                    what=f"offset commit for topic {self._topic}",
-                    seconds=_COMMIT_RETRY_SECONDS,
-                    is_outage=is_outage,
-                )
-            except (OutageError, KafkaException) as error:
-                metrics.OFFSET_COMMIT_FAILURES.labels(self._topic).inc()
-                self._committed_at = -float("inf")
-                _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
-                return
-            self._committed |= {(position.topic_id, p): o for p, o in due.items()}
-            for partition, offset in due.items():
-                metrics.COMMITTED_OFFSET.labels(self._topic, partition).set(offset)
-            self._committed_at = time.monotonic()
-
-
-@once_per_process
-def get_group_offsets(client: ClientConfig, group: str, topic: str) -> _GroupOffsets:
-    """The process's one committer of a group's offsets in a topic."""
-    return _GroupOffsets(client, group, topic)
-
-
 def get_shard_reader(source: KafkaSource, element: str) -> _ShardReader:
     """The process's reader of the shard that an element of the source names."""
     document = json.loads(element)
@@ -361,13 +305,3 @@ def get_shard_reader(source: KafkaSource, element: str) -> _ShardReader:
 @once_per_process
 def _shard_reader(source: KafkaSource, shard: int, shards: int) -> _ShardReader:
     return _ShardReader(source, shard, shards)
-
-
-def has_committed_offsets(source: KafkaSource) -> bool:
-    """Whether the source's group has an offset in the present incarnation of the topic. Raises as kafka_admin does."""
-    topic = Cluster(resolve_config(source.client)).topic(source.topic, epoch=source.topic_epoch)
-    consumer = Consumer(resolve_config(source.client) | {"group.id": source.group})
-    try:
-        return bool(committed_offsets(consumer, topic))
-    finally:
-        consumer.close()

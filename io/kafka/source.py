@@ -45,7 +45,8 @@ from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
 from itel_cabinet.io.batches import Batch
-from itel_cabinet.io.kafka.reader import get_group_offsets, get_shard_reader
+from itel_cabinet.io.kafka.offsets import get_group_offsets
+from itel_cabinet.io.kafka.reader import get_shard_reader
 from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
 from itel_cabinet.io.worker import STOP
 from itel_cabinet.transforms.records import Record
@@ -146,12 +147,12 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
         if start.caught_up or STOP.is_set():
             tracker.try_claim(None)
             return
-        offsets = get_group_offsets(self._source.client, self._source.group, self._source.topic)
+        offsets = get_group_offsets(self._source)
         batch = get_shard_reader(self._source, element).read(start)
         tracker.try_claim(batch.position)
         self._lost.inc(sum(loss.end - loss.start for loss in batch.losses))
-        if batch.position.offsets != start.offsets or offsets.stale():
-            finalizer.register(functools.partial(offsets.commit, batch.position))
+        if batch.position.offsets != start.offsets or offsets.due():
+            finalizer.register(functools.partial(offsets.commit, batch.position, offsets.generation))
         if batch.records:
             self._read.inc(len(batch.records))
             timestamp = _event_time(batch.records[0])

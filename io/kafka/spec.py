@@ -21,6 +21,8 @@ class KafkaSource:
     client: ClientConfig
     topic: str
     group: str
+    job: str = ""
+    """Who commits with the group; another job that does is noticed. Empty for none in particular."""
     start_offset: str = "earliest"
     """Where to start a partition for which the group has no offset: ``earliest`` or ``latest``."""
     shards: int = 1

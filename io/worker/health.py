@@ -217,6 +217,7 @@ def serve(settings: WorkerSettings) -> int | None:
     Returns:
         The port; None, and an ERROR in the log, if none is free: metrics must not stop a job.
     """
+    metrics.STARTED.set_to_current_time()
     for port in range(settings.metrics_port, min(settings.metrics_port + _PORTS, 65_536)):
         try:
             server = _listen(port)

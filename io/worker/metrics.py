@@ -105,6 +105,9 @@ READER_LAG = _live_gauge(
 )
 COMMITTED_OFFSET = _gauge("committed_offset", "The group's offset as last committed.", "topic", "partition")
 OFFSET_COMMIT_FAILURES = _counter("offset_commit_failures", "Offset commits that were given up.", "topic")
+OFFSETS_MOVED = _counter(
+    "offsets_moved", "Partitions whose offset was set from outside while the job ran: back or ahead.", "topic", "way"
+)
 
 # Of the steps
 
@@ -153,6 +156,7 @@ FRESHNESS_SECONDS = _histogram(
     _FRESHNESS_SECONDS,
     "sink",
 )
+STARTED = _gauge("started_timestamp_seconds", "When the process started (Unix time).")
 HEARTBEAT = _gauge("heartbeat_timestamp_seconds", "When the process last did something (Unix time).")
 WAITING = _gauge("waiting", "1 while an outage is being waited out.", "what")
 
@@ -183,6 +187,9 @@ def start_at_zero(expected: ExpectedLabels) -> None:
         for label in labels:
             for metric in metrics:
                 metric.labels(label)
+    for topic in expected.consumed:
+        for way in ("back", "ahead"):
+            OFFSETS_MOVED.labels(topic, way)
 
 
 def observe_freshness(sink: str, since: float) -> None:

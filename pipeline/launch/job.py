@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableError, create_table
 from itel_cabinet.io.http import ConnectionSettings
-from itel_cabinet.io.kafka import Cluster, has_committed_offsets, resolve_config
+from itel_cabinet.io.kafka import Cluster, check_group, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
@@ -121,7 +121,15 @@ def _check_kafka(wiring: Wiring) -> None:
                 f"--{option}: topic {topic} does not exist at {settings.source.bootstrap_servers}: "
                 "create it with `itel-cabinet topics create`"
             )
-    if settings.source.start_offset == "latest" and not has_committed_offsets(wiring.source):
+    with _naming("consumer_group", RefusedError):
+        offsets, foreign = check_group(wiring.source)
+    if foreign:
+        offsets_text = ",".join(f"{partition}={offset}" for partition, offset in foreign.offsets.items())
+        _print(
+            f"warning: {foreign}: itel-cabinet offsets reset --group={settings.source.group} "
+            f"--topic={settings.source.topic} --to_offset={offsets_text}"
+        )
+    if settings.source.start_offset == "latest" and not offsets:
         raise LaunchError(
             f"--start_offset=latest: the group {settings.source.group} has no offsets yet, so what arrives before "
             "the first commit would be lost by a restart: start with earliest, or set the group's offsets first"

@@ -207,7 +207,12 @@ class Observer:
             seconds=last.at - first.at,
             oldest_unread_seconds=None if oldest is None else ages[oldest],
             oldest_partition=oldest,
+            starts=self._starts(last.positions),
         )
+
+    def _starts(self, positions: Sequence[PartitionLag]) -> list[float]:
+        marks = [one.mark for one in positions if one.mark and one.mark.job == self._subject.job]
+        return max(([self._now() - at for at in sorted(mark.starts)] for mark in marks), key=len, default=[])
 
     def _tables(self, specs: Mapping[str, TableSpec], first: _Sample, last: _Sample) -> Tables | Unseen:
         try:

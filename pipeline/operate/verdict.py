@@ -77,7 +77,8 @@ class Offsets:
     seconds there is nothing to compare (yet).
 
     ``oldest_unread_seconds``: how long the oldest record that the group has not passed lies on the topic, and
-    ``oldest_partition``, where; None where all is read.
+    ``oldest_partition``, where; None where all is read. ``starts``: how many seconds ago the job's latest processes
+    started that committed for one partition, oldest first.
     """
 
     topic_id: str
@@ -86,6 +87,7 @@ class Offsets:
     seconds: float
     oldest_unread_seconds: float | None = None
     oldest_partition: int | None = None
+    starts: Sequence[float] = ()
 
     @property
     def lag(self) -> int:
@@ -197,6 +199,11 @@ class Verdict:
     fix: str = ""
 
 
+# Starts of the processes of one partition from which on a job is one that ends again and again.
+_LOOP_STARTS = 4
+_LOOP_SECONDS = 900
+_LOOP_OVER_SECONDS = 300
+
 _GOES_ON = "it goes on from the group's offsets, and no row is written twice"
 
 
@@ -204,8 +211,8 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
     """Judge what was seen.
 
     What a worker says of itself goes first, since it knows more than its offsets show; then whether anything moves,
-    group or tables; then how far behind it is. Workers that are not there are held against a job only where nothing
-    shows that it runs elsewhere.
+    group or tables; then how far behind it is. A job that starts over and over is failing, however well it looks in
+    between. Workers that are not there are held against a job only where nothing shows that it runs elsewhere.
     """
     said = _by_their_word(seen)
     if said is not None:
@@ -214,6 +221,9 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
     if isinstance(offsets, Unseen):
         ask = "" if seen.workers else "; give --metrics_url to see at least whether the process is alive"
         return Verdict(Health.UNKNOWN, f"the group's offsets could not be read: {offsets.reason}", f"fix that{ask}")
+    restarting = _by_its_starts(offsets)
+    if restarting is not None:
+        return restarting
     moved = offsets.moved > 0 or (isinstance(seen.tables, Tables) and seen.tables.moved > 0)
     if not moved and not _ok(seen):
         return _unmoved(seen, offsets)
@@ -257,6 +267,19 @@ def _by_their_word(seen: Observed) -> Verdict | None:
     return None
 
 
+def _by_its_starts(offsets: Offsets) -> Verdict | None:
+    """A job that starts again and again may look well at each moment."""
+    lately = [seconds for seconds in offsets.starts if seconds < _LOOP_SECONDS]
+    if len(lately) < _LOOP_STARTS or lately[-1] > _LOOP_OVER_SECONDS:
+        return None
+    return Verdict(
+        Health.FAILING,
+        f"started {len(lately)} times within {_duration(lately[0])}, the last time {lately[-1]:.0f} s ago",
+        "the last lines of its log before each end say why it ended, or what killed it (memory?); if these were yours, "
+        f"it counts as well again {_LOOP_OVER_SECONDS // 60} minutes after the last",
+    )
+
+
 def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:
     """Nothing moves and no worker says that it is well."""
     unread = f"{_records(offsets.lag)} to read" if offsets.lag else "nothing to read"
@@ -265,7 +288,7 @@ def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:
     if cut:
         start = (
             f"partition {cut[0]} ends below the group's offset: the log was cut, and the job refuses to read on "
-            "until the group's offsets and the tables' fences are set back"
+            "until the group's offsets are set back to before the cut: `itel-cabinet offsets reset`"
         )
     else:
         start = f"start it: `itel-cabinet run {seen.job} ...`; {_GOES_ON}; the last line of its log says why it ended"

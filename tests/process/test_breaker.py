@@ -299,7 +299,7 @@ def test_at_a_third_of_random_503s_every_submission_is_accepted() -> None:
 
         with ThreadPoolExecutor(32) as pool:
             ends = list(pool.map(submit, range(1_000)))
-        assert {type(end) for end in ends} == {Accepted}
+        assert [end for end in ends if type(end) is not Accepted] == []
         assert sorted(found.assignment_id for found in itel.submissions()) == list(range(1_000))
         assert {found.times for found in itel.submissions()} == {1}
         tries = sum(end.attempts for end in ends)

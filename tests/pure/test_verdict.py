@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -148,3 +149,27 @@ def test_what_has_moved() -> None:
     assert (FIRST_LOOK.arriving, FIRST_LOOK.reading) == (0.0, 0.0)
     assert fences(20, 35).ahead_of(STANDING) == 15
     assert fences(20, 35).moved == 15
+
+
+@pytest.mark.parametrize(
+    ("starts", "health"),
+    [
+        ([], Health.HEALTHY),
+        ([5.0], Health.HEALTHY),
+        ([800.0, 700.0, 20.0], Health.HEALTHY),
+        ([1000.0, 800.0, 700.0, 20.0], Health.HEALTHY),
+        ([800.0, 700.0, 600.0, 310.0], Health.HEALTHY),
+        ([800.0, 700.0, 600.0, 20.0], Health.FAILING),
+        ([32.0, 24.0, 16.0, 8.0], Health.FAILING),
+    ],
+)
+def test_a_job_that_starts_over_and_over_is_failing(starts: list[float], health: Health) -> None:
+    seen = Observed("tracking", "a-group", "events", replace(MOVING, starts=starts), [OK])
+    assert judge(seen, LIMITS).health is health
+    # What its process says of itself, as that it waits, says more.
+    assert judge(replace(seen, workers=[WAITING]), LIMITS).health is Health.WAITING
+
+
+def test_the_verdict_names_how_often_it_was_started() -> None:
+    seen = Observed("tracking", "a-group", "events", replace(MOVING, starts=[32.0, 24.0, 16.0, 8.0]), [])
+    assert judge(seen, LIMITS).reason == "started 4 times within 32 s, the last time 8 s ago"

@@ -28,6 +28,7 @@ from itel_cabinet.pipeline.tables import FORMS, TRACKING
 from monitoring.dashboards import DASHBOARDS, FOLDER, render
 from tests.support.asked import Asked
 from tests.support.jobs import TOPICS, Stack, every, wait_for
+from tests.support.printed import Printed
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
 ALERTS = (MONITORING / "alerts.yml").read_text(encoding="utf-8")
@@ -52,12 +53,27 @@ def test_promtool_finds_no_fault(arguments: tuple[str, ...], monkeypatch: pytest
 
 def test_every_alert_says_what_is_wrong_why_and_what_to_do() -> None:
     rules = alert_rules()
-    assert len(rules) == 18
+    assert len(rules) == 20
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
-        assert rule["annotations"].keys() == {"summary", "cause", "cure"}
+        assert rule["annotations"].keys() == {"summary", "cause", "cure", "runbook_url"}
         assert all(text and "\n" not in text for text in rule["annotations"].values())
         assert "{{ $labels.pipeline }}" in rule["annotations"]["summary"]
+
+
+def test_every_alert_links_to_its_row_in_the_docs(tmp_path: Path, printed: Printed) -> None:
+    page = (MONITORING.parent / "docs" / "monitoring.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r'^\| `(\w+)` \| \w+ \| <a id="(\w+)"></a>', page, re.MULTILINE))
+    links = {rule["alert"]: rule["annotations"]["runbook_url"] for rule in alert_rules()}
+    assert links == {alert: f"docs/monitoring.md#{anchor}" for alert, anchor in rows.items()}
+    printed.stdout("monitoring", "export", str(tmp_path), "--docs_url=https://wiki.example/itel-cabinet/docs/")
+    exported = yaml.safe_load((tmp_path / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    assert exported[0]["annotations"]["runbook_url"] == (
+        "https://wiki.example/itel-cabinet/docs/monitoring.md#itelcabinetworkerstopped"
+    )
+    assert {rule["annotations"]["runbook_url"] for rule in exported} == {
+        f"https://wiki.example/itel-cabinet/{link}" for link in links.values()
+    }
 
 
 def test_every_alert_has_a_unit_test() -> None:
@@ -240,7 +256,7 @@ def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometh
 
 @pytest.mark.timeout(900)
 def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed) -> None:
-    """All but two, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
+    """All but four, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
 
     In place of a second worker on Flink, whose loss restarts the whole job, another copy of the job that reads another
     topic is lost: PartitionUnread looks at the label alone.
