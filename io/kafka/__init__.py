@@ -20,11 +20,12 @@ from itel_cabinet.io.kafka.admin import (
 from itel_cabinet.io.kafka.config import ConfigError, client_config, resolve_config
 from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupError, Shift, shifts
 from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, UnwritableError
+from itel_cabinet.io.kafka.marks import Committed, Mark, newest_mark
 from itel_cabinet.io.kafka.producer import Message
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
-    from itel_cabinet.io.kafka.offsets import check_group
+    from itel_cabinet.io.kafka.offsets import check_group, leave_group
     from itel_cabinet.io.kafka.sink import KafkaSinkSettings, RefusedMessage, WriteToKafka
     from itel_cabinet.io.kafka.source import ReadFromKafka
     from itel_cabinet.io.kafka.spec import KafkaSource
@@ -33,6 +34,7 @@ __all__ = [
     "KEY_GROUPS",
     "QUIET",
     "Cluster",
+    "Committed",
     "ConfigError",
     "ConsumerGroup",
     "FencedError",
@@ -41,6 +43,7 @@ __all__ = [
     "KafkaSource",
     "LogReader",
     "LogWriter",
+    "Mark",
     "Message",
     "PartitionLag",
     "ReadFromKafka",
@@ -54,6 +57,8 @@ __all__ = [
     "client_config",
     "group_lag",
     "group_positions",
+    "leave_group",
+    "newest_mark",
     "resolve_config",
     "shifts",
 ]
@@ -63,7 +68,7 @@ __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "key_groups": ["KEY_GROUPS"],
-        "offsets": ["check_group"],
+        "offsets": ["check_group", "leave_group"],
         "sink": ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"],
         "source": ["ReadFromKafka"],
         "spec": ["KafkaSource"],

@@ -15,6 +15,7 @@ from typing import TypeVar
 from confluent_kafka import (
     Consumer,
     ConsumerGroupState,
+    ConsumerGroupTopicPartitions,
     IsolationLevel,
     KafkaError,
     KafkaException,
@@ -191,6 +192,19 @@ class Cluster:
         found = self._admin.list_consumer_groups(request_timeout=self._timeout).result()
         return sorted(group.group_id for group in found.valid)
 
+    def committed_by_all(self, topic: Topic) -> dict[str, dict[int, Committed]]:
+        """What each group that the credentials can see has committed in a topic, by group and partition."""
+        partitions = [TopicPartition(topic.name, p) for p in topic.partitions]
+        found = {}
+        for group in self.groups():
+            asked = [ConsumerGroupTopicPartitions(group, partitions)]
+            # One by one: librdkafka takes a single group a request, and fails those whose coordinator moves.
+            answer = self._admin.list_consumer_group_offsets(asked, request_timeout=self._timeout)[group].result()
+            entries = _entries(answer.topic_partitions)
+            if entries:
+                found[group] = entries
+        return found
+
     def retention_ms(self, topic: str) -> int:
         """How long a topic keeps its records, in milliseconds; -1 for ever."""
         resource = ConfigResource(ResourceType.TOPIC, topic)
@@ -221,6 +235,10 @@ def committed_entries(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
         return answer
 
     answer = when_coordinated(ask, timeout)
+    return _entries(answer)
+
+
+def _entries(answer: Iterable[TopicPartition]) -> dict[int, Committed]:
     return {e.partition: Committed(e.offset, Mark.from_text(e.metadata or "")) for e in answer if e.offset >= 0}
 
 

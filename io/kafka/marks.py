@@ -22,24 +22,28 @@ class _Word(BaseModel):
     job: Annotated[str, Field(max_length=250)] = ""
     at: Annotated[int, Field(ge=0, lt=2**53)] = 0
     starts: Annotated[list[Annotated[int, Field(ge=0, lt=2**53)]], Field(max_length=_MOST_STARTS)] = []
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
     """``job`` is empty for offsets that a person set with a tool, and None where nothing is known. ``at``, when it was
     committed, and ``starts``, when the latest processes that read this partition started (oldest first), are in epoch
-    seconds.
+    seconds. ``stopped`` says that the process ended of itself after this commit.
     """
 
     topic_id: str
     job: str | None = None
     at: int = 0
     starts: tuple[int, ...] = ()
+    stopped: bool = False
 
     def to_text(self) -> str:
         if self.job is None:
             return self.topic_id
-        word = {"job": self.job, "at": self.at, "starts": list(self.starts[-_MOST_STARTS:])}
+        word: dict[str, object] = {"job": self.job, "at": self.at, "starts": list(self.starts[-_MOST_STARTS:])}
+        if self.stopped:
+            word["stopped"] = True
         return f"{self.topic_id} {json.dumps(word, separators=(',', ':'))}"
 
     @classmethod
@@ -52,7 +56,7 @@ class Mark:
             word = _Word.model_validate_json(rest) if rest else None
         except ValidationError:
             word = None
-        return cls(topic_id) if word is None else cls(topic_id, word.job, word.at, tuple(word.starts))
+        return cls(topic_id) if word is None else cls(topic_id, word.job, word.at, tuple(word.starts), word.stopped)
 
     def is_for(self, topic_id: str) -> bool:
         """Whether the offset counts in this incarnation of the topic; one without an id does in any."""
@@ -67,7 +71,6 @@ class Committed:
     mark: Mark
 
 
-def newest_mark(marks: Iterable[Mark], job: str | None = None) -> Mark | None:
-    """The latest mark of a job, or of any; None if there is none."""
-    named = [mark for mark in marks if mark.job and job in (None, mark.job)]
-    return max(named, key=lambda mark: mark.at, default=None)
+def newest_mark(marks: Iterable[Mark]) -> Mark | None:
+    """The latest mark that a job left; None if there is none."""
+    return max((mark for mark in marks if mark.job), key=lambda mark: mark.at, default=None)

@@ -15,18 +15,26 @@ from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, is_outage
+from itel_cabinet.io.kafka.admin import Cluster, Topic, UnknownTopicError, committed_entries, is_outage
 from itel_cabinet.io.kafka.config import resolve_config
 from itel_cabinet.io.kafka.marks import Committed, Mark
 from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
 from itel_cabinet.io.worker import OutageError, RefusedError, crash_points, metrics, once_per_process, retry_outage
 
-__all__ = ["ForeignOffsets", "GroupOffsets", "check_group", "get_group_offsets", "select_foreign", "select_own"]
+__all__ = [
+    "ForeignOffsets",
+    "GroupOffsets",
+    "check_group",
+    "get_group_offsets",
+    "leave_group",
+    "select_foreign",
+    "select_own",
+]
 
 _LOGGER = logging.getLogger(__name__)
 
-# Kafka forgets the offsets of a group that commits nothing for offsets.retention.minutes (7 days by default).
-_RECOMMIT_SECONDS = 3600.0
+# A sign of life, besides: Kafka forgets a group that commits nothing for offsets.retention.minutes (7 days by default).
+_RECOMMIT_SECONDS = 60.0
 _COMMIT_RETRY_SECONDS = 15.0
 _COMMIT_WAIT_MS = 6_000
 _LOOK_SECONDS = 10.0  # how often an idle job looks at its group
@@ -110,6 +118,7 @@ class GroupOffsets:
         self._seen: dict[tuple[str, int], int] = {}  # what was moved to and dealt with, until it is committed over
         self._generation = 0
         self._refusal: RefusedError | None = None
+        self._stopped = False
 
     @property
     def generation(self) -> int:
@@ -185,6 +194,18 @@ class GroupOffsets:
             except KafkaException as error:
                 self._failed(error)
 
+    def leave(self) -> None:
+        """Say beside what was committed that this process has ended of itself. Best effort: at worst it is not said."""
+        with self._lock:
+            self._stopped = True
+            for topic_id in {topic_id for topic_id, _ in self._committed}:
+                own = {p: offset for (one, p), offset in self._committed.items() if one == topic_id}
+                try:
+                    self._look_and_commit(topic_id, own, news=True)
+                except (RefusedError, KafkaException, UnknownTopicError) as error:
+                    _LOGGER.debug("not said that the job has ended: %s", error)
+            self._stopped = False
+
     def _failed(self, error: Exception) -> None:
         metrics.OFFSET_COMMIT_FAILURES.labels(self._source.topic).inc()
         self._committed_at = -float("inf")
@@ -226,7 +247,12 @@ class GroupOffsets:
         if starts is None:
             before = entry.mark.starts if entry and entry.mark.job == self._source.job else ()
             starts = self._starts[topic_id, partition] = (*before, int(_STARTED))
-        return Mark(topic_id, self._source.job or None, int(time.time()), starts)
+        return Mark(topic_id, self._source.job or None, int(time.time()), starts, self._stopped)
+
+
+def leave_group(source: KafkaSource) -> None:
+    """Let others see that no process of this job reads with the group any more; nothing if it has committed nothing."""
+    get_group_offsets(source).leave()
 
 
 def get_group_offsets(source: KafkaSource) -> GroupOffsets:

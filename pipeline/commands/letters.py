@@ -7,12 +7,13 @@ import functools
 import json
 import re
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.kafka import LogReader
-    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, Replay
+    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, ReadingGroup, Replay
 
 __all__ = [
     "DeadLetterTopic",
@@ -283,6 +284,10 @@ def replay_dead_letters(
     max_replays: Annotated[
         int, typer.Option("--max_replays", min=1, help="An event replayed so often is parked: left alone and reported.")
     ] = 3,
+    to_group: Annotated[
+        str | None,
+        typer.Option("--to_group", metavar="GROUP", help="For this group's job, not for the one that gave them up."),
+    ] = None,
     again: Annotated[bool, typer.Option("--again", help="Those that were replayed already, too.")] = False,
     transactions: Annotated[
         bool,
@@ -299,13 +304,15 @@ def replay_dead_letters(
 ) -> int:
     """Write dead letters' records to their topics again, each once, marked for the group that gave them up.
 
+    Refused where no job reads with that group any more and one with another does: --to_group says which is meant.
+
     Fix the cause first. A letter is replayed once, however often this is run; its record fails into a new letter if
     the cause is still there. Exit status 1 if some could not be replayed.
     """
     from rich.progress import Progress
 
-    from itel_cabinet.io.kafka import LogReader, LogWriter, group_lag
-    from itel_cabinet.pipeline.operate import Replayer, error_log
+    from itel_cabinet.io.kafka import Cluster, LogReader, LogWriter, group_lag
+    from itel_cabinet.pipeline.operate import Outcome, Replayer, error_log, reading_groups
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -313,6 +320,7 @@ def replay_dead_letters(
     )  # fmt: skip
     topics = (dead_letter_topic, itel_errors_topic)
     counts: Counter[Outcome] = Counter()
+    goals: Counter[_Goal] = Counter()
     outcomes: list[Replay] = []
     with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
         # First of all: from here on no other replay of these topics writes, so what is read of them now stays true.
@@ -327,11 +335,20 @@ def replay_dead_letters(
                 lags = group_lag(client, group, topic, epoch=topic_epoch, timeout=shared.BROKER_SECONDS)
                 return {one.partition: one.committed for one in lags}
 
+            cluster = Cluster(client, timeout=shared.BROKER_SECONDS)
+
+            @functools.cache
+            def groups(topic: str) -> Mapping[str, ReadingGroup]:
+                present = cluster.topic(topic, epoch=topic_epoch)
+                return reading_groups(cluster.committed_by_all(present), present.topic_id)
+
             replayer = Replayer(
                 letters=reader,
                 originals=originals,
                 writer=writer,
                 committed=committed,
+                groups=groups,
+                to_group=to_group,
                 in_table=_rows_of(log.entries, tables_root, storage_options),
                 error_topics=topics,
                 again=again,
@@ -344,13 +361,28 @@ def replay_dead_letters(
                 try:
                     for one in replayer.replay(log.entries):
                         counts[one.outcome] += 1
+                        if one.outcome is Outcome.REPLAYED:
+                            goals[_goal(one, to_group, groups)] += 1
                         if one.reason:
                             outcomes.append(one)
                         progress.advance(bar)
                 finally:
                     progress.stop()
-                    _print_replay(counts, outcomes, dry_run=dry_run, as_json=as_json)
+                    _print_replay(counts, outcomes, goals, dry_run=dry_run, as_json=as_json)
     return 1 if any(outcome.failed for outcome in counts) else 0
+
+
+class _Goal(NamedTuple):
+    """A group that records were written for, and whether a job may read with it now."""
+
+    group: str
+    is_read_with: bool
+
+
+def _goal(replay: Replay, to_group: str | None, groups: Callable[[str], Mapping[str, ReadingGroup]]) -> _Goal:
+    name = to_group or replay.entry.letter.group
+    seen = groups(replay.entry.letter.topic).get(name)
+    return _Goal(name, seen is not None and not seen.is_silent(time.time()))
 
 
 def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
@@ -381,7 +413,14 @@ _TOLD = {
 }
 
 
-def _print_replay(counts: Mapping[Outcome, int], outcomes: Sequence[Replay], *, dry_run: bool, as_json: bool) -> None:
+def _print_replay(
+    counts: Mapping[Outcome, int],
+    outcomes: Sequence[Replay],
+    goals: Mapping[_Goal, int],
+    *,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     from itel_cabinet.pipeline.operate import Outcome
     from itel_cabinet.transforms.dead_letters import shorten
 
@@ -391,9 +430,16 @@ def _print_replay(counts: Mapping[Outcome, int], outcomes: Sequence[Replay], *, 
     if len(outcomes) > _MOST_REASONS:
         print(f"{PROGRAM}: and {len(outcomes) - _MOST_REASONS} more", file=sys.stderr)
     if as_json:
-        typer.echo(json.dumps({"dry_run": dry_run} | {one.value: counts.get(one, 0) for one in Outcome}))
+        by_group = [
+            {"group": one.group, "is_read_with": one.is_read_with, "records": goals[one]} for one in sorted(goals)
+        ]
+        outcomes_by_name = {one.value: counts.get(one, 0) for one in Outcome}
+        typer.echo(json.dumps({"dry_run": dry_run} | outcomes_by_name | {"for": by_group}))
         return
     for outcome in Outcome:
         if counts.get(outcome) or outcome is Outcome.REPLAYED:
             meaning = "would be replayed" if dry_run and outcome is Outcome.REPLAYED else _TOLD[outcome.value]
             typer.echo(f"{counts.get(outcome, 0)} {meaning}")
+    for goal in sorted(goals):
+        waiting = "" if goal.is_read_with else ", which no job reads with now: they wait till one does"
+        typer.echo(f"  {goals[goal]} for the group {goal.group}{waiting}")

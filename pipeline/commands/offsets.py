@@ -20,6 +20,7 @@ from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
     DryRun,
+    JobName,
     KafkaConfig,
     Servers,
     WatchSeconds,
@@ -171,10 +172,17 @@ def reset_offsets(
 
 @offsets_app.command("copy")
 def copy_offsets(
-    from_group: Annotated[str, typer.Option("--from", metavar="GROUP", help="Whose offsets, such as an old worker's.")],
+    from_groups: Annotated[
+        list[str],
+        typer.Option("--from", metavar="GROUP", help="Whose offsets, such as an old worker's; of several the lowest."),
+    ],
     to_group: Annotated[str, typer.Option("--to", metavar="GROUP", help="The group that goes on from there.")],
     topic: Topic,
     bootstrap_servers: Servers,
+    job: Annotated[JobName | None, typer.Option("--job", help="The job that goes on from there.")] = None,
+    accept_loss: Annotated[
+        bool, typer.Option("--accept_loss", help="Though what the other half of the work has left is then never done.")
+    ] = False,
     watch_seconds: WatchSeconds = 5.0,
     topic_epoch: TopicEpoch = 0,
     kafka_config: KafkaConfig = "{}",
@@ -182,31 +190,48 @@ def copy_offsets(
 ) -> None:
     """Let a group go on where another one has stopped, such as a job where an old worker did.
 
-    Both must be at rest. Partitions that the other group has no offset of are reported; the job starts them at their
-    beginning, or where they are in its own group.
+    All must be at rest. `tracking` and `api` become `cabinet` with --from given for both: going on from one alone is
+    refused while the other is behind it. Partitions of which one of the groups has no offset are reported; the job
+    starts them at their beginning, or where they are in its own group.
     """
-    if from_group == to_group:
-        raise CommandError(f"--to: is the same group as --from, {from_group}", wrong_use=True)
+    from itel_cabinet.io.kafka import Cluster
+    from itel_cabinet.pipeline.operate import describe_left_behind, find_job, lowest_offsets, reading_groups
+
+    if to_group in from_groups:
+        raise CommandError(f"--to: is the same group as --from, {to_group}", wrong_use=True)
     with asking(bootstrap_servers), _refusing():
         client = client_settings(bootstrap_servers, kafka_config)
-        old, new = (_opened(client, name, topic, topic_epoch) for name in (from_group, to_group))
-        old.check_known()
-        positions = old.positions()
-        offsets = {p.partition: p.committed for p in positions if p.committed is not None}
-        if not offsets:
-            raise CommandError(f"--from: the group {from_group} has no offsets in topic {topic} ({old.topic.topic_id})")
-        _check_not_overtaken(old, [p for p in positions if p.committed is not None])
-        old.check_in_range(offsets)
+        old = [_opened(client, name, topic, topic_epoch) for name in dict.fromkeys(from_groups)]
+        new = _opened(client, to_group, topic, topic_epoch)
+        cluster = Cluster(client, timeout=shared.BROKER_SECONDS)
+        groups = reading_groups(cluster.committed_by_all(new.topic), new.topic.topic_id)
+        for one in old:
+            one.check_known()
+            if one.name not in groups:
+                raise CommandError(
+                    f"--from: the group {one.name} has no offsets in topic {topic} ({one.topic.topic_id})"
+                )
+        taken = [groups[one.name] for one in old]
+        offsets = lowest_offsets(taken)
+        left = describe_left_behind(taken, (job and job.value) or find_job(to_group, groups), groups)
+        if left and not accept_loss:
+            raise CommandError(f"--from: {left}; --accept_loss goes on without")
+        positions = {one.name: one.positions() for one in old}
+        for one in old:
+            _check_not_overtaken(one, [p for p in positions[one.name] if p.partition in offsets])
+        old[0].check_in_range(offsets)
         if not dry_run:
-            old.check_at_rest(watch_seconds)
-            if old.offsets() != offsets:
-                raise CommandError(f"--from: the group {from_group} moves: stop what reads with it first")
+            for one, group in zip(old, taken, strict=True):
+                one.check_at_rest(watch_seconds)
+                if one.offsets() != group.offsets:
+                    raise CommandError(f"--from: the group {one.name} moves: stop what reads with it first")
         _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
-    for one in positions:
-        if one.committed is None:
-            why = "is not there" if one.stale is None else "is of another topic of this name"
-            warning = f"partition {one.partition}: its offset in {from_group} {why}, and is not copied"
-            print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
+    for name, found in positions.items():
+        for p in found:
+            if p.committed is None:
+                why = "is not there" if p.stale is None else "is of another topic of this name"
+                warning = f"partition {p.partition}: its offset in {name} {why}, and is not copied"
+                print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
 
 
 def _check_not_overtaken(old: ConsumerGroup, positions: Sequence[PartitionLag]) -> None:

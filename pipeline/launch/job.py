@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import TableError, create_table
 from itel_cabinet.io.http import ConnectionSettings
-from itel_cabinet.io.kafka import Cluster, check_group, resolve_config
+from itel_cabinet.io.kafka import Cluster, check_group, leave_group, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
@@ -174,6 +174,8 @@ def launch(settings: Settings, beam_options: PipelineOptions) -> dict[str, int]:
                 raise JobFailedError(str(refusal)) from error
             _LOGGER.error("an error of the program", exc_info=error)
             raise JobFailedError(_last_line(error)) from error
+        finally:
+            leave_group(Wiring(settings).source)
     _LOGGER.info("%s has stopped; it goes on from the offsets of group %s", settings.job, settings.source.group)
     return _read_counters(result)
 

@@ -31,6 +31,13 @@ if TYPE_CHECKING:
         find,
     )
     from itel_cabinet.pipeline.operate.questions import UnknownQuestion, rank_unknown_questions
+    from itel_cabinet.pipeline.operate.readers import (
+        ReadingGroup,
+        describe_left_behind,
+        find_job,
+        lowest_offsets,
+        reading_groups,
+    )
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
     from itel_cabinet.pipeline.operate.verdict import (
@@ -61,6 +68,7 @@ __all__ = [
     "Outcome",
     "Query",
     "QueryError",
+    "ReadingGroup",
     "RecentLetters",
     "Replay",
     "Replayer",
@@ -75,16 +83,20 @@ __all__ = [
     "backfill_photos",
     "bind",
     "catalogue",
+    "describe_left_behind",
     "error_log",
     "failure_counts",
     "find",
+    "find_job",
     "gather",
     "judge",
+    "lowest_offsets",
     "may_have_row",
     "missing_photos",
     "original",
     "preview_answer",
     "rank_unknown_questions",
+    "reading_groups",
     "recent_letters",
     "render",
 ]
@@ -109,6 +121,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "preview": ["NotAnAnswerError", "preview_answer"],
         "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
+        "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "report": ["gather", "render"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],

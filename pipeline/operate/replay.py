@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from itel_cabinet.io.kafka import LogReader, LogWriter, Message, UnknownTopicError, UnwritableError
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
+from itel_cabinet.pipeline.operate.readers import ReadingGroup
 from itel_cabinet.pipeline.options import Job
 from itel_cabinet.pipeline.refusals import describe_missing_topic
-from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_replay_note
+from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import count_replays, has_row, make_replay_headers
 
@@ -73,7 +74,8 @@ class Replayer:
     """Replays letters. Not thread-safe.
 
     ``letters`` and ``originals`` read (two, since each keeps its place); without a ``writer`` nothing is written.
-    ``committed`` tells how far a group is in each partition of a topic, ``in_table`` the records that have their row.
+    ``committed`` tells how far a group is in each partition of a topic, ``groups`` who reads a topic, ``in_table`` the
+    records that have their row. Records are for the group that gave them up, or for ``to_group``.
     A letter is parked once its event has been replayed ``max_replays`` times; with ``again`` those that were replayed
     already are replayed once more, within that limit. ``rate`` is in records a second. ``clock`` gives epoch seconds.
     """
@@ -82,6 +84,8 @@ class Replayer:
     originals: LogReader
     writer: LogWriter | None
     committed: Callable[[str, str], dict[int, int | None]]
+    groups: Callable[[str], Mapping[str, ReadingGroup]]
+    to_group: str | None = None
     in_table: Collection[tuple[str, int, int]] = ()
     error_topics: Collection[str] = ()
     again: bool = False
@@ -128,13 +132,35 @@ class Replayer:
             topic = self.originals.topic(letter.topic)
         except UnknownTopicError as error:
             return Replay(entry, Outcome.REFUSED, describe_missing_topic(error))
+        unread = self._unread(letter)
+        if unread is not None:
+            return Replay(entry, Outcome.REFUSED, unread)
         if topic.topic_id == letter.topic_id:
-            committed = self.committed(letter.group, letter.topic).get(letter.partition)
+            committed = self.committed(self.to_group or letter.group, letter.topic).get(letter.partition)
             if committed is None or committed <= letter.offset:
                 return Replay(entry, Outcome.PENDING)
         if may_have_row(entry) and (letter.topic_id, letter.partition, letter.offset) in self.in_table:
             return Replay(entry, Outcome.TRACKED)
         return None
+
+    def _unread(self, letter: DeadLetter) -> str | None:
+        """Why nobody would read the record."""
+        groups = self.groups(letter.topic)
+        if self.to_group is not None:
+            known = self.to_group in groups
+            return None if known else f"the group {self.to_group} (--to_group) has no offsets in {letter.topic}"
+        now = self.clock()
+        own = groups.get(letter.group)
+        if own is not None and not own.is_silent(now):
+            return None
+        jobs = {letter.job, Job.CABINET.value} if letter.job != Job.CABINET else {*Job}
+        others = sorted(group.name for group in groups.values() if group.is_read_with(now) and group.job in jobs)
+        if not others:
+            return None
+        return (
+            f"no job reads with its group {letter.group} now, but one does with {', '.join(others)}: give "
+            f"--to_group={others[0]}, or --to_group={letter.group} if that job will run again"
+        )
 
     def _parked(self, entry: Entry, times: int) -> Replay:
         return Replay(entry, Outcome.PARKED, f"replayed {times + entry.replayed} times")
@@ -158,7 +184,7 @@ class Replayer:
         known = record.partition in self.originals.topic(record.topic).partitions
         headers = make_replay_headers(
             record,
-            group=entry.letter.group,
+            group=self.to_group or entry.letter.group,
             count=times + entry.replayed + 1,
             tracked=entry.tracked or has_row(record),
         )

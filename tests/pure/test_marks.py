@@ -18,6 +18,7 @@ SECONDS = st.integers(0, 2**53 - 1)
         job=st.text(max_size=20),
         at=SECONDS,
         starts=st.lists(SECONDS, max_size=10).map(tuple),
+        stopped=st.booleans(),
     )
 )
 def test_a_mark_survives_its_text(mark: Mark) -> None:
@@ -50,8 +51,7 @@ def test_only_the_last_ten_starts_are_kept() -> None:
     assert Mark.from_text(Mark("t", "api", 7, tuple(range(50))).to_text()).starts == tuple(range(40, 50))
 
 
-def test_the_newest_mark_of_a_job() -> None:
+def test_the_newest_mark_is_one_that_a_job_left() -> None:
     marks = [Mark("t", "api", 5), Mark("t", "tracking", 9), Mark("t", "api", 7), Mark("t"), Mark("t", "", 99)]
     assert newest_mark(marks) == Mark("t", "tracking", 9)
-    assert newest_mark(marks, "api") == Mark("t", "api", 7)
-    assert newest_mark(marks, "cabinet") is None
+    assert newest_mark([Mark("t"), Mark("t", "", 99)]) is None

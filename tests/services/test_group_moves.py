@@ -7,14 +7,16 @@ from collections import Counter
 from itel_cabinet.io.kafka.marks import Mark
 from tests.services.test_offsets import commit, metadata
 from tests.support.accounting import topic_id
-from tests.support.cabinet_samples import tracking_message
+from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.jobs import Stack, wait_for
 from tests.support.printed import Printed
+
+FORM = [group("Damage Description", question("Enter Damaged Description", "Leak"))]
 
 
 def tell(stack: Stack, *numbers: int) -> None:
     for number in numbers:
-        stack.tell(tracking_message(event_id=f"e{number}", assignment_id=number), partition=number % 3)
+        stack.tell(tracking_message(event_id=f"e{number}", assignment_id=number), *FORM, partition=number % 3)
 
 
 def events(stack: Stack) -> Counter[str]:
@@ -111,3 +113,30 @@ def test_offsets_of_another_cluster_s_topic_are_told(stack: Stack) -> None:
     assert told.startswith(f"itel-cabinet: warning: the group {group} has offsets (0=1, 2=1) that were committed for ")
     assert told.endswith(f"itel-cabinet offsets reset --group={group} --topic={topic} --to_offset=0=1,2=1")
     assert events(stack) == each_once(1, 2, 3)
+
+
+def test_two_jobs_become_one_at_the_lower_offsets(stack: Stack, printed: Printed) -> None:
+    """`api` was behind: going on from `tracking` alone would never submit what lies between."""
+    tracking, api, both = (f"{stack.prefix}.{name}" for name in ("tracking", "api", "both"))
+    tell(stack, 1, 2, 3)
+    stack.run("tracking")
+    stack.run("api")
+    tell(stack, 4, 5, 6)
+    stack.run("tracking")
+    where = [f"--bootstrap_servers={stack.broker.bootstrap_servers}", f"--topic={stack.topic('tracking')}"]
+    copy = ["offsets", "copy", *where, f"--to={both}", f"--from={tracking}", "--watch_seconds=0.1"]
+
+    refused = printed.error(1, *copy)
+    assert refused == (
+        f"--from: the job api is at 1 of partition 0 in its group {api}, and tracking at 2: what lies "
+        f"between would never be submitted: give --from={api} too, and the lower offset is taken; --accept_loss goes "
+        "on without"
+    )
+    assert "3 partitions would be set" in printed.stdout(*copy, "--job=tracking", "--dry_run")
+    assert "3 partitions would be set" in printed.stdout(*copy, "--accept_loss", "--dry_run")
+    printed.stdout(*copy, f"--from={api}")
+    assert stack.broker.committed(both, stack.topic("tracking")) == {0: 1, 1: 1, 2: 1}
+
+    stack.run("cabinet", consumer_group=both)
+    assert events(stack) == each_once(*range(1, 7))
+    assert Counter(one.idempotency_key for one in stack.itel.submissions()) == each_once(*range(1, 7))

@@ -69,6 +69,7 @@ class Letters:
         assert len(err) == warnings, err
         counts = json.loads(out)
         assert counts.pop("dry_run") == ("--dry_run" in arguments)
+        assert sum(goal["records"] for goal in counts.pop("for")) == counts["replayed"]
         return {outcome: number for outcome, number in counts.items() if number}
 
     def produce(self, *values: bytes, role: str = "tracking", key: bytes = b"5430007", partition: int = 0) -> None:
@@ -348,6 +349,37 @@ def test_forged_letters_reach_no_other_topic(stack: Stack, letters: Letters) -> 
     assert [stack.broker.end_offsets(t) for t in (f"__{stack.prefix}", stack.topic("itel_errors"))] == ends
 
 
+def _at_the_end(stack: Stack, group: str) -> None:
+    topic = stack.topic("tracking")
+    wait_for(lambda: stack.broker.committed(group, topic) == stack.ends("tracking"), f"{group} at the end", 60)
+
+
+def test_letters_of_a_group_that_runs_no_more_are_for_one_that_is_named(stack: Stack, letters: Letters) -> None:
+    letters.produce(b"{")
+    stack.run("tracking", consumer_group=f"{stack.prefix}.old")
+    tables = f"--tables_root={stack.tables_root}"
+    old, new = f"{stack.prefix}.old", f"{stack.prefix}.new"
+    with stack.running("cabinet", consumer_group=new) as job:
+        _at_the_end(stack, new)
+        out, err = letters.run("replay", tables, f"--consumer_group={old}", status=1)
+        assert out.splitlines() == ["0 replayed", "1 refused"]
+        assert err[0].endswith(
+            f"no job reads with its group {old} now, but one does with {new}: give --to_group={new}, or "
+            f"--to_group={old} if that job will run again"
+        )
+        assert letters.replays() == []
+        out, err = letters.run("replay", tables, f"--consumer_group={old}", "--to_group=nobody", status=1)
+        assert err[0].endswith("refused: the group nobody (--to_group) has no offsets in " + stack.topic("tracking"))
+
+        out, _ = letters.run("replay", tables, f"--consumer_group={old}", f"--to_group={new}")
+        assert out.splitlines() == ["1 replayed", f"  1 for the group {new}"]
+        _at_the_end(stack, new)
+        assert job.stop() == 0, job.errors
+    again = letters.list("--job=cabinet", f"--consumer_group={new}")
+    assert [row["times_replayed"] for row in again if row["state"] == "open"] == [0, 1]
+    assert [row["state"] for row in letters.list(f"--consumer_group={old}")] == ["replayed"]
+
+
 def test_a_partition_that_is_no_more_leaves_it_to_the_key(letters: Letters) -> None:
     letters.write(5, b"v", partition=77, topic_id="AnEarlierTopicOfThatName", job="api")
     letters.write(2**63 - 1, b"w", partition=2**31 - 1, topic_id="'; DROP TABLE", job="api")
@@ -361,7 +393,8 @@ def test_what_the_topic_does_not_take_does_not_sink_its_neighbours(stack: Stack,
     for offset, value in enumerate([b"first", Random(0).randbytes(50_000), b"last"]):
         letters.write(offset, value, topic=narrow, topic_id="AnEarlierTopicOfThatName", job="api")
     out, err = letters.run("replay", status=1)
-    assert out.splitlines() == ["2 replayed", "1 refused"]
+    waiting = "which no job reads with now: they wait till one does"
+    assert out.splitlines() == ["2 replayed", "1 refused", f"  2 for the group g, {waiting}"]
     [line] = err
     assert line.startswith(
         f"itel-cabinet: AnEarlierTopicOfThatName/0/1 of {narrow}: refused: {narrow} does not take it: "
@@ -462,6 +495,7 @@ def test_a_rate_is_kept(stack: Stack, letters: Letters) -> None:
             originals=originals,
             writer=LogWriter(client, stack.prefix),
             committed=lambda _group, _topic: {},
+            groups=lambda _topic: {},
             error_topics=topics,
             rate=10.0,
             clock=lambda: now[0],
@@ -509,7 +543,7 @@ def test_filters(shelf: Letters, arguments: list[str], offsets: list[int]) -> No
     given = [argument.replace("ENRICHED", shelf.stack.topic("enriched")) for argument in arguments]
     assert sorted(row["offset"] for row in shelf.list(*given)) == offsets
     dry = shelf.run("replay", "--dry_run", "--json", "--tables_root=", *given)[0]
-    assert sum(number for name, number in json.loads(dry).items() if name != "dry_run") == len(offsets)
+    assert sum(number for name, number in json.loads(dry).items() if name not in ("dry_run", "for")) == len(offsets)
 
 
 def test_a_list_tells_why_and_nothing_of_the_record(shelf: Letters) -> None:
