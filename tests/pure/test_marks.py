@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.kafka.marks import Mark, newest_mark
+from itel_cabinet.io.kafka import Mark, newest_mark
 
 SECONDS = st.integers(0, 2**53 - 1)
 

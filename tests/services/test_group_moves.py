@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from itel_cabinet.io.kafka.marks import Mark
+from itel_cabinet.io.kafka import Mark
 from tests.services.test_offsets import commit, metadata
 from tests.support.accounting import topic_id
 from tests.support.cabinet_samples import group, question, tracking_message

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from itel_cabinet.io.kafka import Cluster, ConsumerGroup, GroupError
+from itel_cabinet.io.kafka import Cluster, ConsumerGroup, GroupError, Mark
 from itel_cabinet.io.kafka.admin import when_coordinated
-from itel_cabinet.io.kafka.marks import Mark
 from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from itel_cabinet.local.services import Broker
 from itel_cabinet.pipeline.commands import main
