@@ -24,9 +24,9 @@ from itel_cabinet.io.http import (
     Reply,
     get_connection,
 )
-from itel_cabinet.io.worker import SettingError, crash_points, retry_outage
+from itel_cabinet.io.worker import SettingError, crash_points, once_per_process, retry_outage
 from itel_cabinet.transforms.submissions import Submission
-from itel_cabinet.transforms.submitting import Accepted, Itel, Rejected
+from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected
 
 __all__ = [
     "OUTCOMES",
@@ -37,6 +37,7 @@ __all__ = [
     "batch_key",
     "folder_of",
     "get_itel",
+    "get_newest_contents",
     "idempotency_key",
     "read_answer",
 ]
@@ -59,8 +60,8 @@ _CONTRADICTIONS = {
 }
 
 
-OUTCOMES = ("accepted", "duplicate", "refused", "redirected", *get_args(FailureKind))
-"""What can become of a submission: see Accepted and Rejected."""
+OUTCOMES = ("accepted", "duplicate", "unchanged", "refused", "redirected", *get_args(FailureKind))
+"""What can become of a submission: see Accepted, Rejected and NewestContents."""
 
 
 # ------------------------------------------------------------------------------------------------------------ the API
@@ -330,3 +331,9 @@ def get_itel(
         return FolderItel(settings, outage_seconds)
     api = HttpItel(settings, get_connection(settings.connection))
     return WaitingItel(api) if on_outage == "wait" else api
+
+
+@once_per_process
+def get_newest_contents(_settings: ItelSettings | Path) -> NewestContents:
+    """What this process has handed in with these settings, or in that folder."""
+    return NewestContents()

@@ -447,7 +447,7 @@ API = _dashboard(
             ),
             Graph(
                 "Submissions per minute, by outcome",
-                "accepted, duplicate, or the error's class.",
+                "accepted, duplicate, unchanged, or the error's class.",
                 "cpm",
                 {"{{outcome}}": _per_minute("submissions_total", "outcome")},
                 stacked=True,

@@ -109,7 +109,14 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     submissions.failures | "Incomplete" >> wiring.itel_error_sink()
     answers = submissions.results | "Submit" >> Step(
         "submit",
-        partial(submit, client=wiring.get_itel, pool=wiring.get_itel_pool, clock=time.time, count=count_submissions),
+        partial(
+            submit,
+            client=wiring.get_itel,
+            newest=wiring.get_newest_contents,
+            pool=wiring.get_itel_pool,
+            clock=time.time,
+            count=count_submissions,
+        ),
     )
     answers.failures | "Refused" >> wiring.itel_error_sink()
     unreported = answers.results | "Tell of submissions" >> wiring.itel_success_sink()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from itel_cabinet.io.claimx import get_task_lookup
 from itel_cabinet.io.delta import TableSpec
-from itel_cabinet.io.itel import OUTCOMES, get_itel
+from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_contents
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
@@ -22,7 +22,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_submissions,
 )
 from itel_cabinet.pipeline.tables import table_specs
-from itel_cabinet.transforms.submitting import Itel
+from itel_cabinet.transforms.submitting import Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
 __all__ = ["Wiring"]
@@ -95,10 +95,18 @@ class Wiring:
         settings = self.settings
         return partial(
             get_itel,
-            settings.itel.folder or settings.itel_settings(),
+            self._itel_target,
             on_outage=settings.itel.on_outage,
             outage_seconds=settings.outage_patience_seconds,
         )
+
+    @cached_property
+    def get_newest_contents(self) -> partial[NewestContents]:
+        return partial(get_newest_contents, self._itel_target)
+
+    @cached_property
+    def _itel_target(self) -> ItelSettings | Path:
+        return self.settings.itel.folder or self.settings.itel_settings()
 
     @cached_property
     def get_photos(self) -> partial[Photos]:

@@ -6,17 +6,21 @@ hour's outage, must not hold up the tables.
 
 from __future__ import annotations
 
-from collections import Counter
+import threading
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Protocol
 
 from itel_cabinet.transforms.ordering import map_in_key_order
-from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 
-__all__ = ["Accepted", "Itel", "Rejected", "submit"]
+__all__ = ["Accepted", "Itel", "NewestContents", "Rejected", "submit"]
+
+_ASSIGNMENTS_REMEMBERED = 50_000  # some 15 MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,22 +89,58 @@ class Itel(Protocol):
         """Hand in some forms, ``batch_size`` at most and of different assignments: all are accepted, or none is."""
 
 
+class NewestContents:
+    """What iTel was handed in last for each assignment, by this process. Thread-safe.
+
+    ClaimX may report one completion by several events; iTel wants it once. The assignments of
+    longest ago are forgotten.
+    """
+
+    def __init__(self, most: int = _ASSIGNMENTS_REMEMBERED) -> None:
+        self._most = most
+        self._newest: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def hold(self, submission: Submission) -> bool:
+        """Whether iTel has just this for the assignment, by another event.
+
+        A repeat of the same event is not: its key tells iTel, and its result may not have been reported.
+        """
+        with self._lock:
+            newest = self._newest.get(submission.assignment_id)
+        return newest is not None and newest[0] != submission.event_id and newest[1] == _digest(submission)
+
+    def add(self, submission: Submission) -> None:
+        """Remember one that iTel has accepted just now."""
+        with self._lock:
+            self._newest[submission.assignment_id] = (submission.event_id, _digest(submission))
+            self._newest.move_to_end(submission.assignment_id)
+            if len(self._newest) > self._most:
+                self._newest.popitem(last=False)
+
+
+def _digest(submission: Submission) -> bytes:
+    return blake2b(submission.payload, digest_size=16).digest()
+
+
 def submit(
     submissions: Sequence[Submission],
     *,
     client: Callable[[], Itel],
+    newest: Callable[[], NewestContents],
     pool: Callable[[], Executor],
     clock: Callable[[], float],
     count: Callable[[str, Sequence[Submission]], None],
-) -> list[Submitted | Failure]:
+) -> list[Submitted | Failure | Skip]:
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
     In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours.
+    its neighbours. What iTel has already by another event is skipped, as ``unchanged``.
 
     Args:
         submissions: a batch, in the order of their records.
-        client: gives the process's client; called on the worker, as ``pool`` is.
+        client: gives the process's client; called on the worker, as ``newest`` and ``pool`` are.
+        newest: gives what iTel was handed in before.
         pool: gives the threads to call from.
         clock: epoch seconds.
         count: is called with an outcome and the submissions that ended so, from any of the threads.
@@ -108,14 +148,20 @@ def submit(
     Returns:
         The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
     """
-    api = client()
+    api, contents = client(), newest()
 
-    def hand_in(submission: Submission) -> Submitted | Failure:
+    def skip(submission: Submission) -> Skip:
+        count("unchanged", [submission])
+        return Skip(submission.record, "unchanged")
+
+    def hand_in(submission: Submission) -> Submitted | Failure | Skip:
+        if contents.hold(submission):
+            return skip(submission)
         first_at = clock()
         answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
         return describe([submission], answer, first_at)[0]
 
-    def hand_in_batch(batch: Sequence[Submission]) -> list[Submitted | Failure]:
+    def hand_in_batch(batch: Sequence[Submission]) -> Sequence[Submitted | Failure | Skip]:
         if len(batch) == 1:
             return [hand_in(batch[0])]
         first_at = clock()
@@ -126,10 +172,13 @@ def submit(
 
     def describe(
         batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float
-    ) -> list[Submitted | Failure]:
+    ) -> Sequence[Submitted | Failure]:
         excerpt = scrub(answer.excerpt, batch)
         count(answer.outcome, batch)
         if isinstance(answer, Accepted):
+            if not answer.duplicate:  # what iTel holds under the key of a duplicate may be older than this content
+                for one in batch:
+                    contents.add(one)
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
         error = f"{answer.error}: {excerpt}" if excerpt else answer.error
         now = clock()
@@ -150,9 +199,12 @@ def submit(
 
     if api.batch_size == 1:
         return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
-    outcomes: dict[int, Submitted | Failure] = {}
+    outcomes: dict[int, Submitted | Failure | Skip] = {}
     for turn in _turns(submissions):
-        batches = [turn[start : start + api.batch_size] for start in range(0, len(turn), api.batch_size)]
+        unchanged = {index: skip(submissions[index]) for index in turn if contents.hold(submissions[index])}
+        outcomes.update(unchanged)
+        left = [index for index in turn if index not in unchanged]
+        batches = [left[start : start + api.batch_size] for start in range(0, len(left), api.batch_size)]
         answers = map_in_key_order(
             batches, lambda batch: batch[0], lambda batch: hand_in_batch([submissions[at] for at in batch]), pool()
         )

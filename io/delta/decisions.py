@@ -12,7 +12,17 @@ from deltalake.schema import PrimitiveType
 
 from itel_cabinet.io.delta.spec import Row, RowError, TableError, TableSpec, Upsert
 
-__all__ = ["Coordinates", "Decision", "coordinates", "decide", "missing_columns", "split_by_fence", "to_arrow"]
+__all__ = [
+    "Coordinates",
+    "Decision",
+    "columns_of_other_versions",
+    "coordinates",
+    "decide",
+    "marked_schema",
+    "missing_columns",
+    "split_by_fence",
+    "to_arrow",
+]
 
 Values = tuple[Any, ...]
 Coordinates = tuple[str, int, int]
@@ -140,6 +150,9 @@ def _blank(spec: TableSpec, column: str) -> Any:
     return 0 if pa.types.is_integer(spec.schema.field(column).type) else ""
 
 
+_WRITER = "writer"  # in a column's metadata: the fence prefix of who writes it
+
+
 def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str]) -> list[Field]:
     """The columns of the specification that a table lacks, as nullable. Raises TableError if the two do not match."""
     if tuple(partition_by) != spec.partition_by:
@@ -152,7 +165,7 @@ def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str])
     for wanted in Schema.from_arrow(spec.schema).fields:
         found = there.pop(wanted.name.lower(), None)
         if found is None:
-            missing.append(Field(wanted.name, wanted.type, nullable=True))
+            missing.append(Field(wanted.name, wanted.type, nullable=True, metadata=_mark(spec)))
         elif (found.name, found.type) != (wanted.name, wanted.type):
             raise TableError(
                 f"{spec}: column {found.name!r} is {_type_name(found)} in the table, and {wanted.name!r} is "
@@ -165,6 +178,26 @@ def missing_columns(spec: TableSpec, table: Schema, partition_by: Sequence[str])
                 f"write it: ALTER TABLE ... ALTER COLUMN {left.name} DROP NOT NULL, or write to another table"
             )
     return missing
+
+
+def marked_schema(spec: TableSpec) -> Schema:
+    """The schema of a new table; each column says whose it is, for :func:`columns_of_other_versions`."""
+    columns = Schema.from_arrow(spec.schema).fields
+    return Schema([Field(c.name, c.type, nullable=c.nullable, metadata=_mark(spec)) for c in columns])
+
+
+def columns_of_other_versions(spec: TableSpec, table: Schema) -> list[str]:
+    """Columns that this program's other versions write, and this one does not know: in a row that it replaces they
+    would be of the row before. Columns that someone else has added are not among them.
+    """
+    known = {name.lower() for name in spec.schema.names}
+    return [
+        c.name for c in table.fields if c.metadata.get(_WRITER) == spec.fence_prefix and c.name.lower() not in known
+    ]
+
+
+def _mark(spec: TableSpec) -> dict[str, str]:
+    return {_WRITER: spec.fence_prefix}
 
 
 def _type_name(column: Field) -> str:

@@ -22,7 +22,7 @@ from deltalake.fs import DeltaStorageHandler
 from pyarrow import parquet
 from pyarrow.fs import FileSelector, PyFileSystem
 
-from itel_cabinet.io.delta.decisions import missing_columns
+from itel_cabinet.io.delta.decisions import marked_schema, missing_columns
 from itel_cabinet.io.delta.features import check_features
 from itel_cabinet.io.delta.spec import (
     RETENTION,
@@ -96,7 +96,7 @@ def open_or_create(spec: TableSpec) -> tuple[DeltaTable, bool]:
     except TableNotFoundError:
         DeltaTable.create(
             spec.uri,
-            schema=spec.schema,
+            schema=marked_schema(spec),
             mode="ignore",
             partition_by=list(spec.partition_by),
             configuration=_properties(spec),

@@ -34,7 +34,15 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
 
-from itel_cabinet.io.delta.decisions import Coordinates, Decision, coordinates, decide, split_by_fence, to_arrow
+from itel_cabinet.io.delta.decisions import (
+    Coordinates,
+    Decision,
+    columns_of_other_versions,
+    coordinates,
+    decide,
+    split_by_fence,
+    to_arrow,
+)
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
     among_records,
@@ -363,9 +371,10 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
         writer_properties=_PARQUET,
         streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
         commit_properties=commit,
-    ).when_matched_update(
-        {f"`{c}`": newer(c) for c in spec.schema.names if c not in mode.keys}, predicate=f"NOT s.`{_TOUCH}`"
     )
+    newest = {f"`{c}`": newer(c) for c in spec.schema.names if c not in mode.keys}
+    newest |= {f"`{c}`": "NULL" for c in columns_of_other_versions(spec, table.schema())}
+    merger = merger.when_matched_update(newest, predicate=f"NOT s.`{_TOUCH}`")
     if mode.members_of:
         taken = dict.fromkeys((*mode.order, *spec.source, *mode.touch, mode.active))
         merger = merger.when_matched_update(

@@ -9,7 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable
+from deltalake import DeltaTable, Field
+from deltalake.schema import PrimitiveType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,15 +107,31 @@ def test_a_null_key_is_refused(tmp_path: Path) -> None:
         write(spec, [{**form("a", 1, 0), "form": None}])
 
 
-def test_a_row_s_new_column_is_merged_and_an_unknown_one_left_alone(tmp_path: Path) -> None:
-    spec = forms(tmp_path, schema=pa.schema([*FORMS, ("legacy", pa.string())]))
-    write(spec, [form("a", 1, 0, legacy="kept")])
-    newer = forms(tmp_path, schema=pa.schema([*FORMS, ("mood", pa.string())]))
-    write(newer, [form("a", 2, 1, mood="good"), form("b", 2, 2, mood="fair")])
-    assert stored(spec, "form", "answer", "legacy", "mood") == [
-        ("a", "at 2", "kept", "good"),
-        ("b", "at 2", None, "fair"),
+MOODS = ("moods", pa.list_(pa.string()))
+
+
+def test_a_row_s_new_column_is_merged_and_one_that_someone_else_added_left_alone(tmp_path: Path) -> None:
+    spec = forms(tmp_path)
+    write(spec, [form("a", 1, 0)])
+    DeltaTable(spec.uri).alter.add_columns([Field("reviewed_by", PrimitiveType("string"))])
+    DeltaTable(spec.uri).update({"reviewed_by": "'ann'"})
+    newer = forms(tmp_path, schema=pa.schema([*FORMS, MOODS]))
+    write(newer, [form("a", 2, 1, moods=["good"]), form("b", 2, 2, moods=["fair"])])
+    assert stored(spec, "form", "answer", "reviewed_by", "moods") == [
+        ("a", "at 2", "ann", ["good"]),
+        ("b", "at 2", None, ["fair"]),
     ]
+
+
+@pytest.mark.parametrize("made_by", ["older", "newer"])
+def test_two_versions_side_by_side_mix_no_columns_of_two_events(tmp_path: Path, made_by: str) -> None:
+    older, newer = forms(tmp_path), forms(tmp_path, schema=pa.schema([*FORMS, ("mood", pa.string()), MOODS]))
+    write({"older": older, "newer": newer}[made_by], [form("a", 1, 0)])
+    write(newer, [form("a", 2, 1, mood="good", moods=["good"]), form("b", 2, 2, mood="fair")])
+    write(older, [form("a", 3, 3)])
+    assert stored(older, "form", "answer", "mood", "moods") == [("a", "at 3", None, None), ("b", "at 2", "fair", None)]
+    write(newer, [form("a", 4, 4, mood="new", moods=["new"])])
+    assert stored(older, "form", "answer", "mood", "moods")[0] == ("a", "at 4", "new", ["new"])
 
 
 def test_a_key_of_another_type_than_text_or_integer_is_refused() -> None:

@@ -30,9 +30,9 @@ from itel_cabinet.io.itel import (
     idempotency_key,
 )
 from itel_cabinet.io.worker import OutageError
-from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, Submitted
-from itel_cabinet.transforms.submitting import Accepted, Itel, Rejected, submit
+from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected, submit
 from tests.support.cabinet_samples import record
 from tests.support.faulty_server import (
     Act,
@@ -299,8 +299,11 @@ def submission(assignment_id: int, event_id: str, payload: bytes = PAYLOAD, *per
     return Submission(record(b"", offset=assignment_id), event_id, assignment_id, payload, personal)
 
 
-def hand_in(api: Itel, submissions: Sequence[Submission], threads: int = 8) -> list[Submitted | Failure]:
+def hand_in(
+    api: Itel, submissions: Sequence[Submission], threads: int = 8, newest: NewestContents | None = None
+) -> list[Submitted | Failure | Skip]:
     """Submit on a pool of the test's own; the clock counts its readings. Each outcome must be counted once."""
+    contents = newest or NewestContents()
     counts: Counter[str] = Counter()
     lock = threading.Lock()
 
@@ -310,12 +313,19 @@ def hand_in(api: Itel, submissions: Sequence[Submission], threads: int = 8) -> l
 
     with ThreadPoolExecutor(threads) as pool:
         clock = itertools.count(100.0).__next__
-        outcomes = submit(submissions, client=lambda: api, pool=lambda: pool, clock=clock, count=count)
-    assert counts == Counter(
-        outcome.error_class if isinstance(outcome, Failure) else "duplicate" if outcome.duplicate else "accepted"
-        for outcome in outcomes
-    )
+        outcomes = submit(
+            submissions, client=lambda: api, newest=lambda: contents, pool=lambda: pool, clock=clock, count=count
+        )
+    assert counts == Counter(map(name_of, outcomes))
     return outcomes
+
+
+def name_of(outcome: Submitted | Failure | Skip) -> str:
+    if isinstance(outcome, Failure):
+        return outcome.error_class
+    if isinstance(outcome, Skip):
+        return outcome.reason
+    return "duplicate" if outcome.duplicate else "accepted"
 
 
 class Recorder:
@@ -355,7 +365,7 @@ def test_an_assignment_keeps_its_order_and_results_theirs() -> None:
 
 def test_calls_of_one_assignment_do_not_overlap_on_the_wire(client: Any) -> None:
     api, server = client(answer(503, delay=0.02), answer(201, delay=0.02))
-    jobs = [submission(n % 3, f"{n % 3}-{n // 3}") for n in range(12)]
+    jobs = [submission(n % 3, f"{n % 3}-{n // 3}", b"%d" % n) for n in range(12)]
     outcomes = hand_in(api, jobs)
     assert [outcome.submission for outcome in outcomes if isinstance(outcome, Submitted)] == jobs
     lanes: dict[str, list[Seen]] = defaultdict(list)
@@ -424,8 +434,89 @@ def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None
     jobs = [submission(n, str(n)) for n in (1, 2, 3)]
     with ThreadPoolExecutor(4) as pool:
         with pytest.raises(OutageError, match="the folder is gone"):
-            submit(jobs, client=Half, pool=lambda: pool, clock=lambda: 0.0, count=lambda *_: None)
+            submit(
+                jobs,
+                client=Half,
+                newest=NewestContents,
+                pool=lambda: pool,
+                clock=lambda: 0.0,
+                count=lambda *_: None,
+            )
         assert sorted(ended) == ["2", "3"]
+
+
+class Answers(Recorder):
+    """Gives the answers it was made with, in turn."""
+
+    def __init__(self, *answers: Accepted | Rejected, batch_size: int = 1) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.answers = list(answers)
+
+    def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
+        self.order[assignment_id].append(event_id)
+        return self.answers.pop(0)
+
+    def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
+        for one in batch:
+            self.order[one.assignment_id].append(one.event_id)
+        return self.answers.pop(0)
+
+
+HAS = Accepted(201, 1, "")
+HAD = Accepted(409, 1, "", duplicate=True)
+HAS_NOT = Rejected("refused", 422, 1, "iTel answers 422")
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "outcomes"),
+    [
+        (HAS, ("e2", b"A"), ["accepted", "unchanged"]),
+        (HAS, ("e2", b"B"), ["accepted", "accepted"]),
+        (HAS, ("e1", b"A"), ["accepted", "accepted"]),  # a repeat: its result may not have been told
+        (HAD, ("e2", b"A"), ["duplicate", "accepted"]),  # what iTel had may have been older
+        (HAS_NOT, ("e2", b"A"), ["refused", "accepted"]),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True], ids=["in one batch", "in two"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_one_completion_by_two_events_is_handed_in_once(
+    first: Accepted | Rejected,
+    then: tuple[str, bytes],
+    outcomes: list[str],
+    apart: bool,
+    batch_size: int,
+) -> None:
+    jobs = [submission(1, "e1", b"A"), submission(1, *then)]
+    api, newest = Answers(first, HAS, batch_size=batch_size), NewestContents()
+    turns = [[one] for one in jobs] if apart else [jobs]
+    ends = [end for turn in turns for end in hand_in(api, turn, newest=newest)]
+    assert [name_of(end) for end in ends] == outcomes
+    sent = [one.event_id for one, end in zip(jobs, outcomes, strict=True) if end != "unchanged"]
+    assert api.order == {1: sent}
+
+
+def test_content_that_comes_back_is_handed_in() -> None:
+    newest = NewestContents()
+    for number, content in enumerate((b"A", b"B", b"A")):
+        assert [
+            name_of(end) for end in hand_in(Answers(HAS), [submission(1, f"e{number}", content)], newest=newest)
+        ] == ["accepted"]
+
+
+def test_another_assignment_with_the_same_content_is_handed_in() -> None:
+    api = Answers(HAS, HAS)
+    assert [name_of(end) for end in hand_in(api, [submission(1, "e1"), submission(2, "e2")], threads=1)] == [
+        "accepted",
+        "accepted",
+    ]
+
+
+def test_contents_of_the_most_recent_assignments_are_remembered() -> None:
+    newest = NewestContents(most=2)
+    for assignment in (1, 2, 1, 3):
+        newest.add(submission(assignment, "e1"))
+    assert [newest.hold(submission(assignment, "e2")) for assignment in (1, 2, 3)] == [True, False, True]
 
 
 def test_nothing_to_submit() -> None:
@@ -547,7 +638,7 @@ class BatchRecorder:
 @given(assignments=st.lists(st.integers(1, 5), max_size=30), size=st.integers(2, 7))
 def test_batches_keep_an_assignment_s_order_and_leave_nothing_out(assignments: list[int], size: int) -> None:
     recorder = BatchRecorder(size)
-    jobs = [submission(assignment, f"e{n}") for n, assignment in enumerate(assignments)]
+    jobs = [submission(assignment, f"e{n}", b"%d" % n) for n, assignment in enumerate(assignments)]
     outcomes = hand_in(recorder, jobs)
     assert outcomes == [Submitted(job, 200, 1, "", duplicate=False) for job in jobs]
     assert recorder.order == {
