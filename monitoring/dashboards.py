@@ -312,6 +312,16 @@ OVERVIEW = _dashboard(
                 {"{{stage}}: {{error_class}}": _rate("dead_letters_total", "stage, error_class")},
                 stacked=True,
             ),
+            Graph(
+                "Open dead letters",
+                "Neither replayed nor deleted yet, of the newest 10,000 messages of each partition; and those that "
+                "retention deleted before anyone replayed them.",
+                "short",
+                {
+                    "{{pipeline}} open": f"max by (pipeline) ({_series('open_letters')})",
+                    "{{pipeline}} deleted": f"sum by (pipeline) ({_series('letters_lost_total')})",
+                },
+            ),
         ),
         "Kafka": (
             Graph(

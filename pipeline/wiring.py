@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_co
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
+from itel_cabinet.pipeline.letter_watch import watch_letters
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import (
     PublishMessages,
@@ -70,15 +72,28 @@ class Wiring:
 
     @property
     def prepare_worker(self) -> partial[None]:
-        return partial(prepare, self.worker)
+        """Prepares a process, and has it watch its group's dead letters if it reports anything."""
+        watch = partial(
+            watch_letters,
+            self.sink.client,
+            tuple(sorted(self._error_topics)),
+            self.settings.source.group,
+            self.settings.source.topic_epoch,
+        )
+        return partial(_prepare, self.worker, watch if self.worker.metrics_port else None)
+
+    @property
+    def _error_topics(self) -> set[str]:
+        outputs = self.settings.outputs
+        return {outputs.dead_letter_topic, *((outputs.itel_errors_topic,) if self.settings.job.calls_itel else ())}
 
     @property
     def _expected_labels(self) -> ExpectedLabels:
         settings, outputs = self.settings, self.settings.outputs
         writes_tables, calls_itel = settings.job.writes_tables, settings.job.calls_itel
         topics = {
-            outputs.dead_letter_topic,
-            *((outputs.itel_errors_topic, outputs.itel_success_topic) if calls_itel else ()),
+            *self._error_topics,
+            *((outputs.itel_success_topic,) if calls_itel else ()),
             *((outputs.tracking_success_topic,) if writes_tables else ()),
             *(self.trigger_topics if settings.job is Job.TRIGGER else ()),
         }
@@ -157,6 +172,12 @@ class Wiring:
 
     def publication_sink(self) -> PublishMessages:
         return PublishMessages(self.sink, time.time)
+
+
+def _prepare(worker: WorkerSettings, watch: Callable[[], object] | None) -> None:
+    prepare(worker)
+    if watch is not None:
+        watch()
 
 
 def _wait_for_form(seconds: float, announced_at: float) -> None:

@@ -17,7 +17,7 @@ from itel_cabinet.io.kafka.admin import (
     group_lag,
     group_positions,
 )
-from itel_cabinet.io.kafka.config import ConfigError, client_config, resolve_config
+from itel_cabinet.io.kafka.config import ClientConfig, ConfigError, client_config, resolve_config
 from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupError, Shift, shifts
 from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, UnwritableError
 from itel_cabinet.io.kafka.marks import Committed, Mark, newest_mark
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = [
     "KEY_GROUPS",
     "QUIET",
+    "ClientConfig",
     "Cluster",
     "Committed",
     "ConfigError",

@@ -87,13 +87,19 @@ class LogReader:
         """``(log start, end)`` of each partition now."""
         return self._cluster.bounds(name, self.topic(name).partitions)
 
-    def all(self, name: str, newest: int | None = None) -> Iterator[Record]:
+    def all(self, name: str, newest: int | None = None, since: Mapping[int, int] | None = None) -> Iterator[Record]:
         """The records from the log's start to its present end, in order within each partition; or only those at the
-        ``newest`` so many offsets of each.
+        ``newest`` so many offsets of each, and from the offsets ``since`` on, by partition.
         """
         topic, bounds = self.topic(name), self.bounds(name)
         ends = {p: end for p, (start, end) in bounds.items() if start < end}
-        starts = {p: OFFSET_BEGINNING if newest is None else max(bounds[p][0], end - newest) for p, end in ends.items()}
+        ends = {p: end for p, end in ends.items() if (since or {}).get(p, 0) < end}
+        starts = {
+            p: OFFSET_BEGINNING
+            if newest is None and p not in (since or {})
+            else max(bounds[p][0], (since or {}).get(p, 0), 0 if newest is None else end - newest)
+            for p, end in ends.items()
+        }
         self._next = None
         self._consumer.assign([TopicPartition(name, p, start) for p, start in starts.items()])
         while ends:

@@ -113,6 +113,11 @@ OFFSETS_MOVED = _counter(
 
 RECORDS_SKIPPED = _counter("records_skipped", "Valid records that the job has nothing to do with.", "reason")
 DEAD_LETTERS = _counter("dead_letters", "Records that could not go on.", "stage", "error_class")
+OPEN_LETTERS = _gauge("open_letters", "Dead letters of the group that are neither replayed nor deleted yet.")
+OLDEST_OPEN_LETTER = _gauge(
+    "oldest_open_letter_timestamp_seconds", "When the oldest of them was written (Unix time); 0 for none."
+)
+LETTERS_LOST = _counter("letters_lost", "Dead letters that retention deleted before they were replayed.")
 UNKNOWN_QUESTIONS = _counter(
     "unknown_questions", "Answers to questions that the form's table does not know, by question.", "question"
 )

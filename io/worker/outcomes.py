@@ -27,6 +27,7 @@ class Outcomes:
         self._lock = threading.Lock()
         self._counts: dict[str, deque[tuple[float, int, int]]] = {}
         self._questions: dict[str, None] = {}
+        self._notes: dict[str, str] = {}
 
     def add(self, stage: str, *, good: int, failed: int) -> None:
         """Record how many items of a stage went on and how many became failures."""
@@ -41,6 +42,14 @@ class Outcomes:
             self._questions[question] = None
             return question
 
+    def note(self, what: str, line: str | None) -> None:
+        """Have :meth:`failing` report a line about something else, until it is None again."""
+        with self._lock:
+            if line is None:
+                self._notes.pop(what, None)
+            else:
+                self._notes[what] = line
+
     @property
     def questions(self) -> list[str]:
         """Those that are not known, oldest first."""
@@ -48,7 +57,9 @@ class Outcomes:
             return list(self._questions)
 
     def failing(self) -> list[str]:
-        """One line for each stage of which at least 3 items, and half of all, failed within the last hour."""
+        """One line for each stage of which at least 3 items, and half of all, failed within the last hour, and the
+        lines of :meth:`note`.
+        """
         since = self._clock() - _WINDOW_SECONDS
         lines = []
         with self._lock:
@@ -58,6 +69,7 @@ class Outcomes:
                 total = failed + sum(good for good, _ in recent)
                 if failed >= _LEAST_FAILURES and failed >= _SHARE * total:
                     lines.append(f"{stage}: {failed} of the last hour's {total} failed")
+            lines.extend(self._notes.values())
         return lines
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -167,6 +167,8 @@ def _letters(letters: RecentLetters | None) -> Report | None:
         "last_hour": sum(letters.last_hour.values()),
         "last_hour_is_partial": letters.partial,
         "counted": sum(letters.counts.values()),
+        "open": letters.open,
+        "oldest_open_at": _iso(_time(letters.oldest_open_at)),
         "replayed": letters.replayed,
         "messages_read": letters.read,
         "messages_held": letters.held,
@@ -200,7 +202,7 @@ def status_view(seen: Observed, found: Verdict, now: datetime) -> RenderableType
             [_unseen(seen.tables)] if isinstance(seen.tables, Unseen) else _table_parts(seen.tables, seen.offsets, now)
         )
     if seen.letters is not None:
-        parts += [_unseen(seen.letters)] if isinstance(seen.letters, Unseen) else _letter_parts(seen.letters)
+        parts += [_unseen(seen.letters)] if isinstance(seen.letters, Unseen) else _letter_parts(seen.letters, now)
     return Group(*parts)
 
 
@@ -233,14 +235,15 @@ def _table_parts(tables: Tables, offsets: Offsets | Unseen, now: datetime) -> It
     yield table
 
 
-def _letter_parts(letters: RecentLetters) -> Iterator[RenderableType]:
+def _letter_parts(letters: RecentLetters, now: datetime) -> Iterator[RenderableType]:
     least = "at least " if letters.partial else ""
     bound = (
         "" if letters.read >= letters.held else f", among the newest {letters.read} of at most {letters.held} messages"
     )
+    oldest = f", the oldest written {_ago(_time(letters.oldest_open_at), now)}" if letters.open else ""
     yield Text(
         f"dead letters of this group: {least}{sum(letters.last_hour.values())} in the last hour, "
-        f"{sum(letters.counts.values())} in all{bound}; {letters.replayed} replays"
+        f"{sum(letters.counts.values())} in all{bound}; {letters.replayed} replays; {letters.open} open{oldest}"
     )
     if letters.counts:
         table = _grid("stage", "error class", "last hour", "in all")
@@ -271,6 +274,10 @@ def _ago(time: datetime | None, now: datetime) -> str:
         return "-"
     seconds = (now - time).total_seconds()
     return f"{_age(seconds)} ago" if seconds >= 0 else f"in {_age(-seconds)}"
+
+
+def _time(epoch_seconds: float | None) -> datetime | None:
+    return None if epoch_seconds is None else datetime.fromtimestamp(epoch_seconds, UTC)
 
 
 def _iso(time: datetime | None) -> str | None:

@@ -18,6 +18,7 @@ from itel_cabinet.transforms.dead_letters import (
     decode_replay_note,
     shorten,
 )
+from itel_cabinet.transforms.open_letters import OpenLetters
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import count_replays, has_row
 
@@ -135,12 +136,15 @@ class Filter:
 class RecentLetters:
     """A group's dead letters among the newest messages of its error topics, by (stage, error class).
 
-    ``held`` is how many messages the topics hold at most, ``read`` how many of them were looked at, ``replayed`` the
-    notes of replays among those. If ``partial``, there may be more of the last hour than were looked at.
+    ``open`` of them were not replayed, the oldest of those written at ``oldest_open_at`` (epoch seconds). ``held`` is
+    how many messages the topics hold at most, ``read`` how many of them were looked at, ``replayed`` the notes of
+    replays among those. If ``partial``, there may be more of the last hour than were looked at.
     """
 
     counts: Mapping[tuple[str, str], int]
     last_hour: Mapping[tuple[str, str], int]
+    open: int
+    oldest_open_at: float | None
     replayed: int
     read: int
     held: int
@@ -201,6 +205,7 @@ def recent_letters(
     """
     counts: Counter[tuple[str, str]] = Counter()
     last_hour: Counter[tuple[str, str]] = Counter()
+    open_letters = OpenLetters(group)
     replayed = read = held = 0
     partial = False
     for topic in dict.fromkeys(topics):
@@ -209,6 +214,7 @@ def recent_letters(
         met: set[int] = set()
         for message in reader.all(topic, newest):
             read += 1
+            open_letters.add(message)
             recent = message.timestamp_ms >= hour_ago_ms
             if message.partition not in met:
                 met.add(message.partition)
@@ -224,7 +230,7 @@ def recent_letters(
             if not go_on():
                 partial = True
                 break
-    return RecentLetters(counts, +last_hour, replayed, read, held, partial)
+    return RecentLetters(counts, +last_hour, len(open_letters), open_letters.oldest_at, replayed, read, held, partial)
 
 
 def failure_counts(entries: Iterable[Entry]) -> list[FailureCount]:

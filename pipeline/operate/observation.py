@@ -189,6 +189,7 @@ class Observer:
             workers=workers,
             tables=None if subject.tables is None else self._tables(subject.tables, first, last),
             letters=self._letters(),
+            at=self._now(),
         )
 
     def _offsets(self, first: _Sample, last: _Sample) -> Offsets | Unseen:

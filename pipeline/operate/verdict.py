@@ -11,6 +11,7 @@ from enum import StrEnum
 
 from itel_cabinet.io.kafka import PartitionLag
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters
+from itel_cabinet.transforms.open_letters import describe_old_letters
 
 __all__ = [
     "Health",
@@ -180,6 +181,8 @@ class Observed:
     workers: Sequence[Worker] = ()
     tables: Tables | Unseen | None = None
     letters: RecentLetters | Unseen | None = None
+    at: float = 0.0
+    """When, in epoch seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +207,7 @@ _LOOP_STARTS = 4
 _LOOP_SECONDS = 900
 _LOOP_OVER_SECONDS = 300
 
+_REPLAY = "see why with `itel-cabinet dead-letters list`; fix that, then `itel-cabinet dead-letters replay`"
 _GOES_ON = "it goes on from the group's offsets, and no row is written twice"
 
 
@@ -212,7 +216,8 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
 
     What a worker says of itself goes first, since it knows more than its offsets show; then whether anything moves,
     group or tables; then how far behind it is. A job that starts over and over is failing, however well it looks in
-    between. Workers that are not there are held against a job only where nothing shows that it runs elsewhere.
+    between; so is one whose dead letters nobody looks at. Workers that are not there are held against a job only where
+    nothing shows that it runs elsewhere.
     """
     said = _by_their_word(seen)
     if said is not None:
@@ -221,9 +226,9 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
     if isinstance(offsets, Unseen):
         ask = "" if seen.workers else "; give --metrics_url to see at least whether the process is alive"
         return Verdict(Health.UNKNOWN, f"the group's offsets could not be read: {offsets.reason}", f"fix that{ask}")
-    restarting = _by_its_starts(offsets)
-    if restarting is not None:
-        return restarting
+    failing = _by_its_starts(offsets) or _by_its_letters(seen)
+    if failing is not None:
+        return failing
     moved = offsets.moved > 0 or (isinstance(seen.tables, Tables) and seen.tables.moved > 0)
     if not moved and not _ok(seen):
         return _unmoved(seen, offsets)
@@ -262,7 +267,7 @@ def _by_their_word(seen: Observed) -> Verdict | None:
         return Verdict(
             Health.FAILING,
             "; ".join(dict.fromkeys(line for worker in failing for line in worker.failing)) or "most of its work fails",
-            "see why with `itel-cabinet dead-letters list`; fix that, then `itel-cabinet dead-letters replay`",
+            _REPLAY,
         )
     return None
 
@@ -278,6 +283,14 @@ def _by_its_starts(offsets: Offsets) -> Verdict | None:
         "the last lines of its log before each end say why it ended, or what killed it (memory?); if these were yours, "
         f"it counts as well again {_LOOP_OVER_SECONDS // 60} minutes after the last",
     )
+
+
+def _by_its_letters(seen: Observed) -> Verdict | None:
+    letters = seen.letters
+    if not isinstance(letters, RecentLetters):
+        return None
+    old = describe_old_letters(letters.open, letters.oldest_open_at, seen.at)
+    return None if old is None else Verdict(Health.FAILING, old, _REPLAY)
 
 
 def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:

@@ -8,7 +8,17 @@ from dataclasses import replace
 import pytest
 
 from itel_cabinet.io.kafka import PartitionLag
-from itel_cabinet.pipeline.operate import Health, Limits, Observed, Offsets, Tables, Unseen, WorkerState, judge
+from itel_cabinet.pipeline.operate import (
+    Health,
+    Limits,
+    Observed,
+    Offsets,
+    RecentLetters,
+    Tables,
+    Unseen,
+    WorkerState,
+    judge,
+)
 from itel_cabinet.pipeline.operate.verdict import Worker
 
 LIMITS = Limits(lag=100, age_seconds=60)
@@ -173,3 +183,21 @@ def test_a_job_that_starts_over_and_over_is_failing(starts: list[float], health:
 def test_the_verdict_names_how_often_it_was_started() -> None:
     seen = Observed("tracking", "a-group", "events", replace(MOVING, starts=[32.0, 24.0, 16.0, 8.0]), [])
     assert judge(seen, LIMITS).reason == "started 4 times within 32 s, the last time 8 s ago"
+
+
+@pytest.mark.parametrize(
+    ("number", "days", "line"),
+    [
+        (0, None, None),
+        (3, 6.9, None),
+        (1, 7.5, "1 dead letter is open, the oldest for 8 days"),
+        (12, 29, "12 dead letters are open, the oldest for 29 days"),
+    ],
+)
+def test_a_job_whose_letters_nobody_looks_at_is_failing(number: int, days: float | None, line: str | None) -> None:
+    now = 1.8e9
+    oldest = None if days is None else now - days * 86_400
+    letters = RecentLetters({}, {}, number, oldest, 0, number, number, partial=False)
+    seen = Observed("tracking", "a-group", "events", MOVING, [OK], letters=letters, at=now)
+    found = judge(seen, LIMITS)
+    assert (found.health, found.reason) == ((Health.FAILING, line) if line else (Health.HEALTHY, found.reason))

@@ -14,14 +14,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from deltalake import DeltaTable
 
 from itel_cabinet.io.kafka import LogReader
+from itel_cabinet.io.worker import OUTCOMES, metrics
 from itel_cabinet.local.samples import Generator, Receipt, produce
 from itel_cabinet.local.services import HOST, Broker, free_port
 from itel_cabinet.local.simulators import Faults
 from itel_cabinet.pipeline.commands import main
+from itel_cabinet.pipeline.letter_watch import LetterWatch
 from itel_cabinet.pipeline.operate import GroupView, RecentLetters, WorkerState, recent_letters
 from itel_cabinet.pipeline.operate.observation import look_at_worker
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
@@ -154,6 +159,8 @@ def test_recent_dead_letters(broker: Broker, topic: TopicFactory) -> None:
     assert recent(100) == RecentLetters(
         counts={reasons[0]: 4, reasons[1]: 1},
         last_hour={reasons[0]: 2, reasons[1]: 1},
+        open=4,
+        oldest_open_at=pytest.approx((now - timedelta(minutes=90)).timestamp(), abs=0.001),
         replayed=1,
         read=8,
         held=8,
@@ -166,6 +173,45 @@ def test_recent_dead_letters(broker: Broker, topic: TopicFactory) -> None:
     assert recent(4).partial
     assert recent(4).read == 5
     assert recent(100, go_on=lambda: False).partial
+
+
+def test_the_watch_on_open_letters(broker: Broker, topic: TopicFactory) -> None:
+    errors, now = topic(2), datetime.now(UTC)
+    producer, watch = broker.producer(), LetterWatch((errors,), "g", clock=now.timestamp)
+    client = {"bootstrap.servers": broker.bootstrap_servers}
+
+    def write(message: Mapping[str, Any], days_ago: float, partition: int = 0) -> None:
+        at = round((now - timedelta(days=days_ago)).timestamp() * 1000)
+        producer.produce(errors, partition=partition, timestamp=at, **message)
+
+    def look() -> tuple[float, float, float, list[str]]:
+        assert producer.flush(30) == 0
+        with LogReader(client) as reader:
+            watch.look(reader)
+        numbers = (sample(metrics.OPEN_LETTERS), sample(metrics.OLDEST_OPEN_LETTER), sample(metrics.LETTERS_LOST))
+        return *numbers, [line for line in OUTCOMES.failing() if "dead letter" in line]
+
+    assert look() == (0, 0, 0, [])
+    write(dead_letter("g", "enrich", "not_found", 1), 6)
+    write(dead_letter("g", "enrich", "not_found", 2), 5)
+    write(dead_letter("others", "enrich", "not_found", 3), 9)
+    write(dead_letter("g", "enrich", "not_found", 4), 4, partition=1)
+    assert look() == (3, pytest.approx(now.timestamp() - 6 * 86_400, abs=0.001), 0, [])
+    key, _, headers = encode_replay_note(_letter("g"), now.timestamp())
+    write({"key": key, "value": None, "headers": list(headers)}, 0)
+    write(dead_letter("g", "submit", "refused", 5), 8)
+    old = ["3 dead letters are open, the oldest for 8 days"]
+    assert look() == (3, pytest.approx(now.timestamp() - 8 * 86_400, abs=0.001), 0, old)
+    assert look()[3] == old, "the same once more"
+    admin = AdminClient(client)
+    gone = admin.delete_records([TopicPartition(errors, 0, 5)])
+    for future in gone.values():
+        future.result(30)
+    assert look() == (1, pytest.approx(now.timestamp() - 4 * 86_400, abs=0.001), 2, [])
+
+
+def sample(metric: prometheus_client.Gauge | prometheus_client.Counter) -> float:
+    return metric.collect()[0].samples[0].value
 
 
 def _letter(group: str) -> Any:
@@ -350,7 +396,9 @@ def test_the_screen(
     assert "tables: 0 records are in them whose offsets are not committed yet" in screen
     assert TRACKING in screen
     number = len(stack.dead_letters("errors")) + len(stack.dead_letters("itel_errors"))
-    assert f"dead letters of this group: {number} in the last hour, {number} in all; 0 replays" in screen
+    assert (
+        f"dead letters of this group: {number} in the last hour, {number} in all; 0 replays; {number} open, " in screen
+    )
 
 
 @pytest.mark.parametrize("form", ["json", "screen"])
