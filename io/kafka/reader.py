@@ -116,7 +116,7 @@ class _ShardReader:
             self._position = position
             self._read_at = time.monotonic()
             losses, self._losses = self._losses, []
-            self._measure(records, losses)
+            self._measure(records)
             return _Batch(records, position, losses)
 
     def _revive(self, start: ShardPosition) -> None:
@@ -134,12 +134,10 @@ class _ShardReader:
             self._consumer.unassign()
             self._assign(replace(start, offsets=offsets))
 
-    def _measure(self, records: Sequence[Record], losses: Sequence[Loss]) -> None:
+    def _measure(self, records: Sequence[Record]) -> None:
         topic = self._source.topic
         for partition, count in Counter(record.partition for record in records).items():
             metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
-        for loss in losses:
-            metrics.RECORDS_LOST.labels(topic, loss.partition).inc(loss.end - loss.start)
 
     def _lag(self, partition: int) -> int | None:
         """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
@@ -200,6 +198,8 @@ class _ShardReader:
                 self._source.topic, partition, offset, low, low,
             )  # fmt: skip
             self._losses.append(Loss(partition, offset, low))
+            # Here, since on a cluster another process may read what this one has looked up.
+            metrics.RECORDS_LOST.labels(self._source.topic, partition).inc(low - offset)
         return max(offset, low)
 
     def _assign(self, position: ShardPosition) -> None:
