@@ -85,7 +85,7 @@ class PartitionLag:
     """Where a group stands in a partition; ``committed`` is None where it has no offset of this incarnation.
 
     ``stale`` is then the offset that it has of an earlier one, if any: it counts for nothing. ``mark`` is what stands
-    beside the offset, of either kind.
+    beside the offset, of either kind. ``held`` offsets lie behind ``end``: from there on a transaction is still open.
     """
 
     partition: int
@@ -94,6 +94,7 @@ class PartitionLag:
     end: int
     stale: int | None = None
     mark: Mark | None = None
+    held: int = 0
 
     @property
     def topic_id(self) -> str | None:
@@ -106,6 +107,11 @@ class PartitionLag:
         there.
         """
         return self.start if self.committed is None else max(self.committed, self.start)
+
+    @property
+    def is_beyond_the_end(self) -> bool:
+        """Whether the log was cut below the group's offset."""
+        return self.committed is not None and self.committed > self.end + self.held
 
     @property
     def lag(self) -> int:
@@ -161,10 +167,20 @@ class Cluster:
         starts, ends = (self._offsets(topic, partitions, spec) for spec in (OffsetSpec.earliest(), OffsetSpec.latest()))
         return {p: (starts[p], ends[p]) for p in partitions}
 
-    def _offsets(self, topic: str, partitions: Sequence[int], spec: OffsetSpec) -> dict[int, int]:
+    def written_ends(self, topic: str, partitions: Sequence[int]) -> dict[int, int]:
+        """The end of each partition, with what belongs to transactions that are still open."""
+        return self._offsets(topic, partitions, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)
+
+    def _offsets(
+        self,
+        topic: str,
+        partitions: Sequence[int],
+        spec: OffsetSpec,
+        isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+    ) -> dict[int, int]:
         futures = self._admin.list_offsets(
             {TopicPartition(topic, p): spec for p in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
+            isolation_level=isolation,
             request_timeout=self._timeout,
         )
         return {partition.partition: future.result().offset for partition, future in futures.items()}
@@ -263,6 +279,7 @@ def group_positions(
     """
     entries = committed_entries(consumer, topic, timeout=timeout)
     bounds = cluster.bounds(topic.name, topic.partitions)
+    written = cluster.written_ends(topic.name, topic.partitions)
     positions = []
     for partition in topic.partitions:
         entry = entries.get(partition)
@@ -270,7 +287,8 @@ def group_positions(
         offset = None if entry is None else entry.offset
         present, stale = (offset, None) if counts else (None, offset)
         mark = None if entry is None else entry.mark
-        positions.append(PartitionLag(partition, present, *bounds[partition], stale, mark))
+        held = max(0, written[partition] - bounds[partition][1])
+        positions.append(PartitionLag(partition, present, *bounds[partition], stale, mark, held))
     return positions
 
 

@@ -42,13 +42,16 @@ class UnwritableError(RuntimeError):
 
 
 class LogReader:
-    """Reads committed records of topics; joins no group, and neither reads nor moves an offset of one.
+    """Reads the committed records of topics; joins no group, and neither reads nor moves an offset of one.
 
-    Not thread-safe. ``timeout`` seconds without a record, where there must be one, raise KafkaException; ``epoch`` is
+    With ``committed_only=False`` also what belongs to transactions that are open or were aborted. Not thread-safe.
+    ``timeout`` seconds without a record, where there must be one, raise KafkaException; ``epoch`` is
     the incarnation of topics where the broker has no topic ids.
     """
 
-    def __init__(self, client: Mapping[str, object], *, epoch: int = 0, timeout: float = 30.0) -> None:
+    def __init__(
+        self, client: Mapping[str, object], *, epoch: int = 0, timeout: float = 30.0, committed_only: bool = True
+    ) -> None:
         self._timeout = timeout
         self._epoch = epoch
         self._cluster = Cluster(client)
@@ -62,7 +65,7 @@ class LogReader:
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
-                "isolation.level": "read_committed",
+                "isolation.level": "read_committed" if committed_only else "read_uncommitted",
                 "queued.max.messages.kbytes": _PREFETCH_KB,
                 "fetch.wait.max.ms": 100,
                 "logger": QUIET,

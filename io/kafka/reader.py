@@ -186,7 +186,7 @@ class _ShardReader:
         return ShardPosition(topic.topic_id, offsets, ends)
 
     def _within(self, partition: int, offset: int, low: int, high: int) -> int:
-        if offset > high:
+        if offset > high and offset > self._cluster.written_ends(self._source.topic, [partition])[partition]:
             raise OffsetError(
                 f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
                 f"stands at {offset}: the log was cut, as by a broker brought back from a backup; set the group back "

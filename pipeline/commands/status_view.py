@@ -59,10 +59,12 @@ def _partition(one: PartitionLag, age: float | None) -> Report:
 
 def _note(one: PartitionLag) -> str:
     """What is odd about a group's place in a partition; empty where nothing is."""
+    if one.held:
+        return f"{one.held} more, from a transaction on that is still open"
     if one.committed is None:
         stale = "" if one.stale is None else f" ({one.stale} is of an earlier topic of this name)"
         return f"no offset{stale}: it starts as --start_offset says"
-    if one.committed > one.end:
+    if one.is_beyond_the_end:
         return "beyond the end: the log was cut, and the job refuses to read on"
     if one.committed < one.start:
         return f"{one.start - one.committed} offsets lost to retention"

@@ -61,6 +61,18 @@ class GroupView:
         topic = self._cluster.topic(self.topic, epoch=self._epoch)
         return topic, group_positions(self._cluster, self._consumer, topic, timeout=self._timeout)
 
+    def open_transactions(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
+        """For each partition that ends in a transaction which is still open, how many seconds its first record lies
+        there, by Kafka's time of it; a record without one counts as just written. Costs one fetch a partition.
+        """
+        held = [one for one in positions if one.held]
+        if not held:
+            return {}
+        with LogReader(self._client, epoch=self._epoch, timeout=self._timeout, committed_only=False) as reader:
+            firsts = {one.partition: reader.first(self.topic, one.partition, one.end) for one in held}
+        written = {p: one.timestamp_ms / 1000 if one and one.timestamp_ms >= 0 else now for p, one in firsts.items()}
+        return {p: max(0.0, now - at) for p, at in written.items()}
+
     def ages(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
         """For each partition with something unread, how many seconds its oldest unread record lies there, by Kafka's
         time of it. ``now`` is in epoch seconds. Costs one fetch a partition.
@@ -198,6 +210,7 @@ class Observer:
         before = last.positions if isinstance(first.positions, Unseen) else first.positions
         try:
             ages = self._view.ages(last.positions, self._now())
+            open_transactions = self._view.open_transactions(last.positions, self._now())
         except (KafkaException, UnknownTopicError) as error:
             return _unseen(error, self._subject.bootstrap_servers)
         oldest = max(ages, key=lambda partition: ages[partition], default=None)
@@ -209,6 +222,7 @@ class Observer:
             oldest_unread_seconds=None if oldest is None else ages[oldest],
             oldest_partition=oldest,
             starts=self._starts(last.positions),
+            open_transactions=open_transactions,
         )
 
     def _starts(self, positions: Sequence[PartitionLag]) -> list[float]:

@@ -78,8 +78,9 @@ class Offsets:
     seconds there is nothing to compare (yet).
 
     ``oldest_unread_seconds``: how long the oldest record that the group has not passed lies on the topic, and
-    ``oldest_partition``, where; None where all is read. ``starts``: how many seconds ago the job's latest processes
-    started that committed for one partition, oldest first.
+    ``oldest_partition``, where; None where all is read. ``open_transactions``: of partitions that end in a transaction
+    which nobody has ended yet, how many seconds ago its first record was written. ``starts``: how many seconds ago the
+    job's latest processes started that committed for one partition, oldest first.
     """
 
     topic_id: str
@@ -89,6 +90,7 @@ class Offsets:
     oldest_unread_seconds: float | None = None
     oldest_partition: int | None = None
     starts: Sequence[float] = ()
+    open_transactions: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def lag(self) -> int:
@@ -121,7 +123,7 @@ class Offsets:
     @property
     def beyond_the_end(self) -> list[int]:
         """Partitions whose log was cut below the group's offset."""
-        return [one.partition for one in self.now if one.committed is not None and one.committed > one.end]
+        return [one.partition for one in self.now if one.is_beyond_the_end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +228,7 @@ def judge(seen: Observed, limits: Limits) -> Verdict:
     if isinstance(offsets, Unseen):
         ask = "" if seen.workers else "; give --metrics_url to see at least whether the process is alive"
         return Verdict(Health.UNKNOWN, f"the group's offsets could not be read: {offsets.reason}", f"fix that{ask}")
-    failing = _by_its_starts(offsets) or _by_its_letters(seen)
+    failing = _by_its_starts(offsets) or _by_its_letters(seen) or _by_transactions(seen, offsets, limits)
     if failing is not None:
         return failing
     moved = offsets.moved > 0 or (isinstance(seen.tables, Tables) and seen.tables.moved > 0)
@@ -291,6 +293,22 @@ def _by_its_letters(seen: Observed) -> Verdict | None:
         return None
     old = describe_old_letters(letters.open, letters.oldest_open_at, seen.at)
     return None if old is None else Verdict(Health.FAILING, old, _REPLAY)
+
+
+def _by_transactions(seen: Observed, offsets: Offsets, limits: Limits) -> Verdict | None:
+    """What lies behind an open transaction is not delivered, and no lag shows it."""
+    held = {p: seconds for p, seconds in offsets.open_transactions.items() if seconds > limits.age_seconds}
+    if not held:
+        return None
+    partition = max(held, key=lambda p: held[p])
+    waiting = next((one.held for one in offsets.now if one.partition == partition), 0)
+    return Verdict(
+        Health.STUCK,
+        f"partition {partition}: {_records(waiting)} wait behind a transaction that has been open for "
+        f"{_duration(held[partition])}",
+        f"its producer has to end it; `kafka-transactions.sh find-hanging --topic {seen.topic}` names one that runs no "
+        "more, and `abort` ends it: the job goes on by itself",
+    )
 
 
 def _unmoved(seen: Observed, offsets: Offsets) -> Verdict:

@@ -33,6 +33,7 @@ from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure
 from tests.conftest import TopicFactory
+from tests.services.test_offsets import commit
 from tests.support.asked import Asked
 from tests.support.cabinet_samples import record
 from tests.support.faulty_server import (
@@ -460,3 +461,47 @@ def test_watching_goes_on_when_the_broker_is_back(command: str, tmp_path: Path) 
             finally:
                 watching.kill()
     assert (watching.returncode, errors) == (0 if command == "lag" else 1, "")
+
+
+def test_a_transaction_that_nobody_ends_is_reported(
+    broker: Broker, topic: TopicFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = topic(1)
+    group = f"{name}.group"
+    plain, producer = broker.producer(), broker.producer(**{"transactional.id": name})
+    plain.produce(name, b"read")
+    assert plain.flush(30) == 0
+    commit(broker, group, name, {0: 1})
+    producer.init_transactions(30)
+    producer.begin_transaction()
+    minute_ago = round(time.time() * 1000) - 60_000
+    producer.produce(name, b"not ended", timestamp=minute_ago)
+    producer.flush(30)
+    plain.produce(name, b"behind")
+    assert plain.flush(30) == 0
+    letters = topic(1)
+    asked = (
+        "status", "tracking", f"--consumer_group={group}", f"--input_topic={name}", f"--dead_letter_topic={letters}",
+        f"--bootstrap_servers={broker.bootstrap_servers}", "--window_seconds=0.1", "--json",
+    )  # fmt: skip
+
+    def status(max_age_seconds: int) -> dict[str, Any]:
+        assert main((*asked, f"--max_age_seconds={max_age_seconds}")) == 1
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    report = status(30)
+    assert report["verdict"] == "stuck"
+    assert re.fullmatch(
+        r"partition 0: 2 records wait behind a transaction that has been open for \d+ s", report["reason"]
+    )
+    assert f"kafka-transactions.sh find-hanging --topic {name}" in report["fix"]
+    assert report["offsets"]["partitions"][0]["note"] == "2 more, from a transaction on that is still open"
+    young = status(300)
+    assert young["verdict"] == "unknown", "a transaction may take its time"
+    # A group that somebody set to the very end of the log stands beyond what is delivered, and no log was cut.
+    commit(broker, group, name, {0: 3})
+    assert status(300)["reason"].endswith("with nothing to read")
+    producer.abort_transaction(30)
+    commit(broker, group, name, {0: 4})
+    assert status(30)["verdict"] == "unknown"
