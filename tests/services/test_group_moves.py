@@ -140,3 +140,19 @@ def test_two_jobs_become_one_at_the_lower_offsets(stack: Stack, printed: Printed
     stack.run("cabinet", consumer_group=both)
     assert events(stack) == each_once(*range(1, 7))
     assert Counter(one.idempotency_key for one in stack.itel.submissions()) == each_once(*range(1, 7))
+
+
+def test_one_job_becomes_two_that_go_on_where_it_stopped(stack: Stack, printed: Printed) -> None:
+    tell(stack, 1, 2, 3)
+    stack.run("cabinet")
+    where = [f"--bootstrap_servers={stack.broker.bootstrap_servers}", f"--topic={stack.topic('tracking')}"]
+    for job in ("tracking", "api"):
+        printed.stdout(
+            "offsets", "copy", *where, f"--from={stack.prefix}.cabinet", f"--to={stack.prefix}.{job}",
+            "--watch_seconds=0.1",
+        )  # fmt: skip
+    tell(stack, 4, 5, 6)
+    stack.run("tracking")
+    stack.run("api")
+    assert events(stack) == each_once(*range(1, 7))
+    assert Counter(one.idempotency_key for one in stack.itel.submissions()) == each_once(*range(1, 7))
