@@ -17,6 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
+from itel_cabinet.io.batches import FETCHED
 from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Meaning, Reply, get_connection
 from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process, retry_outage
 from itel_cabinet.transforms.enrichment import TaskLookupError
@@ -256,6 +257,7 @@ class WaitingLookup:
             raise TaskLookupError("outage", str(error), error.attempts) from None
         if isinstance(answer, LookupRefused):
             raise TaskLookupError(answer.error_class, answer.message, answer.attempts)
+        FETCHED.add(answer.size)
         return answer.task
 
 

@@ -232,7 +232,9 @@ class SourceOptions(_Group):
     max_batch_records: int = Field(ge=1, le=1_000_000)
     """A batch ends at this many records ..."""
     max_batch_seconds: Seconds
-    """... or this long after its first record."""
+    """... or this long after its first record ..."""
+    max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1_000)
+    """... or at about this many bytes of records and of ClaimX's answers, judged by the batch before."""
 
 
 class ApiOptions(_Group):

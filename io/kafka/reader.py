@@ -15,6 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
+from itel_cabinet.io.batches import FETCHED, BatchLimit
 from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, is_outage
 from itel_cabinet.io.kafka.config import make_record, resolve_config
 from itel_cabinet.io.kafka.offsets import get_group_offsets, select_foreign, select_own
@@ -81,6 +82,8 @@ class _ShardReader:
                 "error_cb": lambda _error: self._trouble.set(),
             }
         )
+        self._limit = BatchLimit(source.max_batch_records, source.max_batch_bytes)
+        self._last_records, self._last_bytes = 0, 0
         self._position: ShardPosition | None = None
         self._listed_at = -float("inf")
         self._read_at = -float("inf")
@@ -97,6 +100,7 @@ class _ShardReader:
         """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
         beat()
         with self._lock:
+            self._limit.learn(self._last_records, self._last_bytes + FETCHED.take())
             if self._position != start:
                 self._assign(start)
             position = self._relisted(start)
@@ -116,6 +120,7 @@ class _ShardReader:
             self._position = position
             self._read_at = time.monotonic()
             losses, self._losses = self._losses, []
+            self._last_records, self._last_bytes = len(records), sum(len(one.value or b"") for one in records)
             self._measure(records)
             return _Batch(records, position, losses)
 
@@ -242,13 +247,18 @@ class _ShardReader:
             if not messages and start.ends is not None and replace(start, offsets=self._offsets(start)).caught_up:
                 break
         full_at = time.monotonic() + source.max_batch_seconds
-        while messages and len(messages) < source.max_batch_records and not STOP.is_set():
+        size = sum(map(len, messages))
+        while messages and len(messages) < self._limit.records and size < source.max_batch_bytes and not STOP.is_set():
             left = full_at - time.monotonic()
             if left <= 0:
                 break
-            messages += self._consumer.consume(
-                source.max_batch_records - len(messages), timeout=min(left, _SLICE_SECONDS)
+            # By the size so far, so that a batch of large records ends in time.
+            room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
+            more = self._consumer.consume(
+                max(1, min(self._limit.records - len(messages), room)), timeout=min(left, _SLICE_SECONDS)
             )
+            messages += more
+            size += sum(map(len, more))
         return messages
 
     def _offsets(self, start: ShardPosition) -> dict[int, int]:

@@ -20,6 +20,7 @@ from apache_beam.runners.sdf_utils import ThreadsafeRestrictionTracker
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
+from itel_cabinet.io.batches import FETCHED
 from itel_cabinet.io.kafka import (
     Cluster,
     ConfigError,
@@ -304,6 +305,34 @@ def test_a_batch_ends_at_its_record_limit(broker: Broker, topic: Callable[..., s
     assert len(records) == 95
     batches = next(sizes for key, sizes in BATCHES.items() if key.startswith(name))
     assert max(batches) <= 10
+
+
+def test_a_batch_ends_at_its_limit_of_bytes(broker: Broker, topic: Callable[..., str]) -> None:
+    name = topic(partitions=1)
+    _produce(broker, name, [b"x" * 10_000] * 95)
+    source = _source(broker, name, max_batch_bytes=100_000, max_batch_seconds=5.0)
+    records, _ = _read(source)
+    assert len(records) == 95
+    batches = next(sizes for key, sizes in BATCHES.items() if key.startswith(name))
+    assert max(batches) <= 11, "and one more, since the first says how large they are"
+
+
+def test_a_batch_is_smaller_where_much_is_fetched_for_its_records(broker: Broker, topic: Callable[..., str]) -> None:
+    name = topic(partitions=1)
+    _produce(broker, name, [b"x"] * 60)
+    source = _source(broker, name, max_batch_records=10, max_batch_bytes=50_000, max_batch_seconds=5.0)
+    FETCHED.take()
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
+    pipeline | ReadFromKafka(source) | beam.Map(_fetch_10_kb_each) | beam.Map(_keep, name=name)
+    pipeline.run()
+    assert sum(BATCHES[name]) == 60
+    assert BATCHES[name][0] == 10
+    assert max(BATCHES[name][1:]) <= 5
+
+
+def _fetch_10_kb_each(batch: list[Record]) -> list[Record]:
+    FETCHED.add(10_000 * len(batch))
+    return batch
 
 
 def test_a_partition_added_while_running_is_read_from_its_beginning(broker: Broker, topic: Callable[..., str]) -> None:

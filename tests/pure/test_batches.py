@@ -1,0 +1,39 @@
+"""How many records a batch may have."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itel_cabinet.io.batches import BatchLimit
+
+SIZES = st.integers(0, 10**9)
+
+
+def test_a_batch_grows_while_it_fits_and_shrinks_at_once() -> None:
+    limit = BatchLimit(most_records=10_000, most_bytes=1_000_000)
+    sizes = []
+    for each in (100, 100, 100, 100, 100_000, 100, 10**8, 100):
+        sizes.append(limit.records)
+        limit.learn(limit.records, limit.records * each)
+    assert sizes == [500, 1_000, 2_000, 4_000, 8_000, 10, 20, 1]
+    assert limit.records == 2
+
+
+def test_an_empty_batch_says_nothing() -> None:
+    limit = BatchLimit(most_records=700, most_bytes=1_000)
+    limit.learn(0, 10**9)
+    assert limit.records == 500
+    limit.learn(500, 0)
+    assert limit.records == 700
+
+
+@given(st.integers(1, 10**6), st.integers(1_000, 10**9), st.lists(st.tuples(st.integers(0, 10**6), SIZES)))
+def test_a_limit_is_always_one_and_never_too_large(most: int, most_bytes: int, seen: list[tuple[int, int]]) -> None:
+    limit = BatchLimit(most, most_bytes)
+    for records, size in seen:
+        before = limit.records
+        limit.learn(records, size)
+        assert 1 <= limit.records <= min(most, max(before, 2 * before))
+        if records and size:
+            assert limit.records == 1 or limit.records * size <= most_bytes * records
