@@ -32,7 +32,7 @@ from itel_cabinet.io.worker import SettingError, full_jitter, once_per_process
 
 __all__ = ["AllowedHosts", "DownloadError", "DownloadSettings", "Downloads", "FailureReason", "get_downloads"]
 
-FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "download"]
+FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "no_room", "download"]
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -49,8 +49,8 @@ _IMAGE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|BM|II\*\x00|MM\x00\*|
 
 class DownloadError(Exception):
     """A file cannot be had. ``reason`` is ``refused`` (the link leads where it may not), ``expired`` (401, 403, 404 or
-    410: a fresh link may help), ``wrong_type`` (no image), ``too_large`` or ``download``. The text is one line, which
-    names a host at most.
+    410: a fresh link may help), ``wrong_type`` (no image), ``too_large``, ``no_room`` (for a temporary file, on
+    this machine) or ``download``. The text is one line, which names a host at most.
     """
 
     def __init__(self, reason: FailureReason, text: str) -> None:
@@ -276,7 +276,10 @@ class Downloads:
             size += len(chunk)
             if size > most:
                 raise too_large
-            content.write(chunk)
+            try:
+                content.write(chunk)
+            except OSError as error:
+                raise DownloadError("no_room", f"no room for temporary files: {error.strerror or error}") from None
         if size == 0:
             raise DownloadError("wrong_type", "the answer is empty")
 

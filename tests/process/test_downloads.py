@@ -92,6 +92,16 @@ def test_a_large_image_is_not_held_in_memory() -> None:
         assert len(content.read()) == len(JPEG) * 200_000
 
 
+def test_no_room_for_temporary_files_is_not_the_server_s_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "read-only root"))
+    with FaultyServer(photo(JPEG * 200_000)) as server:
+        reason, text = failed(server.url, max_bytes=10_000_000)
+        assert (reason, text) == ("no_room", "no room for temporary files: No such file or directory")
+        assert len(server.requests) == 1, "another try would find no more room"
+    with FaultyServer(photo()) as server:
+        assert fetched(server.url) == JPEG, "small ones need none"
+
+
 @pytest.mark.parametrize("first", [answer(503), answer(429), cut_body(200), reset, garbage])
 def test_what_fails_on_the_way_is_tried_again(first: Act) -> None:
     with FaultyServer(first, first, photo()) as server:
