@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import ssl
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
