@@ -15,6 +15,7 @@ JARS := $(ITEL_CABINET_LOCAL)/.jars-fetched
 FLINK := $(ITEL_CABINET_LOCAL)/.flink-fetched
 AZURITE := $(ITEL_CABINET_LOCAL)/.azurite-fetched
 PROMETHEUS := $(ITEL_CABINET_LOCAL)/.prometheus-fetched
+TOXIPROXY := $(ITEL_CABINET_LOCAL)/.toxiproxy-fetched
 # Programs for the tests, each a Debian package of its own name.
 DEBIAN := chromium curl jq
 
@@ -75,7 +76,7 @@ clean:
 
 setup: $(PACKAGES) $(JARS)
 
-setup-tests: setup $(FLINK) $(AZURITE) $(PROMETHEUS)
+setup-tests: setup $(FLINK) $(AZURITE) $(PROMETHEUS) $(TOXIPROXY)
 	@tests/support/debian.sh $(DEBIAN)
 
 $(BIN)/python:
@@ -106,4 +107,9 @@ $(AZURITE): local/services/npm/package-lock.json local/services/artifacts.py $(P
 # Debian's package, some 20 MB, unpacked and not installed: for the tests and the benchmarks.
 $(PROMETHEUS): local/services/artifacts.py $(PACKAGES)
 	@$(BIN)/python -m itel_cabinet.local.services.artifacts prometheus
+	@touch $@
+
+# Built with Go, a minute on a slow machine: for the tests.
+$(TOXIPROXY): local/services/artifacts.py $(PACKAGES)
+	@$(BIN)/python -m itel_cabinet.local.services.artifacts toxiproxy
 	@touch $@

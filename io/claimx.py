@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from cachetools import TTLCache
 from pydantic import ValidationError
 
-from itel_cabinet.io.batches import FETCHED
+from itel_cabinet.io.batch_limits import FETCHED
 from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Meaning, Reply, get_connection
 from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process, retry_outage
 from itel_cabinet.transforms.enrichment import TaskLookupError

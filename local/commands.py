@@ -6,17 +6,25 @@ The distribution `itel-cabinet-local` registers them as entry points; a producti
 from __future__ import annotations
 
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
-from itel_cabinet.pipeline.commands import BROKER_SECONDS, PROGRAM, CommandError, Servers, asking
+from itel_cabinet.pipeline.commands import (
+    BROKER_SECONDS,
+    PROGRAM,
+    AsJson,
+    CommandError,
+    Servers,
+    asking,
+    print_json,
+    print_rows,
+)
 from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, TASK_EVENTS
 
 __all__ = ["produce", "simulate"]
@@ -29,6 +37,7 @@ class Flavour(StrEnum):
     CLAIMX = "claimx"
 
 
+_STEP = timedelta(seconds=2)  # between events
 _FLAVOUR_TOPICS = {Flavour.TRACKING: TASK_EVENTS, Flavour.CLAIMX: CLAIMX_EVENTS}
 
 
@@ -48,6 +57,7 @@ def produce(
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.001, help="Records a second; default: as fast as can be.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
     import requests
@@ -60,7 +70,8 @@ def produce(
     topic = topic or _FLAVOUR_TOPICS[flavour]
     with asking(bootstrap_servers):
         Cluster({"bootstrap.servers": bootstrap_servers}, timeout=BROKER_SECONDS).topic(topic)
-    generator = Generator(seed, start=datetime.now(UTC))
+    # Steps are up to half as long again: no event is dated in the future.
+    generator = Generator(seed, start=datetime.now(UTC) - 1.5 * count * _STEP, step=_STEP)
     records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
     progress = Console(stderr=True)
     shown = track(records, f"to {topic}", total=count, console=progress, disable=not progress.is_terminal)
@@ -73,13 +84,13 @@ def produce(
         ) from None
     except RuntimeError as error:
         raise CommandError(f"--bootstrap_servers: {error}") from None
+    counts = Counter((r.produced.kind, r.produced.expect) for r in receipts)
+    rows = [{"kind": kind, "expected": expected, "records": n} for (kind, expected), n in sorted(counts.items())]
+    if as_json:
+        print_json({"topic": topic, "records": len(receipts), "kinds": rows})
+        return
     typer.echo(f"{len(receipts)} records written to {topic}:")
-    table = Table()
-    for column in ("kind", "expected", "records"):
-        table.add_column(column, justify="right" if column == "records" else "left")
-    for (kind, expected), number in sorted(Counter((r.produced.kind, r.produced.expect) for r in receipts).items()):
-        table.add_row(kind, expected, str(number))
-    Console().print(table)
+    print_rows({name: name for name in ("kind", "expected", "records")}, rows)
 
 
 def simulate(

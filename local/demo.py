@@ -90,19 +90,22 @@ class Demo:
 
     def _cabinet(self, produced: Mapping[str, Produced]) -> Ledger:
         entries: dict[str, Entry] = {}
-        event_ids: dict[str, str | None] = {}
+        submitted: dict[str, tuple[str | None, int | None]] = {}  # event and assignment of what iTel is to have
         for headers, coordinates, value in self._tasks():
             if one := produced.get(coordinates):
                 ends = _ENDS[one.expect]
                 if one.kind == "completed_without_form":
                     ends = (End.ROW, End.DEAD_LETTER)
-                entries[coordinates], event_ids[coordinates] = Entry(one.kind, ends), one.event_id
+                entries[coordinates] = Entry(one.kind, ends)
+                if End.ACCEPTED in ends:
+                    submitted[coordinates] = one.event_id, one.assignment_id
             elif "x-source" in headers:
                 task = json.loads(value)
                 status = task["task_status"]
                 ends = _ENDS["submitted" if status == "COMPLETED" else "tracked"]
                 entries[coordinates] = Entry(f"from trigger: {status.lower()}", ends)
-                event_ids[coordinates] = task["event_id"]
+                if End.ACCEPTED in ends:
+                    submitted[coordinates] = task["event_id"], task["assignment_id"]
         tables = self.folder / "tables"
         # Version 0 is the empty table that the launcher makes.
         # Absolute: a cluster's workers live in other folders.
@@ -110,17 +113,23 @@ class Demo:
             "cabinet", f"--tables_root={tables.absolute()}", first=lambda: _version(tables / TRACKING) > 0
         )
         # Skipped on the way to iTel alone: these have their rows.
-        only_tracked = skipped.pop("status_not_submitted", 0)
+        only_tracked, unchanged = (skipped.pop(reason, 0) for reason in ("status_not_submitted", "unchanged"))
         books = Ledger(entries, skipped)
         for row in self.rows(TRACKING):
             books.found(f"{row['kafka_topic_id']}/{row['kafka_partition']}/{row['kafka_offset']}", End.ROW)
         submissions = self.itel.submissions()
         received = {submission.idempotency_key for submission in submissions}
-        for coordinates, event_id in event_ids.items():
+        assignments = {submission.assignment_id for submission in submissions}
+        left = 0
+        for coordinates, (event_id, assignment_id) in submitted.items():
             if event_id in received:
                 books.found(coordinates, End.ACCEPTED)
+            elif assignment_id in assignments:
+                left += 1
+                books.found(coordinates, End.UNCHANGED)
+                entries[coordinates] = Entry(entries[coordinates].kind, (End.ROW, End.UNCHANGED))
         self._find_dead_letters("cabinet", books)
-        assignments = {submission.assignment_id for submission in submissions}
+        books.compare("skipped as unchanged, forms that iTel has by another event", unchanged, left)
         books.compare("skipped for iTel alone, rows alone", only_tracked, books.totals().get(End.ROW, 0))
         books.compare(
             "calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(ITEL_SUCCESSES))

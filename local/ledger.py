@@ -16,6 +16,8 @@ class End(StrEnum):
     PUBLISHED = "published"
     ROW = "row in Delta"
     ACCEPTED = "accepted by iTel"
+    UNCHANGED = "unchanged for iTel"
+    """Its form is the one that iTel accepted last for the assignment, by another event."""
     SKIPPED = "skipped"
     DEAD_LETTER = "dead letter"
 

@@ -7,12 +7,15 @@ hour's outage, must not hold up the tables.
 from __future__ import annotations
 
 import threading
-from collections import Counter, OrderedDict
+import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Protocol
+
+from cachetools import TTLCache
 
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Skip
@@ -21,6 +24,8 @@ from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 __all__ = ["Accepted", "Itel", "NewestContents", "Rejected", "submit"]
 
 _ASSIGNMENTS_REMEMBERED = 50_000  # some 15 MB
+_REMEMBERED_SECONDS = 600.0
+_CREATED = 201  # RFC 9110, 15.3.2: something new has come of this very request
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +97,12 @@ class Itel(Protocol):
 class NewestContents:
     """What iTel was handed in last for each assignment, by this process. Thread-safe.
 
-    ClaimX may report one completion by several events; iTel wants it once. The assignments of
-    longest ago are forgotten.
+    ClaimX may report one completion by several events; iTel wants it once. Forgotten after 10 minutes, since another
+    process may hand in something else meanwhile, and earlier the assignments of longest ago. ``clock`` is monotonic.
     """
 
-    def __init__(self, most: int = _ASSIGNMENTS_REMEMBERED) -> None:
-        self._most = most
-        self._newest: OrderedDict[int, tuple[str, bytes]] = OrderedDict()
+    def __init__(self, most: int = _ASSIGNMENTS_REMEMBERED, clock: Callable[[], float] = time.monotonic) -> None:
+        self._newest: TTLCache[int, tuple[str, bytes]] = TTLCache(most, _REMEMBERED_SECONDS, timer=clock)
         self._lock = threading.Lock()
 
     def hold(self, submission: Submission) -> bool:
@@ -111,12 +115,10 @@ class NewestContents:
         return newest is not None and newest[0] != submission.event_id and newest[1] == _digest(submission)
 
     def add(self, submission: Submission) -> None:
-        """Remember one that iTel has accepted just now."""
+        """Remember one that iTel has just taken as new."""
         with self._lock:
+            self._newest.pop(submission.assignment_id, None)
             self._newest[submission.assignment_id] = (submission.event_id, _digest(submission))
-            self._newest.move_to_end(submission.assignment_id)
-            if len(self._newest) > self._most:
-                self._newest.popitem(last=False)
 
 
 def _digest(submission: Submission) -> bytes:
@@ -176,7 +178,8 @@ def submit(
         excerpt = scrub(answer.excerpt, batch)
         count(answer.outcome, batch)
         if isinstance(answer, Accepted):
-            if not answer.duplicate:  # what iTel holds under the key of a duplicate may be older than this content
+            # Any other answer may be about a key that an earlier run has sent, with what the form was then.
+            if answer.status == _CREATED and not answer.duplicate:
                 for one in batch:
                     contents.add(one)
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]

@@ -15,7 +15,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.batches import FETCHED, BatchLimit
+from itel_cabinet.io.batch_limits import FETCHED, BatchLimit
 from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, is_outage
 from itel_cabinet.io.kafka.config import make_record, resolve_config
 from itel_cabinet.io.kafka.offsets import get_group_offsets, select_foreign, select_own

@@ -157,9 +157,8 @@ class _Task:
 class Generator:
     """Makes records; each call goes on where the one before ended (new assignments, a clock that has moved on).
 
-    Event times begin at ``start`` and move on by ``step`` on average, while late events look back. For a job that runs
-    as events come in, ``start`` should be about now: it takes an answer of ClaimX that is newer than the event for
-    current. Not thread-safe.
+    Event times begin at ``start`` and move on by ``step`` on average, half of it more or less, while late events look
+    back. Not thread-safe.
     """
 
     def __init__(

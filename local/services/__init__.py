@@ -1,4 +1,5 @@
-"""The servers that the system needs, as real processes on this machine: Kafka, Flink, an object store, Prometheus."""
+"""The servers that the system needs, as real processes on this machine: Kafka, Flink, an object store, Prometheus,
+Toxiproxy."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from itel_cabinet.local.services.kafka import Broker, BrokerError, Message
 from itel_cabinet.local.services.ports import HOST, free_port
 from itel_cabinet.local.services.prometheus import Prometheus, promtool, with_durations
 from itel_cabinet.local.services.s3 import S3, S3Error
+from itel_cabinet.local.services.toxiproxy import Toxiproxy, ToxiproxyError
 
 __all__ = [
     "HOST",
@@ -27,6 +29,8 @@ __all__ = [
     "Message",
     "Prometheus",
     "S3Error",
+    "Toxiproxy",
+    "ToxiproxyError",
     "free_port",
     "promtool",
     "with_durations",

@@ -2,9 +2,9 @@
 
 ``python -m itel_cabinet.local.services.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink``
 the Flink cluster and Beam's Go programs, ``... artifacts azurite`` the object store, ``... artifacts prometheus`` the
-server that scrapes. Each set of jars is one pom beside this module, and its versions are written there and nowhere
-else; so are npm's in ``npm/package.json`` and its lock. The Go programs have the version of the installed
-``apache-beam``, Debian's packages that of the machine's release.
+server that scrapes, ``... artifacts toxiproxy`` the proxy that makes faults. Each set of jars is one pom beside this
+module, and its versions are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. Beam's
+Go programs have the version of the installed ``apache-beam``, Debian's packages that of the machine's release.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "PARTS",
     "PRISM",
     "PROMETHEUS",
+    "TOXIPROXY",
     "ArtifactError",
     "Component",
     "DebianPackage",
@@ -158,6 +159,9 @@ BOOT = Program("beam-boot", version("apache-beam"), "github.com/apache/beam/sdks
 PRISM = Program("prism", version("apache-beam"), "github.com/apache/beam/sdks/v2/go/cmd/prism")
 """Beam's own runner in Go."""
 
+TOXIPROXY = Program("toxiproxy", "2.12.0", "github.com/Shopify/toxiproxy/v2/cmd/server")
+"""What puts faults into TCP connections."""
+
 AZURITE = NodeProgram.of(_HERE / "npm" / "package.json")
 """An object store that speaks Azure's protocol."""
 
@@ -169,6 +173,7 @@ PARTS: dict[str, tuple[Part, ...]] = {
     "flink": (FLINK, BOOT, PRISM),
     "azurite": (AZURITE,),
     "prometheus": (PROMETHEUS,),
+    "toxiproxy": (TOXIPROXY,),
 }
 
 

@@ -110,20 +110,31 @@ class Broker(Service):
     port: int
     controller_port: int
     config: Mapping[str, str] = field(default_factory=dict)
+    proxy_port: int | None = None
+    proxied_port: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _admin: AdminClient | None = field(default=None, repr=False)
     _log_offset: int = field(default=0, repr=False)
 
     @classmethod
-    def start(cls, folder: Path, *, port: int | None = None, config: Mapping[str, str] | None = None) -> Broker:
+    def start(
+        cls,
+        folder: Path,
+        *,
+        port: int | None = None,
+        config: Mapping[str, str] | None = None,
+        proxy_port: int | None = None,
+    ) -> Broker:
         """Format ``folder`` unless it holds a broker's data already, start the broker and wait until it serves.
 
-        ``port`` defaults to a free one. ``config`` overrides lines of server.properties. Raises :class:`BrokerError`,
-        and ``ArtifactError`` if the jars or Java are missing.
+        ``port`` defaults to a free one. ``config`` overrides lines of server.properties. With ``proxy_port`` the broker
+        listens at ``proxied_port`` too, and tells clients that come there to use the proxy's port. Raises
+        :class:`BrokerError`, and ``ArtifactError`` if the jars or Java are missing.
         """
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        broker = cls(folder, port or free_port(), free_port(), dict(config or {}))
+        proxied_port = free_port() if proxy_port else 0
+        broker = cls(folder, port or free_port(), free_port(), dict(config or {}), proxy_port, proxied_port)
         broker.start_again()
         return broker
 
@@ -286,15 +297,19 @@ class Broker(Service):
         )
 
     def _properties(self) -> dict[str, str]:
+        listeners, advertised = (f"PLAINTEXT://{HOST}:{self.port}",) * 2
+        if self.proxy_port:
+            listeners += f",PROXIED://{HOST}:{self.proxied_port}"
+            advertised += f",PROXIED://{HOST}:{self.proxy_port}"
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@{HOST}:{self.controller_port}",
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://{HOST}:{self.port},CONTROLLER://{HOST}:{self.controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{HOST}:{self.port}",
+            "listeners": f"{listeners},CONTROLLER://{HOST}:{self.controller_port}",
+            "advertised.listeners": advertised,
             "inter.broker.listener.name": "PLAINTEXT",
-            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+            "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": str(self.folder / "data"),
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": "1",

@@ -6,6 +6,17 @@ Other distributions may add commands of their own (entry points ``itel_cabinet.c
 from __future__ import annotations
 
 from itel_cabinet.pipeline.commands.app import main
-from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, CommandError, Servers, asking
+from itel_cabinet.pipeline.commands.printing import print_json, print_rows
+from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, AsJson, CommandError, Servers, asking
 
-__all__ = ["BROKER_SECONDS", "PROGRAM", "CommandError", "Servers", "asking", "main"]
+__all__ = [
+    "BROKER_SECONDS",
+    "PROGRAM",
+    "AsJson",
+    "CommandError",
+    "Servers",
+    "asking",
+    "main",
+    "print_json",
+    "print_rows",
+]

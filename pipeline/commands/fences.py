@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -61,12 +59,10 @@ def show_fences(
             for (topic_id, partition), fence in sorted(fences.items())
         ]
     if as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    shown = Table("table", "version", "topic id", "partition", "fence")
-    for row in rows:
-        shown.add_row(*map(str, row.values()))
-    Console(markup=False, highlight=False, emoji=False).print(shown)
+    heads = ("table", "version", "topic_id", "partition", "fence")
+    print_rows({head: head.replace("_", " ") for head in heads}, rows)
 
 
 @fence_app.command("set")
@@ -82,6 +78,7 @@ def set_fences(
     watch_seconds: WatchSeconds = 5.0,
     storage_options: StorageOptions = "{}",
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Lower a table's fences after it was emptied, overwritten or restored by another tool.
 
@@ -114,6 +111,9 @@ def set_fences(
                 )
         if not dry_run:
             carry_out(spec, change, watch_seconds=watch_seconds)
+    if as_json:
+        print_json({"table": spec.name, "dry_run": dry_run, "fences": _move_rows(change.moves)})
+        return
     typer.echo(f"{spec.name}: fences {'would be set' if dry_run else 'set'}")
     _print_moves(change.moves)
 
@@ -127,18 +127,21 @@ def _only_topic(fences: Mapping[tuple[str, int], int]) -> str:
 
 
 def _print_moves(moves: Sequence[Move]) -> None:
-    table = Table("topic id")
-    for column in ("partition", "before", "after"):
-        table.add_column(column, justify="right")
-    table.add_column("means")
-    for move in moves:
-        means = "as it was"
-        if move.after < move.before:
-            means = f"[{move.after}, {move.before}) is written when read again"
-        elif move.after > move.before:
-            means = f"[{move.before}, {move.after}) is there again"
-        table.add_row(move.topic_id, str(move.partition), str(move.before), str(move.after), means)
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    heads = {"topic_id": "topic id", "partition": "partition", "before": "before", "after": "after", "means": "means"}
+    print_rows(heads, _move_rows(moves))
+
+
+def _move_rows(moves: Sequence[Move]) -> list[dict[str, Any]]:
+    return [
+        {"topic_id": m.topic_id, "partition": m.partition, "before": m.before, "after": m.after, "means": _meaning(m)}
+        for m in moves
+    ]
+
+
+def _meaning(move: Move) -> str:
+    if move.after < move.before:
+        return f"[{move.after}, {move.before}) is written when read again"
+    return f"[{move.before}, {move.after}) is there again" if move.after > move.before else "as it was"
 
 
 # ------------------------------------------------------------------------------------------------------------- restore
@@ -172,6 +175,7 @@ def restore_table(
     storage_options: StorageOptions = "{}",
     kafka_config: KafkaConfig = "{}",
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Bring back a table's older version, and lower its fences to what they were, in one commit.
 
@@ -191,16 +195,40 @@ def restore_table(
     losses = _losses(spec, change.version, lowered, starts, topic)
     if losses and not (accept_loss or dry_run):
         raise CommandError(f"{'; '.join(losses)}: --accept_loss says to restore the table all the same")
-    if dry_run:
-        typer.echo(f"{spec.name}: version {change.version} would be restored to {version}")
-    else:
+    made = None
+    if not dry_run:
         with working():
             made = carry_out(spec, change, watch_seconds=watch_seconds)
+    resets = _resets(lowered, starts, group, topic, bootstrap_servers)
+    if as_json:
+        print_json(
+            {
+                "table": spec.name,
+                "from_version": change.version,
+                "restored": version,
+                "as_version": made,
+                "fences": _move_rows(change.moves),
+                "lost": losses,
+                "to_read_again": resets,
+            }
+        )
+        return
+    if made is None:
+        typer.echo(f"{spec.name}: version {change.version} would be restored to {version}")
+    else:
         typer.echo(f"{spec.name}: restored to version {version}, as version {made}")
     _print_moves(change.moves)
     for loss in losses:
         typer.echo(f"lost: {loss}")
-    _print_next(lowered, starts, group, topic, bootstrap_servers)
+    if not resets:
+        typer.echo("nothing is to be read again")
+        return
+    typer.echo(
+        "then, before a job writes to this table again (on Flink: start it without a savepoint, whose offsets are the "
+        "old ones):"
+    )
+    for line in resets:
+        typer.echo(f"  {line}")
 
 
 def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tuple[str, dict[int, int]]:
@@ -238,28 +266,22 @@ def _losses(
     return losses
 
 
-def _print_next(
+def _resets(
     lowered: Sequence[Move],
     starts: tuple[str, Mapping[int, int]] | None,
     group: str,
     topic: str,
     servers: str | None,
-) -> None:
+) -> list[str]:
     """The commands that have the rows read again, one for each incarnation of the topic that may still be there."""
-    topics = sorted({m.topic_id for m in lowered if starts is None or m.topic_id == starts[0]})
-    if not topics:
-        typer.echo("nothing is to be read again")
-        return
-    typer.echo(
-        "then, before a job writes to this table again (on Flink: start it without a savepoint, whose offsets are the "
-        "old ones):"
-    )
-    for topic_id in topics:
+    lines = []
+    for topic_id in sorted({m.topic_id for m in lowered if starts is None or m.topic_id == starts[0]}):
         first = {m.partition: m.after for m in lowered if m.topic_id == topic_id}
         if starts is not None:
             first = {p: max(offset, starts[1][p]) for p, offset in first.items()}
         offsets = ",".join(f"{p}={offset}" for p, offset in sorted(first.items()))
-        typer.echo(
-            f"  {PROGRAM} offsets reset --group={group} --topic={topic} --topic_id={topic_id} --to_offset={offsets} "
+        lines.append(
+            f"{PROGRAM} offsets reset --group={group} --topic={topic} --topic_id={topic_id} --to_offset={offsets} "
             f"--only_back{f' --bootstrap_servers={servers}' if servers else ''}"
         )
+    return lines

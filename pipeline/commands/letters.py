@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.printing import make_console
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -173,7 +174,7 @@ def list_dead_letters(
         table = Table(*(column.replace("_", " ") for column in columns))
         for row in rows:
             table.add_row(*(_plain(row[column]) for column in columns))
-        Console(markup=False, highlight=False, emoji=False).print(table)
+        make_console().print(table)
 
 
 def _plain(text: str) -> Text:
@@ -194,7 +195,7 @@ def _print_counts(counts: Sequence[FailureCount], as_json: bool) -> None:
         table.add_column(column, justify="right")
     for one in counts:
         table.add_row(_plain(one.stage), _plain(one.error_class), str(one.open), str(one.replayed))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    make_console().print(table)
 
 
 @letters_app.command("show")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -87,17 +85,12 @@ def show_offsets(
         for p in positions
     ]
     if as_json:
-        typer.echo(json.dumps({"group": group, "topic": topic, "topic_id": one.topic.topic_id, "partitions": rows}))
+        print_json({"group": group, "topic": topic, "topic_id": one.topic.topic_id, "partitions": rows})
         return
     typer.echo(f"{group} in {topic} ({one.topic.topic_id}): {sum(p.lag for p in positions)} behind")
-    table = Table()
-    for column in ("partition", "committed", "log start", "end", "lag"):
-        table.add_column(column, justify="right")
-    table.add_column("committed for")
-    for p, row in zip(positions, rows, strict=True):
-        numbers = (row[name] for name in ("partition", "committed", "start", "end", "lag"))
-        table.add_row(*("-" if n is None else str(n) for n in numbers), _whose(p))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    heads = {"partition": "partition", "committed": "committed", "start": "log start", "end": "end", "lag": "lag"}
+    shown = [{**row, "committed_for": _whose(p)} for p, row in zip(positions, rows, strict=True)]
+    print_rows(heads | {"committed_for": "committed for"}, shown)
 
 
 def _whose(position: PartitionLag) -> str:
@@ -135,6 +128,7 @@ def reset_offsets(
     topic_epoch: TopicEpoch = 0,
     kafka_config: KafkaConfig = "{}",
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Set a group's offsets. Stop what reads with it first: a job that runs puts them back.
 
@@ -167,7 +161,7 @@ def reset_offsets(
         elif to_start or to_end:
             offsets = {p.partition: p.end if to_end else p.start for p in one.positions()}
         one.check_in_range(offsets)
-        _move(one, offsets, only_back=only_back, watch_seconds=watch_seconds, dry_run=dry_run)
+        _move(one, offsets, only_back=only_back, watch_seconds=watch_seconds, dry_run=dry_run, as_json=as_json)
 
 
 @offsets_app.command("copy")
@@ -187,6 +181,7 @@ def copy_offsets(
     topic_epoch: TopicEpoch = 0,
     kafka_config: KafkaConfig = "{}",
     dry_run: DryRun = False,
+    as_json: AsJson = False,
 ) -> None:
     """Let a group go on where another one has stopped, such as a job where an old worker did.
 
@@ -225,7 +220,7 @@ def copy_offsets(
                 one.check_at_rest(watch_seconds)
                 if one.offsets() != group.offsets:
                     raise CommandError(f"--from: the group {one.name} moves: stop what reads with it first")
-        _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run)
+        _move(new, offsets, watch_seconds=watch_seconds, dry_run=dry_run, as_json=as_json)
     for name, found in positions.items():
         for p in found:
             if p.committed is None:
@@ -252,6 +247,7 @@ def _move(
     *,
     watch_seconds: float,
     dry_run: bool,
+    as_json: bool,
     only_back: bool = False,
 ) -> None:
     from itel_cabinet.io.kafka import shifts
@@ -261,28 +257,27 @@ def _move(
     moved = shifts(group, offsets, only_back=only_back)
     if not dry_run:
         group.move({shift.partition: shift.after for shift in moved})
-    _print_shifts(group, moved, dry_run=dry_run)
+    _print_shifts(group, moved, dry_run=dry_run, as_json=as_json)
 
 
-def _print_shifts(group: ConsumerGroup, moved: Sequence[Shift], *, dry_run: bool) -> None:
+def _print_shifts(group: ConsumerGroup, moved: Sequence[Shift], *, dry_run: bool, as_json: bool) -> None:
+    rows = [{"partition": s.partition, "before": s.before, "after": s.after, "means": _meaning(s)} for s in moved]
+    if as_json:
+        print_json({"group": group.name, "topic": group.topic.name, "dry_run": dry_run, "partitions": rows})
+        return
     verb = "would be set" if dry_run else "set"
     number = f"{len(moved)} {'partition' if len(moved) == 1 else 'partitions'}"
     typer.echo(f"{group.name} in {group.topic.name}: {number} {verb}")
-    if not moved:
-        return
-    table = Table()
-    for column in ("partition", "before", "after"):
-        table.add_column(column, justify="right")
-    table.add_column("means")
-    for s in moved:
-        if s.before is None:
-            means = "had none"
-        elif s.after < s.before:
-            means = f"reads [{s.after}, {s.before}) again"
-        else:
-            means = f"never reads [{s.before}, {s.after})" if s.after > s.before else "as it was"
-        table.add_row(str(s.partition), "-" if s.before is None else str(s.before), str(s.after), means)
-    Console().print(table)
+    if moved:
+        print_rows({name: name for name in ("partition", "before", "after", "means")}, rows)
+
+
+def _meaning(shift: Shift) -> str:
+    if shift.before is None:
+        return "had none"
+    if shift.after < shift.before:
+        return f"reads [{shift.after}, {shift.before}) again"
+    return f"never reads [{shift.before}, {shift.after})" if shift.after > shift.before else "as it was"
 
 
 def _milliseconds(text: str) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.pipeline.commands.letters import (
@@ -24,6 +23,7 @@ from itel_cabinet.pipeline.commands.letters import (
     error_topics,
     warn_of,
 )
+from itel_cabinet.pipeline.commands.printing import make_console
 from itel_cabinet.pipeline.commands.shared import CommandError, KafkaConfig, StorageOptions, TablesRoot, tables_at
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 
@@ -207,7 +207,7 @@ def _print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         table.add_column(column.replace("_", " "), overflow="fold")  # cut nothing off
     for row in rows:
         table.add_row(*map(_shown, row))
-    Console(markup=False, highlight=False, emoji=False).print(table)
+    make_console().print(table)
 
 
 def _shown(value: Any) -> Text:

@@ -16,6 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.printing import make_console
 from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
@@ -223,7 +224,7 @@ def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bo
 
     Only the first look may be refused: later, a watch waits for what is away.
     """
-    console = Console(markup=False, highlight=False, emoji=False)
+    console = make_console()
     view, report, exit_status = look()
     if not watch:
         typer.echo(json.dumps(report, indent=2)) if as_json else console.print(view)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
+from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
+    AsJson,
     CommandError,
     DryRun,
     StorageOptions,
@@ -63,7 +63,7 @@ def create_tables(
 
 
 @tables_app.command("describe")
-def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}") -> None:
+def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "{}", as_json: AsJson = False) -> None:
     """Show each table's version, files, columns, latest commits and fences (how far each partition of a topic is in
     the table).
     """
@@ -71,37 +71,53 @@ def describe_tables(tables_root: TablesRoot, storage_options: StorageOptions = "
 
     from itel_cabinet.io.delta import describe_table
 
-    console = Console()
-    missing = []
+    found, missing = [], []
     for spec in tables_at(tables_root, storage_options).values():
         try:
             with storing():
-                state = describe_table(spec.uri, spec.storage_options)
+                found.append(describe_table(spec.uri, spec.storage_options))
         except CommandError as refused:
             outage = refused.__cause__
             if outage is None or not isinstance(outage.__cause__, TableNotFoundError):
                 raise
             missing.append(spec.name)
-        else:
-            _print_table(console, state)
+    if as_json:
+        print_json({"tables": [_described(state) for state in found], "missing": missing})
+        return
+    for state in found:
+        _print_table(state)
     if missing:
         typer.echo(f"missing: {', '.join(missing)}; `{PROGRAM} tables create` makes them")
 
 
-def _print_table(console: Console, state: TableState) -> None:
+def _described(state: TableState) -> dict[str, Any]:
+    return {
+        "uri": state.uri,
+        "version": state.version,
+        "files": state.files,
+        "bytes": state.bytes,
+        "partition_by": state.partition_by,
+        "properties": dict(state.properties),
+        "columns": [{"name": f.name, "type": str(f.type), "nullable": f.nullable} for f in state.schema],
+        "commits": [
+            {"version": version, "at": moment.isoformat(timespec="milliseconds"), "operation": operation}
+            for version, moment, operation in state.history
+        ],
+        "fences": dict(state.fences),
+    }
+
+
+def _print_table(state: TableState) -> None:
     partitions = f", partitioned by {', '.join(state.partition_by)}" if state.partition_by else ""
-    size = sized(state.files, state.bytes)
-    console.print(f"{state.uri}: version {state.version}, {size}{partitions}", soft_wrap=True)
+    typer.echo(f"{state.uri}: version {state.version}, {sized(state.files, state.bytes)}{partitions}")
     for name, value in sorted(state.properties.items()):
-        console.print(f"  {name} = {value}", soft_wrap=True)
-    columns = Table("column", "type", "")
-    for field in state.schema:
-        columns.add_row(field.name, str(field.type), "" if field.nullable else "not null")
-    console.print(columns)
+        typer.echo(f"  {name} = {value}")
+    columns = [{"column": f.name, "type": str(f.type), "": "" if f.nullable else "not null"} for f in state.schema]
+    print_rows({"column": "column", "type": "type", "": ""}, columns)
     for version, moment, operation in state.history:
-        console.print(f"  version {version} at {moment:%Y-%m-%d %H:%M:%S} UTC: {operation}", soft_wrap=True)
+        typer.echo(f"  version {version} at {moment:%Y-%m-%d %H:%M:%S} UTC: {operation}")
     for application, at in state.fences.items():
-        console.print(f"  fence {application}: {at}", soft_wrap=True)
+        typer.echo(f"  fence {application}: {at}")
 
 
 @tables_app.command("optimize")

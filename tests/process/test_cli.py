@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +31,9 @@ from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker, free_port
 from itel_cabinet.local.simulators import ClaimXSimulator
 from itel_cabinet.pipeline.commands import main
+from itel_cabinet.pipeline.commands.app import root_command
+from itel_cabinet.pipeline.commands.examples import EXAMPLES
+from itel_cabinet.pipeline.launch import parse_arguments, with_template
 from itel_cabinet.pipeline.operate import NotAnAnswerError, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings, option_fields
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
@@ -76,6 +82,56 @@ sys.exit("apache_beam" in sys.modules)
     assert f"{TRACKING}: created" in ended.stdout
     for command in ("run", "produce", "simulate", "preview", "topics", "tables", "lag", "status"):
         assert re.search(rf"│ {command}\s", ended.stdout)
+
+
+def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+def test_each_command_has_examples_that_it_takes() -> None:
+    known = dict(commands(root_command()))
+    assert known.keys() == EXAMPLES.keys()
+    for name, command in known.items():
+        for example in EXAMPLES[name]:
+            given = shlex.split(example.removeprefix(name))
+            command.make_context(name, given, parent=root_command().make_context("itel-cabinet", [name]))
+    for example in EXAMPLES["run"]:
+        job, *options = with_template(shlex.split(example.removeprefix("run ")))
+        parse_arguments(job, ["--bootstrap_servers=b:1", "--claimx_url=https://c", "--itel_url=https://i", *options])
+
+
+@pytest.mark.parametrize("name", sorted(EXAMPLES))
+def test_help_shows_the_examples(name: str, printed: Printed) -> None:
+    shown = "".join(printed.stdout(*name.split(), "--help").split())
+    for example in EXAMPLES[name]:
+        assert "".join(f"itel-cabinet {example}".split()) in shown
+
+
+def test_a_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> list[str]:
+        env = {"_ITEL_CABINET_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        return subprocess.check_output([COMMAND], text=True, timeout=60, env={**os.environ, **env}).split()
+
+    assert completed("itel-cabinet dead") == ["dead-letters"]
+    assert completed("itel-cabinet dead-letters re") == ["replay"]
+    assert completed("itel-cabinet dead-letters replay --max") == ["--max_replays"]
+
+
+def test_values_are_whole_where_stdout_is_no_terminal(tmp_path: Path) -> None:
+    root = tmp_path / ("a-long-name" * 15)
+    subprocess.run([COMMAND, "tables", "create", f"--tables_root={root}"], check=True, timeout=60, capture_output=True)
+    told = subprocess.check_output(
+        [COMMAND, "tables", "describe", f"--tables_root={root}"],
+        text=True,
+        timeout=60,
+        env={name: value for name, value in os.environ.items() if name != "COLUMNS"},
+    )
+    assert f"{root}/{TRACKING}: version 0" in told
+    assert re.search(r"│ event_timestamp +│ timestamp\[us, tz=UTC\] +│", told)
 
 
 WRONG_USE = {
@@ -342,7 +398,16 @@ def test_tables_describe(printed: Printed, tmp_path: Path) -> None:
     assert "  delta.logRetentionDuration = interval 7 days\n" in told
     assert f"{tmp_path}/{FORMS}: version 0, 0 files (0 bytes)\n" in told
     for column in table.spec.schema:
-        assert re.search(rf"│ {column.name} +│ \w+ +│ {'' if column.nullable else 'not null'} *│", told), column.name
+        assert re.search(rf"│ {column.name} +│ [^│]+│ {'' if column.nullable else 'not null'} *│", told), column.name
+
+    (tracking, *others) = json.loads(printed.stdout("tables", "describe", f"--tables_root={tmp_path}", "--json"))[
+        "tables"
+    ]
+    assert (tracking["uri"], tracking["version"], tracking["files"]) == (f"{tmp_path}/{TRACKING}", 1, 1)
+    assert tracking["fences"] == {"itel-cabinet/1/ThisTopic/2": 42}
+    assert [commit["version"] for commit in tracking["commits"]] == [1, 0]
+    assert [column["name"] for column in tracking["columns"]] == table.spec.schema.names
+    assert [one["version"] for one in others] == [0, 0]
 
 
 def test_tables_describe_what_is_missing(printed: Printed, tmp_path: Path) -> None:
@@ -396,6 +461,12 @@ def test_topics_and_the_lag_of_each_job_in_them(printed: Printed, tmp_path: Path
             ["itel.cabinet.api.errors", "2", broker_default, "0"],
         ]
         assert len({topic_id for _, topic_id, *_ in cells}) == len(TOPICS)
+        report = json.loads(printed.stdout("topics", "describe", servers, "--json"))
+        assert report["missing"] == []
+        assert [(one["topic"], one["partitions"], one["kept_days"], one["records"]) for one in report["topics"]] == [
+            (name, int(partitions), float(days), int(records))
+            for name, partitions, days, records in ((name, *counts) for name, _, *counts in cells)
+        ]
 
         reports = json.loads(printed.stdout("lag", "trigger", "tracking", "api", "cabinet", "api", servers, "--json"))
         assert [(report["job"], report["group"], report["topic"]) for report in reports] == [
@@ -542,6 +613,19 @@ def test_produce_claimx_events(broker: Broker, topic: TopicFactory, printed: Pri
     assert f"20 records written to {name}" in told
     assert len(broker.read(name)) == 20
     assert "with_task" in told
+    report = json.loads(printed.stdout("produce", servers, "--topic", name, "--count=20", "--flavour=claimx", "--json"))
+    assert (report["topic"], report["records"], sum(one["records"] for one in report["kinds"])) == (name, 20, 20)
+
+
+def test_no_event_is_dated_in_the_future(broker: Broker, topic: TopicFactory, printed: Printed) -> None:
+    name = topic(1)
+    printed.stdout("produce", f"--bootstrap_servers={broker.bootstrap_servers}", "--topic", name, "--count=200")
+    times = []
+    for message in broker.read(name):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            times.append(datetime.fromisoformat(json.loads(message.value or b"")["timestamp"]))
+    assert len(times) > 100
+    assert max(times) <= datetime.now(UTC)
 
 
 def test_produce_refuses_in_one_line(broker: Broker, topic: TopicFactory, printed: Printed) -> None:

@@ -474,7 +474,9 @@ HAS_NOT = Rejected("refused", 422, 1, "iTel answers 422")
         (HAS, ("e2", b"A"), ["accepted", "unchanged"]),
         (HAS, ("e2", b"B"), ["accepted", "accepted"]),
         (HAS, ("e1", b"A"), ["accepted", "accepted"]),  # a repeat: its result may not have been told
-        (HAD, ("e2", b"A"), ["duplicate", "accepted"]),  # what iTel had may have been older
+        # What iTel holds under a key that an earlier run has sent may be older.
+        (HAD, ("e2", b"A"), ["duplicate", "accepted"]),
+        (Accepted(200, 1, ""), ("e2", b"A"), ["accepted", "accepted"]),
         (HAS_NOT, ("e2", b"A"), ["refused", "accepted"]),
     ],
 )
@@ -517,6 +519,16 @@ def test_contents_of_the_most_recent_assignments_are_remembered() -> None:
     for assignment in (1, 2, 1, 3):
         newest.add(submission(assignment, "e1"))
     assert [newest.hold(submission(assignment, "e2")) for assignment in (1, 2, 3)] == [True, False, True]
+
+
+def test_contents_are_forgotten_after_ten_minutes() -> None:
+    now = [0.0]
+    newest = NewestContents(clock=lambda: now[0])
+    newest.add(submission(1, "e1"))
+    now[0] = 599.0
+    assert newest.hold(submission(1, "e2"))
+    now[0] = 601.0
+    assert not newest.hold(submission(1, "e2"))
 
 
 def test_nothing_to_submit() -> None:

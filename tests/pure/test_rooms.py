@@ -37,8 +37,8 @@ _LAYERS = {
     "local": set(_ROOMS),
 }
 _LIFTED_OUT = {
-    "io.kafka": ("io.kafka", "io.worker", "io.secrets", "io.batches", "transforms.records"),
-    "io.delta": ("io.delta", "io.worker", "io.secrets", "io.batches"),
+    "io.kafka": ("io.kafka", "io.worker", "io.secrets", "io.batches", "io.batch_limits", "transforms.records"),
+    "io.delta": ("io.delta", "io.worker", "io.secrets", "io.batches", "io.batch_limits"),
 }
 _NOT_IN_THE_DOMAIN = ("apache_beam", "prometheus_client", f"{_OURS}.io")
 # What is not written, and what is written in its place. An identifier such as world_retry_seconds does not count.

@@ -117,9 +117,18 @@ def check_tables(stack: Stack, events: list[Known]) -> None:
     )
 
 
+def submitted_once(events: Iterable[Known]) -> list[Known]:
+    """The events by which one run hands in each form. All were there before it, so those of an assignment have the same
+    content, ClaimX's newest: the first one is submitted, repeats of it too, and the others are unchanged.
+    """
+    first: dict[int, str] = {}
+    with_form = [known for known in events if known.form is not None]
+    return [k for k in with_form if first.setdefault(k.event.assignment_id, k.event.event_id) == k.event.event_id]
+
+
 def check_submissions(stack: Stack, events: list[Known]) -> None:
     """iTel and the success topic have every form that was completed, by content."""
-    submitted = [known for known in events if known.form is not None]
+    submitted = submitted_once(events)
     assert {s.idempotency_key: s.body for s in stack.itel.submissions()} == {
         known.event.event_id: json.loads(known.payload) for known in submitted
     }
@@ -171,13 +180,16 @@ def test_cabinet(stack: Stack) -> None:
     assert {(letter.stage, letter.error_class) for letter in no_form} == {("payload", "no_form")}
     assert stack.committed("cabinet") == stack.ends()
     assert f"skipped:other_task: {len(at(receipts, 'skipped'))}" in ended.errors
+    unchanged = sum(known.form is not None for known in events) - len(submitted_once(events))
+    assert f"skipped:unchanged: {unchanged}" in ended.errors
 
     tables = [stack.tracking(), stack.forms(), stack.attachments()]
     keys = Counter({s.idempotency_key: s.times for s in stack.itel.submissions()})
     stack.rewind("cabinet")
     stack.run("cabinet")
     assert [stack.tracking(), stack.forms(), stack.attachments()] == tables, "a replay changes no table"
-    assert Counter({s.idempotency_key: s.times for s in stack.itel.submissions()}) == keys + keys
+    again = Counter({s.idempotency_key: s.times for s in stack.itel.submissions()})
+    assert {key: times for key, times in keys.items() if again[key] <= times} == {}, "each came again under its key"
     assert stack.committed("cabinet") == stack.ends()
 
 
@@ -233,13 +245,12 @@ def test_api_writes_no_tables(stack: Stack, tmp_path: Path) -> None:
     stack.run("api", itel_url=f"file:{folder}")
     wanted = {
         f"{known.event.assignment_id}-{known.event.event_id}.json": known.payload
-        for known in known_events(stack, receipts)
-        if known.form is not None
+        for known in submitted_once(known_events(stack, receipts))
     }
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
     stack.rewind("api")
     stack.run("api", itel_url=f"file:{folder}")
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == wanted
+    assert wanted.items() <= {path.name: path.read_bytes() for path in folder.iterdir()}.items()
     assert not stack.tables_root.exists()
     assert stack.itel.calls.total() == 0
 

@@ -20,7 +20,7 @@ from apache_beam.runners.sdf_utils import ThreadsafeRestrictionTracker
 from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from itel_cabinet.io.batches import FETCHED
+from itel_cabinet.io.batch_limits import FETCHED
 from itel_cabinet.io.kafka import (
     Cluster,
     ConfigError,

@@ -125,6 +125,17 @@ def test_reset_says_what_it_means(broker: Broker, group: tuple[str, str, list[st
     to = "--to_offset=0=1,1=3,2=2"
     cells = printed.cells("offsets", "reset", *options, to, "--dry_run")
     assert cells == [["0", "2", "1", "reads [1, 2) again"], ["1", "3", "3", "as it was"], ["2", "-", "2", "had none"]]
+    report = json.loads(printed.stdout("offsets", "reset", *options, to, "--dry_run", "--json"))
+    assert report == {
+        "group": name,
+        "topic": topic,
+        "dry_run": True,
+        "partitions": [
+            {"partition": 0, "before": 2, "after": 1, "means": "reads [1, 2) again"},
+            {"partition": 1, "before": 3, "after": 3, "means": "as it was"},
+            {"partition": 2, "before": None, "after": 2, "means": "had none"},
+        ],
+    }
     only_back = printed.cells("offsets", "reset", *options, to, NOW, "--only_back")
     assert only_back == cells[:1]
     assert broker.committed(name, topic) == {0: 1, 1: 3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.io.batches import BatchLimit
+from itel_cabinet.io.batch_limits import BatchLimit
 
 SIZES = st.integers(0, 10**9)
 
