@@ -40,7 +40,7 @@ ALERTS = (MONITORING / "alerts.yml").read_text(encoding="utf-8")
     [
         ("check", "rules", "--lint-fatal", "alerts.yml"),
         ("check", "config", "--lint-fatal", "prometheus.yml"),
-        ("test", "rules", "alerts_test.yml"),
+        ("test", "rules", "alerts_test.yml", "alerts_over_days_test.yml"),
     ],
     ids=["rules", "config", "unit tests"],
 )
@@ -77,7 +77,8 @@ def test_every_alert_links_to_its_row_in_the_docs(tmp_path: Path, printed: Print
 
 
 def test_every_alert_has_a_unit_test() -> None:
-    tested = set(re.findall(r'alertname="(\w+)"', (MONITORING / "alerts_test.yml").read_text(encoding="utf-8")))
+    tests = "".join(path.read_text(encoding="utf-8") for path in MONITORING.glob("alerts*_test.yml"))
+    tested = set(re.findall(r'alertname="(\w+)"', tests))
     assert tested == {rule["alert"] for rule in alert_rules()}
 
 
