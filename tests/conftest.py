@@ -47,6 +47,9 @@ settings.load_profile("any machine")
 _ON_A_CLUSTER = re.compile("flink|cluster|test_workers_")
 
 
+_TIERS: dict[str, tuple[int, float]] = {}  # how many tests, and the seconds that they took
+
+
 class TopicFactory(Protocol):
     def __call__(self, partitions: int = 3, config: Mapping[str, str] | None = None) -> str: ...
 
@@ -69,6 +72,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                     f"{item.nodeid} uses the cluster: let its name say so ({_ON_A_CLUSTER.pattern})"
                 )
     items.sort(key=_turn)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Sum up how long each tier's tests take, as docs/testing.md has the tiers; on processes side by side the sums are
+    larger than the time that passes.
+    """
+    folder = report.nodeid.removeprefix("tests/").partition("/")[0]
+    tier = "cluster" if "flink" in report.keywords else "services" if "services" in report.keywords else folder
+    number, seconds = _TIERS.get(tier, (0, 0.0))
+    _TIERS[tier] = (number + (report.when == "call"), seconds + report.duration)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("tiers")
+    for tier, (number, seconds) in sorted(_TIERS.items(), key=lambda item: item[1][1]):
+        terminalreporter.write_line(f"{tier}: {number} tests, {seconds:.0f} s of work")
 
 
 def _turn(item: pytest.Item) -> int:

@@ -20,6 +20,7 @@ from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from tests.support.accounting import assert_everything_accounted_for
 from tests.support.jobs import TOPICS, Stack
 
+pytestmark = pytest.mark.services
 EVENTS_A_SECOND = 20.0
 SHARES = Shares(assigned=0.4, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.02)
 
