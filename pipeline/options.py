@@ -304,6 +304,8 @@ class ItelOptions(ApiOptions):
     """Bounds one submission with all its tries."""
     on_outage: Literal["divert", "wait"]
     """iTel is away: divert submissions to the error topic, so that no table is held up, or wait until it is back."""
+    unchanged: Literal["skip", "send"] = "skip"
+    """A form that iTel has by another event of the assignment, word for word: leave it out, or send it too."""
     batch_size: int = Field(default=1, ge=1, le=1_000)
     """Submissions sent in one call."""
     batch_path: UrlPath = "/api/v1/tasks/batch"

@@ -116,8 +116,9 @@ class Wiring:
         )
 
     @cached_property
-    def get_newest_contents(self) -> partial[NewestContents]:
-        return partial(get_newest_contents, self._itel_target)
+    def get_newest_contents(self) -> partial[NewestContents] | None:
+        skips = self.settings.itel.unchanged == "skip"
+        return partial(get_newest_contents, self._itel_target) if skips else None
 
     @cached_property
     def _itel_target(self) -> ItelSettings | Path:

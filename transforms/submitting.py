@@ -129,7 +129,7 @@ def submit(
     submissions: Sequence[Submission],
     *,
     client: Callable[[], Itel],
-    newest: Callable[[], NewestContents],
+    newest: Callable[[], NewestContents] | None,
     pool: Callable[[], Executor],
     clock: Callable[[], float],
     count: Callable[[str, Sequence[Submission]], None],
@@ -137,7 +137,7 @@ def submit(
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
     In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours. What iTel has already by another event is skipped, as ``unchanged``.
+    its neighbours. What iTel has already by another event is skipped, as ``unchanged``, if ``newest`` is given.
 
     Args:
         submissions: a batch, in the order of their records.
@@ -150,14 +150,17 @@ def submit(
     Returns:
         The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
     """
-    api, contents = client(), newest()
+    api, contents = client(), newest() if newest is not None else None
+
+    def is_unchanged(submission: Submission) -> bool:
+        return contents is not None and contents.hold(submission)
 
     def skip(submission: Submission) -> Skip:
         count("unchanged", [submission])
         return Skip(submission.record, "unchanged")
 
     def hand_in(submission: Submission) -> Submitted | Failure | Skip:
-        if contents.hold(submission):
+        if is_unchanged(submission):
             return skip(submission)
         first_at = clock()
         answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
@@ -179,7 +182,7 @@ def submit(
         count(answer.outcome, batch)
         if isinstance(answer, Accepted):
             # Any other answer may be about a key that an earlier run has sent, with what the form was then.
-            if answer.status == _CREATED and not answer.duplicate:
+            if contents is not None and answer.status == _CREATED and not answer.duplicate:
                 for one in batch:
                     contents.add(one)
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
@@ -204,7 +207,7 @@ def submit(
         return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
     outcomes: dict[int, Submitted | Failure | Skip] = {}
     for turn in _turns(submissions):
-        unchanged = {index: skip(submissions[index]) for index in turn if contents.hold(submissions[index])}
+        unchanged = {index: skip(submissions[index]) for index in turn if is_unchanged(submissions[index])}
         outcomes.update(unchanged)
         left = [index for index in turn if index not in unchanged]
         batches = [left[start : start + api.batch_size] for start in range(0, len(left), api.batch_size)]

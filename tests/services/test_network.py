@@ -8,8 +8,9 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,7 @@ class Proxied:
             "claimx_url": f"http://{HOST}:{self.ports['claimx']}",
             "itel_url": f"http://{HOST}:{self.ports['itel']}",
             "itel_on_outage": "wait",
+            "itel_unchanged": "skip",
             "outage_patience_seconds": 60,
             "claimx_deadline_seconds": 4,
             "itel_deadline_seconds": 4,
@@ -71,37 +73,52 @@ def proxied(claimx: ClaimXSimulator, itel: ItelSimulator, tmp_path: Path) -> Ite
         yield Proxied(Stack(broker, claimx, itel, tmp_path, "network"), proxies, ports)
 
 
-@pytest.mark.timeout(600)
+@dataclass(frozen=True)
+class Trial:
+    """``events`` at ``rate`` a second, for ``copies`` of the job, of which one in turn is killed ``kills`` times."""
+
+    events: int
+    rate: float
+    copies: int
+    kills: int
+
+
+@pytest.mark.timeout(1_800)
 @pytest.mark.parametrize(
-    ("seconds", "kills"),
-    [pytest.param(36, 1, id="short"), pytest.param(120, 3, id="two minutes", marks=pytest.mark.slow)],
+    "trial",
+    [
+        pytest.param(Trial(700, 20.0, 1, 1), id="short"),
+        pytest.param(Trial(2_400, 20.0, 1, 3), id="two minutes", marks=pytest.mark.slow),
+        pytest.param(Trial(60_000, 250.0, 2, 12), id="60,000 events, two copies", marks=pytest.mark.chaos),
+    ],
 )
-def test_every_fault_of_the_network_on_each_way_with_kills(proxied: Proxied, seconds: int, kills: int) -> None:
+def test_every_fault_of_the_network_on_each_way_with_kills(proxied: Proxied, trial: Trial) -> None:
     stack, proxies, chance = proxied.stack, proxied.proxies, random.Random(16)
-    events = Generator(16, start=datetime.now(UTC), shares=SHARES).tracking_messages(int(seconds * EVENTS_A_SECOND))
-    turns = [(name, fault) for fault in FAULTS for name in proxied.ports]
+    step = timedelta(seconds=1 / trial.rate)
+    events = Generator(16, start=datetime.now(UTC), step=step, shares=SHARES).tracking_messages(trial.events)
+    rounds = max(1, round(trial.events / trial.rate / 120))
+    turns = [(name, fault) for fault in FAULTS for name in proxied.ports] * rounds
     chance.shuffle(turns)
-    a_turn = seconds / len(turns)
-    kill_after = {(life + 1) * len(turns) // (kills + 1) for life in range(kills)}
-    with ThreadPoolExecutor(1) as pool:
+    a_turn = trial.events / trial.rate / len(turns)
+    kills = iter((life + 1) * len(turns) // (trial.kills + 1) for life in range(trial.kills))
+    kill_after = next(kills)
+    with ThreadPoolExecutor(1) as pool, ExitStack() as running:
+        jobs = [running.enter_context(stack.running("cabinet", **proxied.options)) for _ in range(trial.copies)]
         servers, topic = stack.broker.bootstrap_servers, stack.topic("tracking")
-        producing = pool.submit(produce, servers, topic, events, stack.claimx, rate=EVENTS_A_SECOND)
-        left = iter(turns)
-        number = 0
-        for _ in range(kills + 1):
-            with stack.running("cabinet", **proxied.options) as job:
-                for name, fault in left:
-                    FAULTS[fault](proxies, name)
-                    time.sleep(a_turn * chance.uniform(0.5, 1.0))
-                    proxies.cure(name)
-                    assert job.process.poll() is None, f"{fault} at {name}: {job.errors}"
-                    number += 1
-                    if number in kill_after:
-                        job.kill()
-                        break
-                else:
-                    receipts = producing.result(60)
-                    stack.settle("cabinet", 120)
-                    assert job.stop() == 0, job.errors
-    assert number == len(turns)
-    assert_everything_accounted_for(stack, receipts)
+        producing = pool.submit(produce, servers, topic, events, stack.claimx, rate=trial.rate)
+        for number, (name, fault) in enumerate(turns, 1):
+            FAULTS[fault](proxies, name)
+            time.sleep(a_turn * chance.uniform(0.5, 1.0))
+            proxies.cure(name)
+            for job in jobs:
+                assert job.process.poll() is None, f"{fault} at {name}: {job.errors[-2_000:]}"
+            if number == kill_after:
+                jobs.pop(0).kill()
+                jobs.append(running.enter_context(stack.running("cabinet", **proxied.options)))
+                kill_after = next(kills, 0)
+        receipts = producing.result(600)
+        stack.settle("cabinet", 600)
+        assert [job.stop() for job in jobs] == [0] * trial.copies
+    stack.run("cabinet")
+    assert kill_after == 0
+    assert_everything_accounted_for(stack, receipts, may_be_unchanged=True)

@@ -141,6 +141,8 @@ class Stack:
                 "itel_auth": "none",
                 "itel_errors_topic": self.topic("itel_errors"),
                 "itel_success_topic": self.topic("success"),
+                # Most tests make many events of one form, and count what becomes of each.
+                "itel_unchanged": "send",
             }
         if job in ("tracking", "cabinet"):
             settings |= {"tables_root": self.tables_uri}
