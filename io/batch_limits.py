@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 __all__ = ["FETCHED", "BatchLimit", "FetchedBytes"]
 
-_FIRST_RECORDS = 500
+_FIRST_RECORDS = 100  # a job that is killed again and again gets something done in each life
 
 
 class FetchedBytes:

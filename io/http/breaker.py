@@ -7,6 +7,7 @@ few failures that retries get over do not open it.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from itel_cabinet.io.worker import metrics
 __all__ = ["LEAST_TRIES", "Admission", "Breaker", "BreakerSettings"]
 
 LEAST_TRIES = 20
+_FEW_FAILURES = 5
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +66,8 @@ class Breaker:
         metrics.BREAKER_OPEN.labels(name).set(0)
         self._turn = 0  # grows with each change of state, so that tries from before it no longer count
         self._why = ""
+        self._answered_at = -math.inf
+        self._failed_in_a_row = 0
 
     def admit(self) -> Admission | None:
         """Leave for one try; its end must be given to :meth:`record`. None while open, and while another call's probe
@@ -100,6 +104,19 @@ class Breaker:
             if self._open_until is None or self._probing:
                 return 0.0
             return max(0.0, self._open_until - self._clock())
+
+    def note(self, answered: bool) -> None:
+        """Take in whether a try got an answer that stands, for :meth:`answers_others`."""
+        with self._lock:
+            if answered:
+                self._answered_at, self._failed_in_a_row = self._clock(), 0
+            else:
+                self._failed_in_a_row += 1
+
+    def answers_others(self, since: float) -> bool:
+        """Whether a try was answered after this moment, and not many in a row since were not."""
+        with self._lock:
+            return self._answered_at > since and self._failed_in_a_row < _FEW_FAILURES
 
     @property
     def why(self) -> str:

@@ -228,7 +228,7 @@ class Connection:
         headers: Mapping[str, str],
         judge: Callable[[Reply], Meaning],
     ) -> Reply:
-        started = self.clock()
+        started = first_try_at = self.clock()
         deadline = started + self.settings.deadline_seconds
         attempts = limited = 0
         renewed = False
@@ -242,6 +242,7 @@ class Connection:
             deadline += entry.held_seconds
             is_free = False
             attempts += 1
+            first_try_at = self.clock() if attempts == 1 else first_try_at
             if attempts > 1:
                 metrics.HTTP_RETRIES.labels(self.settings.name).inc()
             credentials, outcome = self._try(entry, method, path, params, body, headers, judge, deadline)
@@ -262,6 +263,7 @@ class Connection:
                 left=deadline - self.clock(),
                 chance=self.random(),
                 now=self.now(),
+                is_alive=self._breaker.answers_others(first_try_at),
             )
             if pause is None:
                 break
@@ -346,6 +348,7 @@ class Connection:
                 outcome = replace(outcome, judged=judge(outcome))
         finally:
             self._breaker.record(entry.admission, *_read_life(outcome))
+            self._breaker.note(isinstance(outcome, Reply) and outcome.meaning is not Meaning.AGAIN)
             self._pace.record(
                 entry.turn,
                 limited=_is_limited(outcome),

@@ -107,6 +107,20 @@ def test_it_opens_once_most_tries_have_failed_for_half_a_window(breaker: Breaker
     assert breaker.wait() == 15
 
 
+def test_an_api_that_answers_others_is_alive_until_it_fails_in_a_row(breaker: Breaker, clock: Time) -> None:
+    began = clock.seconds
+    assert not breaker.answers_others(began)
+    clock.seconds += 1
+    for answered in (True, False, False, False, False):
+        breaker.note(answered)
+    assert breaker.answers_others(began)
+    assert not breaker.answers_others(clock.seconds), "nothing was answered since"
+    breaker.note(answered=False)
+    assert not breaker.answers_others(began), "that is no chance any more"
+    breaker.note(answered=True)
+    assert breaker.answers_others(began)
+
+
 def test_failures_that_have_left_the_window_do_not_count(breaker: Breaker, clock: Time) -> None:
     end_tries(breaker, clock, *[False] * 15, every=0.1)
     clock.seconds += 25

@@ -16,16 +16,16 @@ def test_a_batch_grows_while_it_fits_and_shrinks_at_once() -> None:
     for each in (100, 100, 100, 100, 100_000, 100, 10**8, 100):
         sizes.append(limit.records)
         limit.learn(limit.records, limit.records * each)
-    assert sizes == [500, 1_000, 2_000, 4_000, 8_000, 10, 20, 1]
+    assert sizes == [100, 200, 400, 800, 1_600, 10, 20, 1]
     assert limit.records == 2
 
 
 def test_an_empty_batch_says_nothing() -> None:
     limit = BatchLimit(most_records=700, most_bytes=1_000)
     limit.learn(0, 10**9)
-    assert limit.records == 500
-    limit.learn(500, 0)
-    assert limit.records == 700
+    assert limit.records == 100
+    limit.learn(100, 0)
+    assert limit.records == 200
 
 
 @given(st.integers(1, 10**6), st.integers(1_000, 10**9), st.lists(st.tuples(st.integers(0, 10**6), SIZES)))

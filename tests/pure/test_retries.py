@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from itel_cabinet.io.http import CallError, FailureKind, Meaning, Reply
-from itel_cabinet.io.http.retries import BACKOFF_CAP_SECONDS, SPREAD_SECONDS, pause_before_retry
+from itel_cabinet.io.http.retries import ALIVE_SECONDS, BACKOFF_CAP_SECONDS, SPREAD_SECONDS, pause_before_retry
 
 NOW = 1_780_000_000.0
 TRANSIENT_KINDS = ("timeout", "unreachable", "reset", "outage")
@@ -89,3 +89,13 @@ def test_pauses_double_up_to_a_bound(attempts: int, most: float) -> None:
         )
 
     assert (pause(0.0), pause(0.5), pause(1.0)) == (0.0, most / 2, most)  # full jitter
+
+
+@pytest.mark.parametrize("attempts", [1, 2, 9])
+def test_an_api_that_answers_others_is_tried_again_soon(attempts: int) -> None:
+    pause = pause_before_retry(
+        CallError("reset", "x"), attempts=attempts, max_retries=9, left=60, chance=0.5, now=NOW, is_alive=True
+    )
+    assert pause == ALIVE_SECONDS / 2
+    asked = Reply(500, {"Retry-After": "7"}, b"")
+    assert pause_before_retry(asked, attempts=1, max_retries=9, left=60, chance=0.0, now=NOW, is_alive=True) == 7
