@@ -50,7 +50,7 @@ test-all: setup-tests lint
 	$(PYTEST_TOGETHER) -m "not chaos"
 
 test-fast: $(PACKAGES)
-	$(BIN)/python -m pytest -m "not services and not flink"
+	$(PYTEST_TOGETHER) -m "not services and not flink"
 
 chaos: setup $(FLINK)
 	$(BIN)/python -m pytest -m chaos -s

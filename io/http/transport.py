@@ -208,6 +208,9 @@ class TlsFiles:
     def check(self) -> str | None:
         """Read the files now; the text of ``ca``, or None. Raises UnresolvedSecretError with the field."""
         context = ssl.create_default_context()
+        # From 3.13 on Python refuses what companies' own authorities have signed for years without all the extensions
+        # of RFC 5280; it was named on purpose, and curl takes it.
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         authorities = _pem("ca", self.ca) if self.ca else None
         if authorities is not None:
             try:

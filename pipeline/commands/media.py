@@ -16,12 +16,12 @@ media_app = typer.Typer(help="The files of the photos on the forms.")
 
 
 @media_app.command("backfill", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
+def backfill_media(context: typer.Context, dry_run: DryRun = False) -> int:
     """Fetch the photo files that rows of the attachments table lack, and tell the rows where they are.
 
     Takes the options of `run tracking`, of which --tables_root, --media_root and ClaimX's are needed; no broker is. May
     run beside the jobs, be interrupted and repeated. What fails again stays without a file, with the reason in the
-    row's media_warning.
+    row's media_warning. Exit status 1 if none of them has a file now.
     """
     from rich.progress import Progress
 
@@ -54,7 +54,7 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
         assignments = len({row["assignment_id"] for row in missing})
         console.print(f"{len(missing)} photos of {assignments} assignments have no file", soft_wrap=True)
         if dry_run or not missing:
-            return
+            return 0
         settings.claimx_connection().credentials()
         get_objects(settings.media_settings().store).check()
         with Progress(console=progress, transient=True, disable=not progress.is_terminal) as bar, storing():
@@ -69,3 +69,4 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> None:
     finally:
         for what, count in sorted(ended.items()):
             console.print(f"  {what}: {count}", soft_wrap=True)
+    return 0 if ended["stored"] or ended["known"] else 1

@@ -216,6 +216,9 @@ def test_a_backfill_fetches_what_is_missing(without_files: Stack, capsys: pytest
     assert capsys.readouterr().out == "2 photos of 1 assignments have no file\n  stored: 1\n  wrong_type: 1\n"
     assert photo_rows(stack) == {11: (None, "wrong_type: the answer is no image"), 12: (paths[12], None)}
 
+    assert main(backfill_arguments(stack)) == 1, "it fetched nothing of what it was to fetch"
+    assert capsys.readouterr().out == "1 photos of 1 assignments have no file\n  wrong_type: 1\n"
+
     stack.claimx.media_faults.clear()
     assert main(backfill_arguments(stack)) == 0
     assert capsys.readouterr().out == "1 photos of 1 assignments have no file\n  stored: 1\n"
