@@ -22,6 +22,7 @@ import truststore
 import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.util import Timeout
+from urllib3.util.ssl_ import create_urllib3_context
 
 from itel_cabinet.io.http.answers import Meaning, read_status
 from itel_cabinet.io.http.sockets import make_pools
@@ -208,9 +209,6 @@ class TlsFiles:
     def check(self) -> str | None:
         """Read the files now; the text of ``ca``, or None. Raises UnresolvedSecretError with the field."""
         context = ssl.create_default_context()
-        # From 3.13 on Python refuses what companies' own authorities have signed for years without all the extensions
-        # of RFC 5280; it was named on purpose, and curl takes it.
-        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         authorities = _pem("ca", self.ca) if self.ca else None
         if authorities is not None:
             try:
@@ -399,7 +397,13 @@ class _Adapter(HTTPAdapter):
     """requests' adapter over bounded connections, with and without a proxy, which may trust more authorities."""
 
     def __init__(self, authorities: str | None, trusts_system: bool, **kwargs: Any) -> None:
-        self._tls: dict[str, Any] = {} if authorities is None else {"ca_cert_data": authorities}
+        self._tls: dict[str, Any] = {}
+        if authorities is not None:
+            context = create_urllib3_context()
+            # From 3.13 on Python refuses what companies' own authorities have signed for years without all the
+            # extensions of RFC 5280. This one was named on purpose, and curl takes it.
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+            self._tls = {"ca_cert_data": authorities, "ssl_context": context}
         if trusts_system:
             # What the system trusts, as curl does; requests adds the authorities of certifi.
             self._tls["ssl_context"] = truststore.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
