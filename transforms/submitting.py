@@ -114,11 +114,25 @@ class NewestContents:
             newest = self._newest.get(submission.assignment_id)
         return newest is not None and newest[0] != submission.event_id and newest[1] == _digest(submission)
 
-    def add(self, submission: Submission) -> None:
-        """Remember one that iTel has just taken as new."""
+    def learn(self, submission: Submission, answer: Accepted | Rejected) -> None:
+        """Take in what became of one that was handed in alone.
+
+        It is remembered if iTel has taken it as new. Any other answer may be about a key that an earlier run has sent,
+        with what the form was then, or leaves open what iTel has: then nothing is known, unless it is the same event.
+        """
+        is_new = isinstance(answer, Accepted) and answer.status == _CREATED and not answer.duplicate
         with self._lock:
-            self._newest.pop(submission.assignment_id, None)
-            self._newest[submission.assignment_id] = (submission.event_id, _digest(submission))
+            newest = self._newest.get(submission.assignment_id)
+            if is_new or (newest is not None and newest[0] != submission.event_id):
+                self._newest.pop(submission.assignment_id, None)
+            if is_new:
+                self._newest[submission.assignment_id] = (submission.event_id, _digest(submission))
+
+    def forget(self, submissions: Sequence[Submission]) -> None:
+        """Remember nothing of their assignments: the answer to a batch does not say which of it was new."""
+        with self._lock:
+            for one in submissions:
+                self._newest.pop(one.assignment_id, None)
 
 
 def _digest(submission: Submission) -> bytes:
@@ -164,6 +178,8 @@ def submit(
             return skip(submission)
         first_at = clock()
         answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
+        if contents is not None:
+            contents.learn(submission, answer)
         return describe([submission], answer, first_at)[0]
 
     def hand_in_batch(batch: Sequence[Submission]) -> Sequence[Submitted | Failure | Skip]:
@@ -171,6 +187,8 @@ def submit(
             return [hand_in(batch[0])]
         first_at = clock()
         answer = api.submit_batch(batch)
+        if contents is not None:
+            contents.forget(batch)
         if isinstance(answer, Rejected) and answer.divisible:
             return [hand_in(one) for one in batch]
         return describe(batch, answer, first_at)
@@ -181,10 +199,6 @@ def submit(
         excerpt = scrub(answer.excerpt, batch)
         count(answer.outcome, batch)
         if isinstance(answer, Accepted):
-            # Any other answer may be about a key that an earlier run has sent, with what the form was then.
-            if contents is not None and answer.status == _CREATED and not answer.duplicate:
-                for one in batch:
-                    contents.add(one)
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
         error = f"{answer.error}: {excerpt}" if excerpt else answer.error
         now = clock()

@@ -498,12 +498,30 @@ def test_one_completion_by_two_events_is_handed_in_once(
     assert api.order == {1: sent}
 
 
-def test_content_that_comes_back_is_handed_in() -> None:
+@pytest.mark.parametrize("between", [HAS, HAD, Accepted(200, 1, ""), Rejected("timeout", None, 1, "iTel: hangs")])
+def test_content_that_comes_back_is_handed_in(between: Accepted | Rejected) -> None:
+    """Whatever iTel said of what came between: it may have that, and the older content is news to it."""
     newest = NewestContents()
-    for number, content in enumerate((b"A", b"B", b"A")):
-        assert [
-            name_of(end) for end in hand_in(Answers(HAS), [submission(1, f"e{number}", content)], newest=newest)
-        ] == ["accepted"]
+    answers = (HAS, between, HAS)
+    for number, (content, said) in enumerate(zip((b"A", b"B", b"A"), answers, strict=True)):
+        (end,) = hand_in(Answers(said), [submission(1, f"e{number}", content)], newest=newest)
+    assert name_of(end) == "accepted"
+
+
+def test_a_repeat_that_itel_knows_leaves_what_is_known() -> None:
+    newest = NewestContents()
+    ends = [
+        hand_in(Answers(answer), [submission(1, event_id)], newest=newest)[0]
+        for event_id, answer in (("e1", HAS), ("e1", HAD), ("e2", HAS))
+    ]
+    assert [name_of(end) for end in ends] == ["accepted", "duplicate", "unchanged"]
+
+
+def test_a_batch_s_answer_proves_nothing_of_one() -> None:
+    newest = NewestContents()
+    api = Answers(HAS, HAS, HAS, batch_size=8)
+    hand_in(api, [submission(1, "e1"), submission(2, "e2")], newest=newest)
+    assert [name_of(end) for end in hand_in(api, [submission(1, "e3")], newest=newest)] == ["accepted"]
 
 
 def test_another_assignment_with_the_same_content_is_handed_in() -> None:
@@ -517,14 +535,14 @@ def test_another_assignment_with_the_same_content_is_handed_in() -> None:
 def test_contents_of_the_most_recent_assignments_are_remembered() -> None:
     newest = NewestContents(most=2)
     for assignment in (1, 2, 1, 3):
-        newest.add(submission(assignment, "e1"))
+        newest.learn(submission(assignment, "e1"), HAS)
     assert [newest.hold(submission(assignment, "e2")) for assignment in (1, 2, 3)] == [True, False, True]
 
 
 def test_contents_are_forgotten_after_ten_minutes() -> None:
     now = [0.0]
     newest = NewestContents(clock=lambda: now[0])
-    newest.add(submission(1, "e1"))
+    newest.learn(submission(1, "e1"), HAS)
     now[0] = 599.0
     assert newest.hold(submission(1, "e2"))
     now[0] = 601.0
