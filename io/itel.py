@@ -334,6 +334,6 @@ def get_itel(
 
 
 @once_per_process
-def get_newest_contents(_settings: ItelSettings | Path) -> NewestContents:
-    """What this process has handed in with these settings, or in that folder."""
-    return NewestContents()
+def get_newest_contents(_settings: ItelSettings | Path, seconds: float) -> NewestContents:
+    """What this process has handed in with these settings, or in that folder, within so many seconds."""
+    return NewestContents(seconds)

@@ -24,7 +24,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_submissions,
 )
 from itel_cabinet.pipeline.tables import table_specs
-from itel_cabinet.transforms.submitting import Itel, NewestContents
+from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
 __all__ = ["Wiring"]
@@ -116,9 +116,9 @@ class Wiring:
         )
 
     @cached_property
-    def get_newest_contents(self) -> partial[NewestContents] | None:
-        skips = self.settings.itel.unchanged == "skip"
-        return partial(get_newest_contents, self._itel_target) if skips else None
+    def get_newest_contents(self) -> partial[NewestContents]:
+        seconds = REMEMBERED_SECONDS if self.settings.itel.unchanged == "skip" else 0.0
+        return partial(get_newest_contents, self._itel_target, seconds)
 
     @cached_property
     def _itel_target(self) -> ItelSettings | Path:

@@ -21,10 +21,11 @@ from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 
-__all__ = ["Accepted", "Itel", "NewestContents", "Rejected", "submit"]
+__all__ = ["REMEMBERED_SECONDS", "Accepted", "Itel", "NewestContents", "Rejected", "submit"]
 
 _ASSIGNMENTS_REMEMBERED = 50_000  # some 15 MB
-_REMEMBERED_SECONDS = 600.0
+REMEMBERED_SECONDS = 600.0
+"""How long it is remembered what iTel was handed in last."""
 _CREATED = 201  # RFC 9110, 15.3.2: something new has come of this very request
 
 
@@ -97,12 +98,19 @@ class Itel(Protocol):
 class NewestContents:
     """What iTel was handed in last for each assignment, by this process. Thread-safe.
 
-    ClaimX may report one completion by several events; iTel wants it once. Forgotten after 10 minutes, since another
-    process may hand in something else meanwhile, and earlier the assignments of longest ago. ``clock`` is monotonic.
+    ClaimX may report one completion by several events; iTel wants it once. Forgotten after ``seconds``, since another
+    process may hand in something else meanwhile, and earlier the assignments of longest ago; with 0, all are handed in.
+    ``clock`` is monotonic.
     """
 
-    def __init__(self, most: int = _ASSIGNMENTS_REMEMBERED, clock: Callable[[], float] = time.monotonic) -> None:
-        self._newest: TTLCache[int, tuple[str, bytes]] = TTLCache(most, _REMEMBERED_SECONDS, timer=clock)
+    def __init__(
+        self,
+        seconds: float = REMEMBERED_SECONDS,
+        *,
+        most: int = _ASSIGNMENTS_REMEMBERED,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._newest: TTLCache[int, tuple[str, bytes]] = TTLCache(most, seconds, timer=clock)
         self._lock = threading.Lock()
 
     def hold(self, submission: Submission) -> bool:
@@ -143,7 +151,7 @@ def submit(
     submissions: Sequence[Submission],
     *,
     client: Callable[[], Itel],
-    newest: Callable[[], NewestContents] | None,
+    newest: Callable[[], NewestContents],
     pool: Callable[[], Executor],
     clock: Callable[[], float],
     count: Callable[[str, Sequence[Submission]], None],
@@ -151,7 +159,7 @@ def submit(
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
     In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours. What iTel has already by another event is skipped, as ``unchanged``, if ``newest`` is given.
+    its neighbours. What iTel has already by another event is skipped, as ``unchanged``.
 
     Args:
         submissions: a batch, in the order of their records.
@@ -164,22 +172,18 @@ def submit(
     Returns:
         The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
     """
-    api, contents = client(), newest() if newest is not None else None
-
-    def is_unchanged(submission: Submission) -> bool:
-        return contents is not None and contents.hold(submission)
+    api, contents = client(), newest()
 
     def skip(submission: Submission) -> Skip:
         count("unchanged", [submission])
         return Skip(submission.record, "unchanged")
 
     def hand_in(submission: Submission) -> Submitted | Failure | Skip:
-        if is_unchanged(submission):
+        if contents.hold(submission):
             return skip(submission)
         first_at = clock()
         answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
-        if contents is not None:
-            contents.learn(submission, answer)
+        contents.learn(submission, answer)
         return describe([submission], answer, first_at)[0]
 
     def hand_in_batch(batch: Sequence[Submission]) -> Sequence[Submitted | Failure | Skip]:
@@ -187,8 +191,7 @@ def submit(
             return [hand_in(batch[0])]
         first_at = clock()
         answer = api.submit_batch(batch)
-        if contents is not None:
-            contents.forget(batch)
+        contents.forget(batch)
         if isinstance(answer, Rejected) and answer.divisible:
             return [hand_in(one) for one in batch]
         return describe(batch, answer, first_at)
@@ -221,7 +224,7 @@ def submit(
         return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
     outcomes: dict[int, Submitted | Failure | Skip] = {}
     for turn in _turns(submissions):
-        unchanged = {index: skip(submissions[index]) for index in turn if is_unchanged(submissions[index])}
+        unchanged = {index: skip(submissions[index]) for index in turn if contents.hold(submissions[index])}
         outcomes.update(unchanged)
         left = [index for index in turn if index not in unchanged]
         batches = [left[start : start + api.batch_size] for start in range(0, len(left), api.batch_size)]

@@ -228,7 +228,7 @@ class Connection:
         headers: Mapping[str, str],
         judge: Callable[[Reply], Meaning],
     ) -> Reply:
-        started = first_try_at = self.clock()
+        started = self.clock()
         deadline = started + self.settings.deadline_seconds
         attempts = limited = 0
         renewed = False
@@ -242,7 +242,6 @@ class Connection:
             deadline += entry.held_seconds
             is_free = False
             attempts += 1
-            first_try_at = self.clock() if attempts == 1 else first_try_at
             if attempts > 1:
                 metrics.HTTP_RETRIES.labels(self.settings.name).inc()
             credentials, outcome = self._try(entry, method, path, params, body, headers, judge, deadline)
@@ -263,7 +262,7 @@ class Connection:
                 left=deadline - self.clock(),
                 chance=self.random(),
                 now=self.now(),
-                is_alive=self._breaker.answers_others(first_try_at),
+                is_alive=self._breaker.answers_others(started),
             )
             if pause is None:
                 break

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_outage
@@ -94,17 +94,13 @@ class LogReader:
         """The records from the log's start to its present end, in order within each partition; or only those at the
         ``newest`` so many offsets of each, and from the offsets ``since`` on, by partition.
         """
-        topic, bounds = self.topic(name), self.bounds(name)
-        ends = {p: end for p, (start, end) in bounds.items() if start < end}
-        ends = {p: end for p, end in ends.items() if (since or {}).get(p, 0) < end}
+        topic, bounds, since = self.topic(name), self.bounds(name), since or {}
         starts = {
-            p: OFFSET_BEGINNING
-            if newest is None and p not in (since or {})
-            else max(bounds[p][0], (since or {}).get(p, 0), 0 if newest is None else end - newest)
-            for p, end in ends.items()
+            p: max(start, since.get(p, 0), 0 if newest is None else end - newest) for p, (start, end) in bounds.items()
         }
+        ends = {p: end for p, (_, end) in bounds.items() if starts[p] < end}
         self._next = None
-        self._consumer.assign([TopicPartition(name, p, start) for p, start in starts.items()])
+        self._consumer.assign([TopicPartition(name, p, starts[p]) for p in ends])
         while ends:
             message = self._poll(f"topic {name}")
             partition = message.partition()

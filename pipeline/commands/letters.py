@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from itel_cabinet.pipeline.commands import shared
-from itel_cabinet.pipeline.commands.printing import make_console
+from itel_cabinet.pipeline.commands.printing import make_console, print_json
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -168,7 +168,7 @@ def list_dead_letters(
     if count:
         _print_counts(failure_counts(log.entries), as_json)
     elif as_json:
-        typer.echo(json.dumps(rows, indent=2))
+        print_json(rows)
     else:
         columns = ("last_at", "coordinates", "topic", "job", "stage", "error_class", "state", "error")
         table = Table(*(column.replace("_", " ") for column in columns))
@@ -188,7 +188,7 @@ def _plain(text: str) -> Text:
 
 def _print_counts(counts: Sequence[FailureCount], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps([asdict(one) for one in counts], indent=2))
+        print_json([asdict(one) for one in counts])
         return
     table = Table("stage", "error class")
     for column in ("open", "replayed"):
@@ -246,7 +246,7 @@ def show_dead_letter(
         "headers": [[name, _shown(value)] for name, value in record.headers],
         "value": _shown(record.value),
     }
-    typer.echo(json.dumps(shown, indent=2))
+    print_json(shown)
 
 
 def _shown(content: bytes | None) -> str | dict[str, str] | None:

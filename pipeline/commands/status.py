@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.text import Text
 
 from itel_cabinet.pipeline.commands import shared
-from itel_cabinet.pipeline.commands.printing import make_console
+from itel_cabinet.pipeline.commands.printing import make_console, print_json
 from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
@@ -227,7 +227,7 @@ def _shown(look: Callable[[], Screen], *, watch: bool, every: float, as_json: bo
     console = make_console()
     view, report, exit_status = look()
     if not watch:
-        typer.echo(json.dumps(report, indent=2)) if as_json else console.print(view)
+        print_json(report) if as_json else console.print(view)
         return exit_status
     live = console.is_terminal and not as_json
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it starts in the background ignore it

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from enum import StrEnum
 from typing import Annotated
@@ -10,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands.printing import make_console
+from itel_cabinet.pipeline.commands.printing import make_console, print_json
 from itel_cabinet.pipeline.commands.shared import PROGRAM, AsJson, CommandError
 
 __all__ = ["templates_app"]
@@ -46,7 +45,7 @@ def list_templates(as_json: AsJson = False) -> None:
         rows.append((name, template.job.value, template.runner, template.description, given_at_launch))
     if as_json:
         keys = ("name", "job", "runner", "description", "given_at_launch")
-        typer.echo(json.dumps([dict(zip(keys, row, strict=True)) for row in rows], indent=2))
+        print_json([dict(zip(keys, row, strict=True)) for row in rows])
         return
     table = Table("template", "job", "runner", "what it does")
     table.add_column("given at launch", no_wrap=True)
@@ -60,7 +59,7 @@ def print_template_schema() -> None:
     """Print the JSON Schema of templates, by which editors complete and check them."""
     from itel_cabinet.pipeline.launch import make_template_schema
 
-    typer.echo(json.dumps(make_template_schema(), indent=2))
+    print_json(make_template_schema())
 
 
 @templates_app.command("check")

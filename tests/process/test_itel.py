@@ -549,6 +549,12 @@ def test_contents_are_forgotten_after_ten_minutes() -> None:
     assert not newest.hold(submission(1, "e2"))
 
 
+def test_for_no_seconds_nothing_is_remembered() -> None:
+    api, newest = Answers(HAS, HAS, HAS), NewestContents(seconds=0, clock=lambda: 100.0)
+    ends = hand_in(api, [submission(1, f"e{number}") for number in range(3)], newest=newest)
+    assert [name_of(end) for end in ends] == ["accepted"] * 3
+
+
 def test_nothing_to_submit() -> None:
     assert hand_in(Recorder(), []) == []
 
