@@ -18,11 +18,13 @@ from itel_cabinet.local.services import HOST, Azurite, AzuriteError, artifacts
 from itel_cabinet.local.services.artifacts import AZURITE
 from tests.support.jobs import wait_for
 
+# It keeps the store in a variable: without one, Azurite may end before its starter does.
 STARTER = """
 import sys, time
 from pathlib import Path
 from itel_cabinet.local.services.azurite import Azurite
-print(Azurite.start(Path(sys.argv[1])).port, flush=True)
+store = Azurite.start(Path(sys.argv[1]))
+print(store.port, flush=True)
 time.sleep(300)
 """
 
