@@ -9,7 +9,8 @@ setup(
     + [f"itel_cabinet.{room}.{package}" for room in ROOMS for package in find_packages(room)],
     package_dir={f"itel_cabinet.{room}": room for room in ROOMS},
     package_data={
-        "itel_cabinet.transforms": ["schemas/*.json", "*.yaml", "py.typed"],
+        "itel_cabinet.transforms": ["*.yaml", "py.typed"],
+        "itel_cabinet.transforms.contracts": ["shipped/*.yaml"],
         "itel_cabinet.pipeline": ["py.typed"],
         "itel_cabinet.pipeline.operate": ["*.j2", "*.css"],
         "itel_cabinet.io": ["py.typed"],

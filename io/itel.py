@@ -29,12 +29,16 @@ from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected
 
 __all__ = [
+    "DUPLICATE_BY_KEY",
     "OUTCOMES",
+    "AnswerRule",
     "FolderItel",
     "HttpItel",
     "ItelSettings",
     "WaitingItel",
     "batch_key",
+    "fill_path",
+    "find_created_id",
     "folder_of",
     "get_itel",
     "get_newest_contents",
@@ -46,6 +50,15 @@ _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 _LONGEST_NAME = 180  # with the marks of a temporary file it stays under the 255 bytes of common file systems
 
 
+_MEANINGS = {
+    "accepted": Meaning.ACCEPTED,
+    "duplicate": Meaning.DUPLICATE,
+    "in_flight": Meaning.AGAIN,
+    "again": Meaning.AGAIN,
+    "refused": Meaning.REFUSED,
+    "credentials": Meaning.CREDENTIALS,
+}
+_PLAIN = (Meaning.ACCEPTED, Meaning.REFUSED)
 _FAILURE_WORDS = frozenset({"error", "fail", "failed", "failure", "rejected", "refused", "invalid"})
 _NOTHING: tuple[Any, ...] = (None, False, 0, "", [], {})
 _ERROR_CLASSES = {
@@ -68,8 +81,50 @@ OUTCOMES = ("accepted", "duplicate", "unchanged", "refused", "redirected", *get_
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerRule:
+    """What an answer means, if all that the rule names is there.
+
+    Attributes:
+        statuses: three digits each, or a class such as ``4xx``.
+        means: ``accepted``, ``duplicate``, ``in_flight``, ``again``, ``refused`` or ``credentials``.
+        contains: the text must hold this, in any case.
+        field: look only into this field of a JSON answer, whose parts are separated by dots.
+        names_key: the text must name the key of this very submission.
+    """
+
+    statuses: tuple[str, ...]
+    means: str
+    contains: str | None = None
+    field: str | None = None
+    names_key: bool = False
+
+    def fits(self, reply: Reply, names: Sequence[str]) -> bool:
+        """Whether the rule speaks of this answer to a submission known by ``names``."""
+        status = str(reply.status)
+        if status not in self.statuses and f"{status[0]}xx" not in self.statuses:
+            return False
+        text = reply.body.decode("utf-8", errors="replace")
+        if self.field is not None:
+            found = _find(text, self.field)
+            if found is None:
+                return False
+            text = found
+        if self.contains is not None and self.contains.lower() not in text.lower():
+            return False
+        return not self.names_key or _names(text, names)
+
+
+DUPLICATE_BY_KEY = AnswerRule(("4xx",), "duplicate", "already exists", names_key=True)
+
+
+@dataclass(frozen=True, slots=True)
 class ItelSettings:
-    """Where and how to submit."""
+    """Where and how to submit.
+
+    ``path`` may hold ``{assignment_id}``, ``{project_id}``, ``{task_id}`` and ``{event_id}``. ``idempotency_header`` is
+    empty where a repeat is recognised by the body. ``rules`` say what answers mean beside their status, the first that
+    fits; ``created_id`` is where an answer names what has come of a submission.
+    """
 
     connection: ConnectionSettings
     path: str = "/api/v1/tasks"
@@ -77,6 +132,9 @@ class ItelSettings:
     idempotency_header: str = "Idempotency-Key"
     batch_size: int = 1
     batch_path: str = "/api/v1/tasks/batch"
+    headers: tuple[tuple[str, str], ...] = ()
+    rules: tuple[AnswerRule, ...] = (DUPLICATE_BY_KEY,)
+    created_id: str = "itel_task_id"
 
 
 @dataclass(frozen=True)
@@ -91,11 +149,13 @@ class HttpItel:
         """As the settings have it."""
         return self.settings.batch_size
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+    def submit(self, submission: Submission) -> Accepted | Rejected:
         """Send the payload with the event's id as its idempotency key; see :func:`read_answer`."""
-        key = idempotency_key(event_id)
-        names = (event_id, key, f"{assignment_id}-{event_id}")
-        return self._send(self.settings.method, self.settings.path, key, payload, names)
+        event_id, key = submission.event_id, idempotency_key(submission.event_id)
+        own = (event_id, key, f"{submission.assignment_id}-{event_id}")
+        names = own if submission.key is None else (submission.key,)
+        path = fill_path(self.settings.path, submission)
+        return self._send(self.settings.method, path, key, submission.payload, names)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`.
@@ -106,10 +166,17 @@ class HttpItel:
         return self._send("POST", self.settings.batch_path, batch_key([one.event_id for one in batch]), body, ())
 
     def _send(self, method: str, path: str, key: str, body: bytes, names: Sequence[str]) -> Accepted | Rejected:
-        headers = {"Content-Type": "application/json", self.settings.idempotency_header: key}
+        settings = self.settings
+        headers = {"Content-Type": "application/json", **dict(settings.headers)}
+        if settings.idempotency_header:
+            headers[settings.idempotency_header] = key
         try:
             reply = self.connection.call(
-                method, path, body=body, headers=headers, judge=lambda reply: read_answer(reply, names)
+                method,
+                path,
+                body=body,
+                headers=headers,
+                judge=lambda reply: read_answer(reply, names, settings.rules if names else ()),
             )
         except CallError as error:
             status, excerpt = (error.last.status, error.last.excerpt) if error.last else (None, "")
@@ -118,27 +185,68 @@ class HttpItel:
             return _rejected(reply)
         if reply.meaning is Meaning.ACCEPTED:
             crash_points.maybe_crash("after-2xx")
-        return Accepted(reply.status, reply.attempts, reply.excerpt, reply.meaning is Meaning.DUPLICATE)
+        created = find_created_id(reply.body, settings.created_id)
+        return Accepted(reply.status, reply.attempts, reply.excerpt, reply.meaning is Meaning.DUPLICATE, created)
 
 
-def read_answer(reply: Reply, names: Sequence[str]) -> Meaning:
+def read_answer(reply: Reply, names: Sequence[str], rules: Sequence[AnswerRule] = (DUPLICATE_BY_KEY,)) -> Meaning:
     """What iTel's answer to a submission means that can be known by ``names``.
 
-    - A 2xx accepts it, even if its body is lost, but for a page for people (a login's, a proxy's), which is no word of
-      iTel's, and for JSON that says it failed.
-    - A 4xx that refuses is a duplicate if its body says that one of ``names`` ``already exists``.
+    - The first of ``rules`` that fits decides. None can turn a status that asks for another try, for credentials or
+      for quiet into an acceptance, but by naming it.
+    - Else a 2xx accepts it, even if its body is lost, but for a page for people (a login's, a proxy's), which is no
+      word of iTel's, and for JSON that says it failed.
+    - All else is as the status says.
     """
     meaning = reply.meaning
+    if meaning is Meaning.BACK_PRESSURE:
+        return meaning
+    for rule in rules:
+        # "4xx" names a class: what of it the table knows better, such as a 401 or a 408, stays.
+        if rule.fits(reply, names) and (meaning in _PLAIN or str(reply.status) in rule.statuses):
+            return _MEANINGS[rule.means]
     if meaning is Meaning.ACCEPTED:
         return Meaning.AGAIN if reply.is_page else Meaning.REFUSED if _says_failed(reply.body) else meaning
-    if meaning is Meaning.REFUSED and 400 <= reply.status < 500:
-        text = reply.body.decode("utf-8", errors="replace")
-        forms = {
-            form for name in names for form in (name, *(json.dumps(name, ensure_ascii=a)[1:-1] for a in (True, False)))
-        }
-        named = any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text) for form in forms)
-        return Meaning.DUPLICATE if named and "already exists" in text.lower() else meaning
     return meaning
+
+
+def _names(text: str, names: Sequence[str]) -> bool:
+    """Whether a text holds one of these, as it is or as JSON spells it, and not as part of a longer word."""
+    forms = {
+        form for name in names for form in (name, *(json.dumps(name, ensure_ascii=a)[1:-1] for a in (True, False)))
+    }
+    return any(re.search(rf"(?<!\w){re.escape(form)}(?!\w)", text) for form in forms)
+
+
+def _find(text: str, field: str) -> str | None:
+    """A field of a JSON text, itself as text; None if it is not there."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    for part in field.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return None if found is None else found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+
+
+def find_created_id(body: bytes, field: str) -> str | None:
+    """What an answer calls that which has come of a submission; None if it does not say."""
+    return _find(body.decode("utf-8", errors="replace"), field)
+
+
+def fill_path(path: str, submission: Submission) -> str:
+    """A path with what it is about in the place of its placeholders, percent-encoded."""
+    if "{" not in path:
+        return path
+    values = {
+        "assignment_id": str(submission.assignment_id),
+        "project_id": submission.project_id,
+        "task_id": str(submission.task_id),
+        "event_id": submission.event_id,
+    }
+    for name, value in values.items():
+        path = path.replace(f"{{{name}}}", quote(value, safe="", errors="surrogatepass"))
+    return path
 
 
 def _says_failed(body: bytes) -> bool:
@@ -213,11 +321,9 @@ class WaitingItel:
         """As the API has it."""
         return self.api.batch_size
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+    def submit(self, submission: Submission) -> Accepted | Rejected:
         """See Itel."""
-        return self._patiently(
-            lambda: self.api.submit(assignment_id, event_id, payload), lambda rejected: rejected.outage
-        )
+        return self._patiently(lambda: self.api.submit(submission), lambda rejected: rejected.outage)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """See Itel."""
@@ -263,13 +369,13 @@ class FolderItel:
         """1: each form is a file of its own."""
         return 1
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+    def submit(self, submission: Submission) -> Accepted | Rejected:
         """Write the payload. A folder that cannot be written is no fault of the submission: tries for
         ``outage_seconds``, then raises OutageError.
         """
-        path = self.folder / f"{assignment_id}-{_file_name(event_id)}.json"
+        path = self.folder / f"{submission.assignment_id}-{_file_name(submission.event_id)}.json"
         known = retry_outage(
-            lambda: _write(path, payload),
+            lambda: _write(path, submission.payload),
             what=f"folder {self.folder} for submissions cannot be written",
             seconds=self.outage_seconds,
             is_outage=lambda error: isinstance(error, OSError),
@@ -281,7 +387,7 @@ class FolderItel:
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Write the one form there is."""
         (one,) = batch
-        return self.submit(one.assignment_id, one.event_id, one.payload)
+        return self.submit(one)
 
 
 def _write(path: Path, payload: bytes) -> bool:

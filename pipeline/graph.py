@@ -46,9 +46,7 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
     events = records | "Parse" >> Step(
         "parse",
-        partial(
-            parse_task_events, group=settings.source.group, task_ids=wiring.trigger_rules.task_ids, clock=time.time
-        ),
+        partial(parse_task_events, group=settings.source.group, task_ids=wiring.task_ids, clock=time.time),
     )
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
 
@@ -65,6 +63,7 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
             lookup=wiring.get_claimx,
             pool=wiring.get_claimx_pool,
             form_wait=wiring.wait_for_form,
+            read_form=wiring.contract.read_form,
             clock=time.time,
             count=count_form,
         ),
@@ -104,7 +103,13 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The iTel branch: every completed task ends in the success or the error topic."""
     submissions = tasks | "Payloads" >> Step(
-        "payload", partial(build_submissions, statuses=wiring.settings.submitted_statuses, clock=time.time)
+        "payload",
+        partial(
+            build_submissions,
+            contract=wiring.contract,
+            statuses=wiring.settings.submitted_statuses,
+            clock=time.time,
+        ),
     )
     submissions.failures | "Incomplete" >> wiring.itel_error_sink()
     answers = submissions.results | "Submit" >> Step(

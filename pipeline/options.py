@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,12 +30,14 @@ from itel_cabinet.io.http import (
     TlsFiles,
     check_url,
 )
-from itel_cabinet.io.itel import ItelSettings, folder_of
+from itel_cabinet.io.itel import AnswerRule, ItelSettings, folder_of
 from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.io.photos import MediaSettings
 from itel_cabinet.io.worker import LogFormat, RefusedError
 from itel_cabinet.pipeline import topics
+from itel_cabinet.pipeline.contracts import load_contract
+from itel_cabinet.transforms.contracts import SHIPPED, Contract, ContractError, FromVar, Secret
 
 __all__ = [
     "ENVIRONMENT",
@@ -283,23 +285,37 @@ class ClaimXOptions(ApiOptions):
     """A completed task without a form is looked up once more, this long after its event."""
 
 
+class ContractOptions(_Group):
+    """What is read of a form, and what is sent of it."""
+
+    name: str = Field(default=SHIPPED[0], alias="contract", min_length=1)
+    """The contract: one that is shipped, or a YAML file; `itel-cabinet contract list` lists them."""
+    vars: JsonObject = Field(default={}, alias="contract_vars")
+    """What the contract leaves to the installation, as a JSON object; secrets as env:NAME or file:PATH."""
+
+    @property
+    def loaded(self) -> Contract:
+        """The contract itself. Raises ContractError."""
+        return load_contract(self.name, self.vars)
+
+
 class ItelOptions(ApiOptions):
-    """The API that completed forms are submitted to."""
+    """The API that completed forms are submitted to. What the contract says is the default."""
 
     model_config = ConfigDict(alias_generator=lambda field: f"itel_{field.removeprefix('base_')}")
 
     base_url: Annotated[str, AfterValidator(_check_itel_url)] | None = None
     """iTel's base URL, or file:DIR to write payloads there; else ITEL_CABINET_API_BASE_URL."""
     path: UrlPath = "/api/v1/tasks"
-    """Where submissions are sent."""
-    method: Literal["POST", "PUT"] = "POST"
-    """How submissions are sent."""
+    """Where submissions are sent, in place of the contract's."""
+    method: Literal["POST", "PUT", "PATCH"] = "POST"
+    """How submissions are sent, in place of the contract's."""
     auth: Reference = "bearer:env:ITEL_CABINET_API_TOKEN"
-    """As --claimx_auth."""
-    idempotency_header: str = Field(default="Idempotency-Key", pattern="^[A-Za-z0-9-]+$")
-    """The header that carries the event id."""
+    """As --claimx_auth, in place of the contract's."""
+    idempotency_header: str = Field(default="Idempotency-Key", pattern="^[A-Za-z0-9-]*$")
+    """The header that carries the event id, in place of the contract's; empty: none."""
     statuses: CommaList = Field(default=("COMPLETED",), min_length=1)
-    """Task statuses that are submitted, separated by commas."""
+    """Task statuses that are submitted, separated by commas, in place of the contract's."""
     deadline_seconds: PositiveSeconds = 30.0
     """Bounds one submission with all its tries."""
     on_outage: Literal["divert", "wait"]
@@ -309,7 +325,7 @@ class ItelOptions(ApiOptions):
     batch_size: int = Field(default=1, ge=1, le=1_000)
     """Submissions sent in one call."""
     batch_path: UrlPath = "/api/v1/tasks/batch"
-    """Where batches are sent."""
+    """Where batches are sent, in place of the contract's."""
 
     @property
     def folder(self) -> Path | None:
@@ -410,6 +426,7 @@ class Settings(_Group):
     source: SourceOptions
     outage_patience_seconds: Seconds = 120.0
     """How long to wait for a broker, table store or API that is away before failing."""
+    contract: ContractOptions
     claimx: ClaimXOptions
     itel: ItelOptions
     http: HttpOptions
@@ -431,7 +448,9 @@ class Settings(_Group):
         ]
         has_job = options.get("job") in set(Job)
         if has_job:
-            options = _fill_in(options)
+            contract, refusals = _load_contract(options)
+            problems += refusals
+            options = _fill_in(options, contract)
         values: dict[str, Any] = {group: {} for group, _ in _OPTIONS.values() if group}
         for name, (group, _) in _OPTIONS.items():
             if name in options:
@@ -478,10 +497,35 @@ class Settings(_Group):
         return ClaimXSettings(self.claimx_connection(), self.claimx.task_path, self.claimx.cache_seconds)
 
     def itel_settings(self) -> ItelSettings:
-        itel = self.itel
+        itel, contract = self.itel, self.contract.loaded
+        answers = contract.file.answers
         return ItelSettings(
-            self.itel_connection(), itel.path, itel.method, itel.idempotency_header, itel.batch_size, itel.batch_path
+            self.itel_connection(),
+            itel.path,
+            itel.method,
+            itel.idempotency_header,
+            itel.batch_size,
+            itel.batch_path,
+            tuple((name, text) for name, text, is_secret in self._contract_headers() if not is_secret),
+            tuple(
+                AnswerRule(tuple(one.status), one.means, one.contains, one.field, one.names_key)
+                for one in answers.rules
+            ),
+            answers.created_id,
         )
+
+    def _contract_headers(self) -> Iterator[tuple[str, str, bool]]:
+        """The contract's headers: name, text or reference, and whether it is a reference."""
+        contract = self.contract.loaded
+        for name, value in contract.file.request.headers.items():
+            match value:
+                case Secret():
+                    yield name, value.secret, True
+                case FromVar():
+                    given = self.contract.vars.get(value.var, contract.file.vars[value.var].default)
+                    yield name, str(given), contract.file.vars[value.var].secret
+                case str():
+                    yield name, value, False
 
     def media_settings(self) -> MediaSettings:
         media = self.media
@@ -501,7 +545,8 @@ class Settings(_Group):
         return self._connect("claimx", self.claimx)
 
     def itel_connection(self) -> ConnectionSettings:
-        return self._connect("itel", self.itel)
+        secret = tuple((name, reference) for name, reference, is_secret in self._contract_headers() if is_secret)
+        return dataclasses.replace(self._connect("itel", self.itel), secret_headers=secret)
 
     def _connect(self, name: str, api: ApiOptions) -> ConnectionSettings:
         http = self.http
@@ -569,11 +614,45 @@ def find_nearest(name: str) -> str:
     return f"; did you mean --{close[0]}?" if close else ": see `itel-cabinet run --help`"
 
 
-def _fill_in(options: dict[str, Any]) -> dict[str, Any]:
-    """The options with what the job, the environment and the other options say where they say nothing."""
+def _load_contract(options: Mapping[str, Any]) -> tuple[Contract | None, list[OptionError]]:
+    """The contract, or what is wrong with it or with what is given for it."""
+    given = {name: options[name] for name in ("contract", "contract_vars") if name in options}
+    try:
+        chosen = ContractOptions.model_validate(given)
+    except ValidationError:
+        return None, []  # reported with all other options
+    try:
+        return load_contract(chosen.name, chosen.vars), []
+    except ContractError as error:
+        return None, [
+            OptionError.about("contract_vars", one.text)
+            if one.place == "vars"
+            else OptionError.about("contract", f"{error.source}: {one}")
+            for one in error.problems
+        ]
+
+
+def _contract_defaults(contract: Contract) -> dict[str, Any]:
+    """What a contract says in place of options that are not given."""
+    request = contract.file.request
+    said = {
+        "itel_url": request.base_url,
+        "itel_auth": request.auth,
+        "itel_path": request.path,
+        "itel_method": request.method,
+        "itel_idempotency_header": request.key.header or "",
+        "itel_statuses": tuple(contract.file.tasks.statuses),
+        "itel_batch_path": request.batch.path if request.batch else None,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _fill_in(options: dict[str, Any], contract: Contract | None) -> dict[str, Any]:
+    """The options with what the job, the contract, the environment and the other options say where they say nothing."""
     environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
     media = {"media": "on"} if options.get("media_root") else {}
-    return {**environment, **JOB_DEFAULTS[Job(options["job"])], **media, **options}
+    said = _contract_defaults(contract) if contract else {}
+    return {**said, **environment, **JOB_DEFAULTS[Job(options["job"])], **media, **options}
 
 
 _HINTS = {

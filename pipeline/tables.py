@@ -6,7 +6,7 @@ from functools import partial
 
 from itel_cabinet.io.delta import Append, TableSpec, Upsert
 from itel_cabinet.pipeline.options import Settings
-from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, FORMS_SCHEMA, TRACKING_SCHEMA
+from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, TRACKING_SCHEMA, make_forms_schema
 
 __all__ = ["ATTACHMENTS", "FORMS", "TRACKING", "table_specs"]
 
@@ -20,7 +20,7 @@ _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
 
 def table_specs(settings: Settings) -> dict[str, TableSpec]:
     """The specifications of the three tables under ``--tables_root``, by name."""
-    root = settings.tables.root.rstrip("/")
+    root, contract = settings.tables.root.rstrip("/"), settings.contract.loaded
     spec = partial(
         TableSpec,
         storage_options=settings.tables.storage_options,
@@ -37,7 +37,7 @@ def table_specs(settings: Settings) -> dict[str, TableSpec]:
         # One row an assignment: its newest completed form.
         FORMS: spec(
             uri=f"{root}/{FORMS}",
-            schema=FORMS_SCHEMA,
+            schema=make_forms_schema(contract.questions, contract.file.form.raw_data_after),
             mode=Upsert(keys=("assignment_id",), order=_NEWEST_WINS, insert_only=("created_at",)),
         ),
         # One row a photo; the photos of an assignment are a set that a newer form replaces.

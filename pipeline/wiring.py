@@ -24,6 +24,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_submissions,
 )
 from itel_cabinet.pipeline.tables import table_specs
+from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
@@ -128,14 +129,23 @@ class Wiring:
     def get_photos(self) -> partial[Photos]:
         return partial(get_photos, self.settings.media_settings())
 
+    @property
+    def contract(self) -> Contract:
+        return self.settings.contract.loaded
+
+    @property
+    def task_ids(self) -> frozenset[int]:
+        """The task templates whose events are read."""
+        return self.contract.task_ids | self.trigger_rules.task_ids
+
     @cached_property
     def trigger_rules(self) -> Rules:
         """Raises RulesError."""
         path = self.settings.outputs.triggers
         if not path:
-            return load_default_rules()
+            return load_default_rules(self.contract.task_ids)
         try:
-            return load_rules(Path(path).read_text(encoding="utf-8"), path)
+            return load_rules(Path(path).read_text(encoding="utf-8"), path, self.contract.task_ids)
         except OSError as error:
             raise RulesError(f"{path} cannot be read: {error.strerror}") from None
         except UnicodeDecodeError:

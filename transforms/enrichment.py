@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from itel_cabinet.transforms.events import ClaimXEvent, IncompleteTaskError, TaskEvent, make_task_row
-from itel_cabinet.transforms.forms import Form, TaskDetails, parse_form
+from itel_cabinet.transforms.forms import Form, TaskDetails
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Record
 
@@ -75,7 +75,8 @@ class CabinetTask:
     """One event with what ClaimX knows of its task.
 
     ``form`` is there for a COMPLETED event whose answer holds one; ``photographs``, by media id, where photos are
-    fetched.
+    fetched; ``project``, ClaimX's answer about it, and ``links`` to photos, by media id, where the contract needs them
+    and ClaimX has them.
     """
 
     record: Record
@@ -83,6 +84,8 @@ class CabinetTask:
     details: TaskDetails
     form: Form | None
     photographs: Mapping[int, Photograph] = field(default_factory=dict)
+    project: Mapping[str, Any] | None = None
+    links: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def completed(self) -> bool:
@@ -104,9 +107,11 @@ class KnownTask:
     task: dict[str, Any]
 
 
-def make_task(record: Record, event: TaskEvent, details: TaskDetails) -> CabinetTask:
+def make_task(
+    record: Record, event: TaskEvent, details: TaskDetails, *, read_form: Callable[[TaskDetails], Form]
+) -> CabinetTask:
     """An event with what ClaimX answered; the form is read where the event is COMPLETED."""
-    form = parse_form(details) if event.task_status == COMPLETED and details.has_form else None
+    form = read_form(details) if event.task_status == COMPLETED and details.has_form else None
     return CabinetTask(record, event, details, form)
 
 
@@ -116,6 +121,7 @@ def enrich(
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
     form_wait: Callable[[float], None],
+    read_form: Callable[[TaskDetails], Form],
     clock: Callable[[], float],
     count: Callable[[Form], None],
 ) -> list[CabinetTask | Failure]:
@@ -130,6 +136,7 @@ def enrich(
         pool: gives the process-wide thread pool; called on the worker.
         form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and waits until what it
             announced can be read.
+        read_form: reads the form in an answer, as the contract has it.
         clock: epoch seconds, for failures.
         count: is called with each form that was read.
 
@@ -140,7 +147,9 @@ def enrich(
     arrived = claimx.now()
 
     def look_up(item: tuple[Record, TaskEvent], *, fresh: bool = False) -> CabinetTask | Failure:
-        return _fetch(item, partial(make_task, *item), claimx, not_before=arrived, clock=clock, fresh=fresh)
+        return _fetch(
+            item, partial(make_task, *item, read_form=read_form), claimx, not_before=arrived, clock=clock, fresh=fresh
+        )
 
     def is_too_early(task: CabinetTask | Failure) -> bool:
         return isinstance(task, CabinetTask) and task.completed and (task.form is None or task.is_ahead)

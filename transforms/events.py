@@ -31,7 +31,6 @@ from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.replays import is_for_other_group
 
 __all__ = [
-    "CABINET_TASK_ID",
     "INT64_MAX",
     "ClaimXEvent",
     "IncompleteTaskError",
@@ -49,7 +48,6 @@ __all__ = [
     "without_fraction",
 ]
 
-CABINET_TASK_ID = 32513
 INT64_MAX = 2**63 - 1
 # ClaimX has two task events; a future one of the same family is a task event too, which only `on_any` rules can match.
 _TASK_EVENT_PREFIX = "CUSTOM_TASK_"
@@ -256,9 +254,7 @@ def _parse_each(
         yield event if isinstance(event, Failure | Skip) else (record, event)
 
 
-def parse_event(
-    record: Record, now: float, *, task_ids: frozenset[int] = frozenset({CABINET_TASK_ID})
-) -> TaskEvent | Failure | Skip:
+def parse_event(record: Record, now: float, *, task_ids: frozenset[int]) -> TaskEvent | Failure | Skip:
     """The task event in a record of the tracking topic. ``now`` is epoch seconds, for the failure.
 
     Of a key given twice the last counts.

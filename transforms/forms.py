@@ -1,4 +1,4 @@
-"""What ClaimX knows of a cabinet task, and the form in it: 36 typed answers, the photos, and all that was asked.
+"""What ClaimX knows of a cabinet task, and the form in it: typed answers, the photos, and all that was asked.
 
 ClaimX's answers are read leniently: an optional key that is missing, null or of another type is None, and a bad
 question costs a warning, never the form. Only what is not such an answer at all is refused. All functions are pure and
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,17 +22,18 @@ from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.wording import normalize
 
 __all__ = [
-    "PHOTO_QUESTION_KEYS",
-    "QUESTIONS",
     "AnswerValue",
     "ExternalLink",
     "Form",
+    "FormReader",
     "Photo",
+    "PhotoQuestion",
+    "Positional",
     "Question",
+    "Section",
     "TaskDetails",
     "WrongShapeError",
     "parse_details",
-    "parse_form",
     "read_int",
     "read_text",
     "read_timestamp",
@@ -41,126 +42,45 @@ __all__ = [
 AnswerValue = bool | float | int | str | None
 
 
+Type = Literal["yes_no", "decimal", "integer", "text", "choice"]
+Reaction = Literal["ignore", "warn", "hold"]
+
+
 class Question(NamedTuple):
-    """A question with a column of its own, found by its group and text as ``normalize`` has them."""
+    """A question with a column of its own, found by its group and text as ``normalize`` has them.
+
+    ``missing`` says what happens when a form does not have it.
+    """
 
     column: str
-    kind: Literal["yes_no", "linear_feet", "count", "text"]
+    type: Type
     group: str
     text: str
+    missing: Reaction = "ignore"
 
 
-_FULL_HEIGHT = "Full Height/Pantry Cabinets"
-_FRAMES_AVAILABLE = "Are All The Face Frames, Doors, And Drawers Available?"
-_FRAMES_DAMAGED = "Are All The Face Frames, Doors, And Drawer Fronts Damaged?"
-# In the order of the forms table's columns.
-QUESTIONS = (
-    Question("damage_description", "text", "Damage Description", "Enter Damaged Description"),
-    Question(
-        "additional_notes",
-        "text",
-        "Other Details and Information",
-        "Now that you have been through the process, please provide any other details that you think would be relevant"
-        " to the cabinet damage",
-    ),
-    Question("countertops_lf", "linear_feet", "Linear Feet Capture", "Countertops (linear feet)"),
-    Question("lower_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Lower Cabinets Damaged?"),
-    Question("lower_cabinets_lf", "linear_feet", "Linear Feet Capture", "Lower Cabinets (linear feet)"),
-    Question("num_damaged_lower_boxes", "count", "Lower Cabinets", "Enter Number of Damaged Lower Boxes"),
-    Question("lower_cabinets_detached", "yes_no", "Lower Cabinets", "Are The Lower Cabinets Detached?"),
-    Question("lower_face_frames_doors_drawers_available", "text", "Lower Cabinets", _FRAMES_AVAILABLE),
-    Question("lower_face_frames_doors_drawers_damaged", "yes_no", "Lower Cabinets", _FRAMES_DAMAGED),
-    Question(
-        "lower_finished_end_panels_damaged", "yes_no", "Lower Cabinets", "Are The Lower Finished End Panels Damaged?"
-    ),
-    Question(
-        "lower_end_panel_damage_present",
-        "yes_no",
-        "Capture Lower End Panel",
-        "Is there lower cabinet end panel damage?",
-    ),
-    Question("lower_counter_type", "text", "Lower Cabinet Counter Type", "Select Lower Cabinet Counter Type"),
-    Question("upper_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Upper Cabinets Damaged?"),
-    Question("upper_cabinets_lf", "linear_feet", "Linear Feet Capture", "Upper Cabinets (linear feet)"),
-    Question("num_damaged_upper_boxes", "count", "Upper Cabinets", "Enter Number of Damaged Upper Boxes"),
-    Question("upper_cabinets_detached", "yes_no", "Upper Cabinets", "Are The Upper Cabinets Detached?"),
-    Question("upper_face_frames_doors_drawers_available", "text", "Upper Cabinets", _FRAMES_AVAILABLE),
-    Question("upper_face_frames_doors_drawers_damaged", "yes_no", "Upper Cabinets", _FRAMES_DAMAGED),
-    Question(
-        "upper_finished_end_panels_damaged", "yes_no", "Upper Cabinets", "Are The Upper Finished End Panels Damaged?"
-    ),
-    Question(
-        "upper_end_panel_damage_present",
-        "yes_no",
-        "Capture Upper End Panel",
-        "Is there upper cabinet end panel damage?",
-    ),
-    Question("full_height_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Full Height Cabinets Damaged?"),
-    Question("full_height_cabinets_lf", "linear_feet", "Linear Feet Capture", "Full-Height Cabinets (linear feet)"),
-    Question("num_damaged_full_height_boxes", "count", _FULL_HEIGHT, "Enter Number of Damaged Full Height Boxes"),
-    Question("full_height_cabinets_detached", "yes_no", _FULL_HEIGHT, "Are The Full Height Cabinets Detached?"),
-    Question("full_height_face_frames_doors_drawers_available", "text", _FULL_HEIGHT, _FRAMES_AVAILABLE),
-    Question("full_height_face_frames_doors_drawers_damaged", "yes_no", _FULL_HEIGHT, _FRAMES_DAMAGED),
-    Question(
-        "full_height_finished_end_panels_damaged",
-        "yes_no",
-        _FULL_HEIGHT,
-        "Are the Full Height Finished End Panels Damaged?",
-    ),
-    Question("island_cabinets_damaged", "yes_no", "Cabinet Types Damaged", "Island Cabinets Damaged?"),
-    Question("island_cabinets_lf", "linear_feet", "Linear Feet Capture", "Island Cabinets (linear feet)"),
-    Question("num_damaged_island_boxes", "count", "Island Cabinets", "Enter Number of Damaged Island Boxes"),
-    Question("island_cabinets_detached", "yes_no", "Island Cabinets", "Are The Island Cabinets Detached?"),
-    Question("island_face_frames_doors_drawers_available", "text", "Island Cabinets", _FRAMES_AVAILABLE),
-    Question("island_face_frames_doors_drawers_damaged", "yes_no", "Island Cabinets", _FRAMES_DAMAGED),
-    Question(
-        "island_finished_end_panels_damaged", "yes_no", "Island Cabinets", "Are the Island Finished End Panels Damaged?"
-    ),
-    Question(
-        "island_end_panel_damage_present",
-        "yes_no",
-        "Capture Island End Panel",
-        "Is there island cabinet end panel damage?",
-    ),
-    Question("island_counter_type", "text", "Island Cabinet Counter Type", "Select Island Cabinet Counter Type"),
-)
-_QUESTION_AT = {(normalize(question.group), normalize(question.text)): question for question in QUESTIONS}
-# Asked in forms of this kind, and kept in raw_data alone.
-_WITHOUT_COLUMN = frozenset({normalize("If multiple counter types are present, please list the additional types here")})
-# The answers that a section is made of; without the first two it is not sent.
-_SECTIONS = {
-    section: tuple(question.column for question in QUESTIONS if re.search(rf"(^|_){section}_", question.column))
-    for section in ("lower", "upper", "full_height", "island")
-}
+class PhotoQuestion(NamedTuple):
+    """A question that photos answer, found by its text, or else by the id of its form control."""
 
-PHOTO_QUESTION_KEYS: Mapping[str, str] = {
-    "Upload Overview Photo(s)": "overview_photos",
-    "Captured Lower Cabinet Box": "lower_cabinet_box",
-    "Captured Lower Face Frames, Doors, and Drawers": "lower_face_frames_doors_drawers",
-    "Captured Lower Cabinet End Panels": "lower_cabinet_end_panels",
-    "Captured Upper Cabinet Box": "upper_cabinet_box",
-    "Captured Upper Face Frames, Doors, and Drawers": "upper_face_frames_doors_drawers",
-    "Captured Upper Cabinet End Panels": "upper_cabinet_end_panels",
-    "Captured Full Height/Pantry Cabinets": "full_height_cabinet_box",
-    "Captured Full Height/Pantry Face Frames, Doors, and Drawers": "full_height_face_frames_doors_drawers",
-    "Captured Full Height/Pantry End Panels": "full_height_end_panels",
-    "Captured Island Cabinet Box": "island_cabinet_box",
-    "Captured Island Face Frames, Doors, and Drawers": "island_face_frames_doors_drawers",
-    "Captured Island Cabinet End Panels": "island_cabinet_end_panels",
-}
-_PHOTO_KEY_AT = {normalize(text): key for text, key in PHOTO_QUESTION_KEYS.items()}
-# Only asked where the text is unknown: ids are reused across sections.
-_PHOTO_CONTROL_KEYS = {
-    "control-110496963": "overview_photos",
-    "control-989806632": "lower_cabinet_box",
-    "control-374047064": "lower_cabinet_end_panels",
-    "control-767670035": "upper_cabinet_box",
-    "control-488956803": "upper_cabinet_end_panels",
-    "control-734859955": "full_height_cabinet_box",
-    "control-959393098": "full_height_end_panels",
-    "control-393858054": "island_cabinet_box",
-    "control-532071774": "island_cabinet_end_panels",
-}
+    key: str
+    text: str
+    control_ids: tuple[str, ...] = ()
+
+
+class Positional(NamedTuple):
+    """A group whose answers are read by their place, as text; found by its id."""
+
+    name: str
+    group_id: str
+    answers: int
+    missing: Reaction = "warn"
+
+
+class Section(NamedTuple):
+    """Columns of which some decide whether the rest is sent: none is, if they are all null, false or 0."""
+
+    decided_by: tuple[str, ...]
+    columns: tuple[str, ...]
 
 
 def read_text(value: object) -> str | None:
@@ -258,12 +178,14 @@ class Photo:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """A form, read. ``answers`` has every column of QUESTIONS: bool, float (linear feet), int (32 bits), text, or None.
+    """A form, read. ``answers`` has the column of every question: bool, float (decimal), int (32 bits), text, or None.
 
     ``raw_data`` holds all that was asked, known or not: group name -> list of ``{"q": text, "a": answer, "id": ...}``.
     ``warnings`` say in one line each which answer could not be read and became None, what was answered twice, which
     question is not known, and which section has answers but is not sent. ``unknown_questions`` are their texts as
-    ``normalize`` has them, each once.
+    ``normalize`` has them, each once. ``by_position`` has the answers of the groups that are read so, ``looked_for``
+    the answers to questions that were looked for in any group, by their normalized text. ``changes`` are the warnings
+    for which the form is not to be submitted, and ``typed`` all that a person has typed into it.
     """
 
     answers: Mapping[str, AnswerValue]
@@ -271,6 +193,10 @@ class Form:
     raw_data: Mapping[str, list[dict[str, Any]]]
     warnings: tuple[str, ...]
     unknown_questions: tuple[str, ...] = ()
+    by_position: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    looked_for: Mapping[str, AnswerValue] = field(default_factory=dict)
+    changes: tuple[str, ...] = ()
+    typed: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
@@ -302,64 +228,168 @@ def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
     )
 
 
-def parse_form(details: TaskDetails) -> Form:
-    """The form in ClaimX's answer; never raises. Where a question is answered twice the last answer counts, with a
-    warning if another one is lost by that.
+class FormReader:
+    """Reads forms by the questions that are known. Immutable and thread-safe."""
 
-    Yes and no are read in yes/no questions only, by how the answer begins ("Yes, ..." / "No, ..." / "There is no ...");
-    all other text stays as it was typed.
-    """
-    warnings = list(details.repairs)
-    answers: dict[str, AnswerValue] = dict.fromkeys(question.column for question in QUESTIONS)
-    raw_data: dict[str, list[dict[str, Any]]] = {}
-    photos: dict[tuple[str, int], Photo] = {}
-    photos_of: dict[str, int] = {}
-    # A column's warning goes when a later answer to the same question replaces it.
-    complaints: dict[str, str | None] = {}
-    unknown: dict[str, None] = {}
-    for asked in _questions(details.groups, warnings):
-        value: Any = asked.value
-        if question := _QUESTION_AT.get((normalize(asked.group), normalize(asked.text))):
-            answer, complaint = _typed(question.kind, value)
-            if answers[question.column] not in (None, answer):
-                warnings.append(f"{question.column}: answered more than once: the last answer counts")
-            answers[question.column] = answer
-            complaints[question.column] = complaint
-            if question.kind == "yes_no" and answer is not None:
-                value = answer
-        elif not _is_known(asked) and (text := normalize(asked.text)) not in unknown:
-            unknown[text] = None
-            warnings.append(f"unknown question {_excerpt(asked.text)} in group {_excerpt(asked.group)}")
-        raw_data.setdefault(asked.group, []).append({"q": asked.text, "a": value, "id": asked.control_id})
-        if not asked.is_photo:
-            continue
-        key = _question_key(asked)
-        for media_id in _media_ids(asked, warnings):
-            if (key, media_id) not in photos:
-                photos_of[key] = photos_of.get(key, 0) + 1
-                photos[key, media_id] = Photo(
-                    key, asked.text, asked.control_id, _topic_category(asked), media_id, photos_of[key]
-                )
-    warnings += [f"{column}: {complaint}" for column, complaint in complaints.items() if complaint]
-    warnings += _lost_sections(answers)
-    return Form(answers, tuple(photos.values()), raw_data, tuple(warnings), tuple(unknown))
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        *,
+        without_column: Iterable[str] = (),
+        photos: Sequence[PhotoQuestion] = (),
+        by_position: Sequence[Positional] = (),
+        sections: Sequence[Section] = (),
+        look_for: Iterable[str] = (),
+        hold_unknown: bool = False,
+    ) -> None:
+        """
+        Args:
+            questions: those with a column, in the columns' order.
+            without_column: the texts of those that are known, and kept in ``raw_data`` alone.
+            photos: those that photos answer.
+            by_position: groups that are read by position.
+            sections: what is lost where nobody said that a section is damaged.
+            look_for: the texts of questions whose answers are wanted, no matter in which group they are.
+            hold_unknown: a form with an unknown question is not to be submitted.
+        """
+        self._questions = tuple(questions)
+        self._at = {(normalize(one.group), normalize(one.text)): one for one in questions}
+        self._unanswered = dict.fromkeys(one.column for one in questions)
+        self._expected = tuple((place, one) for place, one in self._at.items() if one.missing != "ignore")
+        self._without_column = frozenset(map(normalize, without_column))
+        self._photo_keys = {normalize(one.text): one.key for one in photos}
+        # Only asked where the text is unknown: ids are reused across sections.
+        self._control_keys = {control: one.key for one in photos for control in one.control_ids}
+        self._by_position = tuple(by_position)
+        self._sections = tuple(sections)
+        self._looked_for = frozenset(map(normalize, look_for))
+        self._hold_unknown = hold_unknown
+
+    def read(self, details: TaskDetails) -> Form:
+        """The form in ClaimX's answer; never raises. Where a question is answered twice the last answer counts, with a
+        warning if another one is lost by that.
+
+        Yes and no are read in yes/no questions only, by how the answer begins ("Yes, ..." / "No, ..." / "There is no
+        ..."); all other text stays as it was typed.
+        """
+        warnings = list(details.repairs)
+        changes: list[str] = []
+        answers: dict[str, AnswerValue] = self._unanswered.copy()
+        raw_data: dict[str, list[dict[str, Any]]] = {}
+        photos: dict[tuple[str, int], Photo] = {}
+        photos_of: dict[str, int] = {}
+        # A column's warning goes when a later answer to the same question replaces it.
+        complaints: dict[str, str | None] = {}
+        unknown: dict[str, None] = {}
+        looked_for: dict[str, AnswerValue] = {}
+        places: set[tuple[str, str]] = set()
+        typed: list[str] = []
+        by_position = self._read_by_position(details.groups, warnings, changes)
+        positional = {one.group_id for one in self._by_position}
+        for asked in _questions(details.groups, warnings):
+            value: Any = asked.value
+            text = normalize(asked.text)
+            place = (normalize(asked.group), text)
+            if self._expected:
+                places.add(place)
+            if asked.is_typed and isinstance(value, str):
+                typed.append(value)
+            if text in self._looked_for and not isinstance(value, list):
+                looked_for[text] = value
+            if question := self._at.get(place):
+                answer, complaint = _typed(question.type, value)
+                if answers[question.column] not in (None, answer):
+                    warnings.append(f"{question.column}: answered more than once: the last answer counts")
+                answers[question.column] = answer
+                complaints[question.column] = complaint
+                if question.type == "yes_no" and answer is not None:
+                    value = answer
+            elif text not in unknown and asked.group_id not in positional and not self._is_known(asked):
+                unknown[text] = None
+                warning = f"unknown question {_excerpt(asked.text)} in group {_excerpt(asked.group)}"
+                warnings.append(warning)
+                if self._hold_unknown:
+                    changes.append(warning)
+            raw_data.setdefault(asked.group, []).append({"q": asked.text, "a": value, "id": asked.control_id})
+            if not asked.is_photo:
+                continue
+            key = self._question_key(asked)
+            for media_id in _media_ids(asked, key, warnings):
+                if (key, media_id) not in photos:
+                    photos_of[key] = photos_of.get(key, 0) + 1
+                    photos[key, media_id] = Photo(
+                        key, asked.text, asked.control_id, _topic_category(asked), media_id, photos_of[key]
+                    )
+        warnings += [f"{column}: {complaint}" for column, complaint in complaints.items() if complaint]
+        for place, question in self._expected:
+            if place not in places:
+                _react(question.missing, f"{question.column}: the form does not have its question", warnings, changes)
+        warnings += self._lost_sections(answers)
+        typed += [text for texts in by_position.values() for text in texts if text]
+        return Form(
+            answers,
+            tuple(photos.values()),
+            raw_data,
+            tuple(warnings),
+            tuple(unknown),
+            by_position,
+            looked_for,
+            tuple(changes),
+            tuple(typed),
+        )
+
+    def _lost_sections(self, answers: Mapping[str, AnswerValue]) -> Iterator[str]:
+        """A warning for each section that is not sent, as nobody said that it is damaged, though the rest is
+        answered."""
+        for decided_by, columns in self._sections:
+            if answers[decided_by[0]] is None and not any(answers[column] for column in decided_by):
+                answered = next((column for column in columns if answers[column] is not None), None)
+                if answered:
+                    yield f"{decided_by[0]}: not answered, so the section is not sent, though {answered} is"
+
+    def _read_by_position(
+        self, groups: list[Any], warnings: list[str], changes: list[str]
+    ) -> dict[str, tuple[str | None, ...]]:
+        found: dict[str, tuple[str | None, ...]] = {}
+        for name, group_id, number, missing in self._by_position:
+            group = next((one for one in groups if isinstance(one, dict) and one.get("groupId") == group_id), None)
+            questions = group.get("questionAndAnswers") if group else None
+            texts = [_position_text(one) for one in questions] if isinstance(questions, list) else []
+            if group is None:
+                _react(missing, f"{name}: the form has no group {group_id}", warnings, changes)
+            elif len(texts) < number:
+                warning = f"{name}: group {group_id} has {len(texts)} answers in place of {number}"
+                _react(missing, warning, warnings, changes)
+            found[name] = (*texts[:number], *[None] * (number - len(texts)))
+        return found
+
+    def _is_known(self, asked: _Asked) -> bool:
+        if asked.is_photo:
+            return self._known_photo_key(asked) is not None
+        text = normalize(asked.text)
+        return text in self._without_column or text in self._looked_for
+
+    def _known_photo_key(self, asked: _Asked) -> str | None:
+        return self._photo_keys.get(normalize(asked.text)) or self._control_keys.get(asked.control_id or "")
+
+    def _question_key(self, asked: _Asked) -> str:
+        return self._known_photo_key(asked) or re.sub(r"[ /]", "_", normalize(asked.text)).replace("?", "")
 
 
-def _lost_sections(answers: Mapping[str, AnswerValue]) -> Iterator[str]:
-    """A warning for each section that is not sent, as nobody said that it is damaged, though the rest is answered."""
-    for section, columns in _SECTIONS.items():
-        damaged, feet = f"{section}_cabinets_damaged", f"{section}_cabinets_lf"
-        if answers[damaged] is None and not answers[feet]:
-            answered = [column for column in columns if column not in (damaged, feet) and answers[column] is not None]
-            if answered:
-                yield f"{damaged}: not answered, so the section is not sent, though {answered[0]} is"
+def _react(reaction: Reaction, warning: str, warnings: list[str], changes: list[str]) -> None:
+    if reaction != "ignore":
+        warnings.append(warning)
+    if reaction == "hold":
+        changes.append(warning)
 
 
 class _Asked(NamedTuple):
     group: str
+    group_id: str
     text: str
     control_id: str | None
     is_photo: bool
+    is_typed: bool
     value: Any
 
 
@@ -373,6 +403,7 @@ def _questions(groups: list[Any], warnings: list[str]) -> Iterator[_Asked]:
             if questions is not None:
                 warnings.append(f"groups[{g}].questionAndAnswers: not a list")
             continue
+        name, group_id = read_text(group.get("name")) or "", read_text(group.get("groupId")) or ""
         for q, question in enumerate(questions):
             where = f"groups[{g}].questionAndAnswers[{q}]"
             if not isinstance(question, dict) or not isinstance(question.get("questionText"), str):
@@ -384,12 +415,19 @@ def _questions(groups: list[Any], warnings: list[str]) -> Iterator[_Asked]:
             control = question.get("formControl")
             is_photo, value = _value(answer) if isinstance(answer, dict) else (False, None)
             yield _Asked(
-                read_text(group.get("name")) or "",
+                name,
+                group_id,
                 question["questionText"].strip(),
                 read_text(control.get("id")) if isinstance(control, dict) else None,
                 is_photo,
+                isinstance(answer, dict) and answer.get("type") == "text",
                 value,
             )
+
+
+def _position_text(question: Any) -> str | None:
+    answer = question.get("responseAnswerExport") if isinstance(question, dict) else None
+    return read_text(_value(answer)[1]) if isinstance(answer, dict) else None
 
 
 def _value(answer: dict[str, Any]) -> tuple[bool, Any]:
@@ -409,7 +447,7 @@ def _value(answer: dict[str, Any]) -> tuple[bool, Any]:
     return False, None
 
 
-def _typed(kind: str, value: object) -> tuple[AnswerValue, str | None]:
+def _typed(kind: Type, value: object) -> tuple[AnswerValue, str | None]:
     """The answer in the type of its column, or None with a complaint; unanswered is None without one."""
     if value is None or (isinstance(value, str) and not value.strip()):
         return None, None
@@ -417,10 +455,10 @@ def _typed(kind: str, value: object) -> tuple[AnswerValue, str | None]:
         case "yes_no":
             answer: AnswerValue = _yes_no(value)
             wanted = "neither yes nor no"
-        case "linear_feet":
+        case "decimal":
             answer = _number(value)
             wanted = "not a number"
-        case "count":
+        case "integer":
             answer = _count(value)
             wanted = "not a whole number of 32 bits"
         case _:
@@ -466,28 +504,16 @@ def _excerpt(value: object) -> str:
     return f"'{text[:47]}...'" if len(text) > 50 else f"'{text}'"
 
 
-def _media_ids(asked: _Asked, warnings: list[str]) -> Iterator[int]:
+def _media_ids(asked: _Asked, key: str, warnings: list[str]) -> Iterator[int]:
     if not isinstance(asked.value, list):
-        warnings.append(f"{_question_key(asked)}: claimMediaIds is not a list")
+        warnings.append(f"{key}: claimMediaIds is not a list")
         return
     for item in asked.value:
         media_id = read_int(item)
         if media_id is not None and media_id > 0:
             yield media_id
         elif media_id is None and item is not None:
-            warnings.append(f"{_question_key(asked)}: {_excerpt(item)} is not a media id")
-
-
-def _is_known(asked: _Asked) -> bool:
-    return _known_photo_key(asked) is not None if asked.is_photo else normalize(asked.text) in _WITHOUT_COLUMN
-
-
-def _known_photo_key(asked: _Asked) -> str | None:
-    return _PHOTO_KEY_AT.get(normalize(asked.text)) or _PHOTO_CONTROL_KEYS.get(asked.control_id or "")
-
-
-def _question_key(asked: _Asked) -> str:
-    return _known_photo_key(asked) or re.sub(r"[ /]", "_", normalize(asked.text)).replace("?", "")
+            warnings.append(f"{key}: {_excerpt(item)} is not a media id")
 
 
 def _topic_category(asked: _Asked) -> str:

@@ -15,23 +15,17 @@ import pyarrow as pa
 
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import TaskEvent, dump_json
-from itel_cabinet.transforms.forms import (
-    QUESTIONS,
-    Form,
-    TaskDetails,
-    read_int,
-    read_timestamp,
-)
+from itel_cabinet.transforms.forms import Form, Question, TaskDetails, read_int, read_timestamp
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import has_row
 
 __all__ = [
     "ATTACHMENTS_SCHEMA",
-    "FORMS_SCHEMA",
     "TRACKING_SCHEMA",
     "make_attachment_rows",
     "make_form_row",
     "make_form_rows",
+    "make_forms_schema",
     "make_photo_rows",
     "make_tracking_row",
     "make_tracking_rows",
@@ -44,7 +38,13 @@ _MEDIA_TYPE = "image/jpeg"
 _NOT_FETCHED = Photograph(None, None)
 
 _INSTANT = pa.timestamp("us", tz="UTC")
-_ANSWER_TYPES = {"yes_no": pa.bool_(), "linear_feet": pa.float64(), "count": pa.int32(), "text": pa.string()}
+_ANSWER_TYPES = {
+    "yes_no": pa.bool_(),
+    "decimal": pa.float64(),
+    "integer": pa.int32(),
+    "text": pa.string(),
+    "choice": pa.string(),
+}
 
 
 def _required(name: str, kind: pa.DataType) -> pa.Field:
@@ -86,36 +86,42 @@ TRACKING_SCHEMA = pa.schema(
     ]
 )
 
-_ANSWERS = [pa.field(question.column, _ANSWER_TYPES[question.kind]) for question in QUESTIONS]
 
-FORMS_SCHEMA = pa.schema(
-    [
-        _required("assignment_id", pa.int64()),
-        _required("task_id", pa.int64()),
-        pa.field("task_name", pa.string()),
-        _required("project_id", pa.string()),
-        pa.field("form_id", pa.string()),
-        pa.field("form_response_id", pa.string()),
-        _required("status", pa.string()),
-        _required("event_id", pa.string()),
-        pa.field("date_assigned", _INSTANT),
-        pa.field("date_completed", _INSTANT),
-        pa.field("ingested_at", _INSTANT),
-        pa.field("customer_first_name", pa.string()),
-        pa.field("customer_last_name", pa.string()),
-        pa.field("customer_email", pa.string()),
-        pa.field("customer_phone", pa.string()),
-        pa.field("assignor_email", pa.string()),
-        pa.field("external_link_url", pa.string()),
-        *_ANSWERS[:3],  # as in the tables that people know
-        pa.field("raw_data", pa.string()),
-        *_ANSWERS[3:],
-        pa.field("created_at", _INSTANT),
-        pa.field("updated_at", _INSTANT),
-        pa.field("parse_warnings", pa.string()),
-        *_ORIGIN,
-    ]
-)
+def make_forms_schema(questions: Sequence[Question], raw_data_after: str | None = None) -> pa.Schema:
+    """The schema of the forms table with a column for each question, in their order; ``raw_data`` stands after one of
+    them, or after all."""
+    answers = [pa.field(one.column, _ANSWER_TYPES[one.type]) for one in questions]
+    columns = [one.column for one in questions]
+    before = columns.index(raw_data_after) + 1 if raw_data_after else len(columns)
+    return pa.schema(
+        [
+            _required("assignment_id", pa.int64()),
+            _required("task_id", pa.int64()),
+            pa.field("task_name", pa.string()),
+            _required("project_id", pa.string()),
+            pa.field("form_id", pa.string()),
+            pa.field("form_response_id", pa.string()),
+            _required("status", pa.string()),
+            _required("event_id", pa.string()),
+            pa.field("date_assigned", _INSTANT),
+            pa.field("date_completed", _INSTANT),
+            pa.field("ingested_at", _INSTANT),
+            pa.field("customer_first_name", pa.string()),
+            pa.field("customer_last_name", pa.string()),
+            pa.field("customer_email", pa.string()),
+            pa.field("customer_phone", pa.string()),
+            pa.field("assignor_email", pa.string()),
+            pa.field("external_link_url", pa.string()),
+            *answers[:before],
+            pa.field("raw_data", pa.string()),
+            *answers[before:],
+            pa.field("created_at", _INSTANT),
+            pa.field("updated_at", _INSTANT),
+            pa.field("parse_warnings", pa.string()),
+            *_ORIGIN,
+        ]
+    )
+
 
 ATTACHMENTS_SCHEMA = pa.schema(
     [

@@ -8,13 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from itel_cabinet.transforms.contracts import Contract, Refusal
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.payload import (
-    CabinetRepairSubmission,
-    IncompletePayloadError,
-    build_payload,
-    encode_payload,
-)
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
 __all__ = ["Submission", "Submitted", "build_submissions", "scrub"]
@@ -32,7 +27,11 @@ class Submission:
     assignment_id: int
     payload: bytes = field(repr=False)
     personal: tuple[str, ...] = field(repr=False)
-    """What in the payload is about a person; longest first."""
+    """What in the payload, and in what it was made of, is about a person; longest first."""
+    project_id: str = ""
+    task_id: int = 0
+    key: str | None = None
+    """The field of the payload by which iTel recognises a repeat, where it is not a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,10 @@ class Submitted:
 
 
 def build_submissions(
-    tasks: Sequence[CabinetTask], *, statuses: frozenset[str], clock: Callable[[], float]
+    tasks: Sequence[CabinetTask], *, contract: Contract, statuses: frozenset[str], clock: Callable[[], float]
 ) -> Iterator[Submission | Failure | Skip]:
-    """A submission for each task with one of ``statuses``; a Failure where the form or a required field is missing."""
+    """A submission for each task with one of ``statuses`` whose form the contract's gate lets through; a Failure where
+    the form, or what the contract requires of it, is missing."""
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
@@ -62,13 +62,23 @@ def build_submissions(
         elif task.form is None:
             error = "ClaimX has no form for this task yet; replay the event once it has"
             yield failure("no_form", error, now, now)
+        elif not contract.passes(task.form):
+            yield Skip(record, "held_by_gate")
         else:
-            try:
-                payload = build_payload(task.details, task.form, event)
-            except IncompletePayloadError as incomplete:
-                yield failure("incomplete", str(incomplete), now, now)
+            body = contract.build(task.details, task.form, event, task.project, task.links)
+            if isinstance(body, Refusal):
+                yield failure(body.error_class, body.error, now, now)
                 continue
-            yield Submission(record, event.event_id, event.assignment_id, encode_payload(payload), _personal(payload))
+            yield Submission(
+                record,
+                event.event_id,
+                event.assignment_id,
+                body.payload,
+                body.personal,
+                event.project_id,
+                event.task_id,
+                body.key,
+            )
 
 
 def scrub(text: str, submissions: Iterable[Submission]) -> str:
@@ -98,17 +108,3 @@ def _tail(text: str, spelling: str) -> int:
     longest = min(len(text), len(spelling))
     lengths = range(longest, _SHORTEST_TAIL - 1, -1)
     return next((n for n in lengths if text[-n:].lower() == spelling[:n].lower()), 0)
-
-
-def _personal(payload: CabinetRepairSubmission) -> tuple[str, ...]:
-    customer = payload.customer
-    people = (
-        customer.email,
-        customer.phone,
-        customer.first_name,
-        customer.last_name,
-        payload.assignor_email,
-        payload.damage_description,
-        payload.additional_notes,
-    )
-    return tuple(sorted({text.strip() for text in people if text and len(text.strip()) > 1}, key=len, reverse=True))

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Protocol
 
@@ -32,12 +32,13 @@ _CREATED = 201  # RFC 9110, 15.3.2: something new has come of this very request
 @dataclass(frozen=True, slots=True)
 class Accepted:
     """iTel has the submission. ``duplicate``: it had it before this call. ``excerpt`` is the answer's beginning, one
-    line."""
+    line; ``created_id`` what it calls that which has come of the submission."""
 
     status: int
     attempts: int
     excerpt: str
     duplicate: bool = False
+    created_id: str | None = field(default=None, compare=False)
 
     @property
     def outcome(self) -> str:
@@ -88,8 +89,8 @@ class Itel(Protocol):
     def batch_size(self) -> int:
         """How many submissions one call may take; with 1 there are no batches."""
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
-        """Hand in one form; its key is ``event_id``."""
+    def submit(self, submission: Submission) -> Accepted | Rejected:
+        """Hand in one form."""
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Hand in some forms, ``batch_size`` at most and of different assignments: all are accepted, or none is."""
@@ -182,7 +183,7 @@ def submit(
         if contents.hold(submission):
             return skip(submission)
         first_at = clock()
-        answer = api.submit(submission.assignment_id, submission.event_id, submission.payload)
+        answer = api.submit(submission)
         contents.learn(submission, answer)
         return describe([submission], answer, first_at)[0]
 

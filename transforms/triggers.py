@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import resources
@@ -194,24 +194,39 @@ def apply_rules(
             _LOGGER.log(match.actions.log.level_number, "%s", match.actions.log.render(message))
 
 
-def load_rules(text: str, source: str) -> Rules:
-    """Rules from YAML; ``source`` is what errors call it, such as the file's path. Raises RulesError."""
+def load_rules(text: str, source: str, task_ids: Iterable[int] = ()) -> Rules:
+    """Rules from YAML. Raises RulesError.
+
+    Args:
+        text: the file's.
+        source: what errors call it, such as its path.
+        task_ids: the task templates of a trigger that names none.
+    """
     try:
         content: Any = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RulesError(f"{source}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise RulesError(f"{source}: must be a mapping with the key triggers")
+    triggers = content.get("triggers")
+    if isinstance(triggers, list):
+        content["triggers"] = [one for given in triggers for one in _for_each_task(given, task_ids)]
     try:
         return Rules.model_validate(content)
     except ValidationError as error:
         raise RulesError(f"{source}: {_first_problem(error)}") from None
 
 
-def load_default_rules() -> Rules:
-    """The rules that ship with the package: every event of the cabinet repair form goes to the tracking topic."""
+def load_default_rules(task_ids: Iterable[int]) -> Rules:
+    """The rules that ship with the package: every event of these task templates goes to the tracking topic."""
     name = "triggers_default.yaml"
-    return load_rules(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"), name)
+    return load_rules(resources.files(__package__).joinpath(name).read_text(encoding="utf-8"), name, task_ids)
+
+
+def _for_each_task(trigger: Any, task_ids: Iterable[int]) -> list[Any]:
+    if not isinstance(trigger, dict) or "task_id" in trigger:
+        return [trigger]
+    return [{**trigger, "task_id": one} for one in sorted(task_ids)] or [trigger]
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from itel_cabinet.io.http.answers import Meaning, read_retry_after
-from itel_cabinet.io.http.auth import Auth, Credentials
+from itel_cabinet.io.http.auth import Auth, Credentials, check_header_name
 from itel_cabinet.io.http.breaker import Admission, Breaker, BreakerSettings
 from itel_cabinet.io.http.oauth2 import Tokens, get_tokens
 from itel_cabinet.io.http.pace import Pace, Turn
@@ -37,7 +37,7 @@ from itel_cabinet.io.http.transport import (
     check_environment,
     check_url,
 )
-from itel_cabinet.io.secrets import UnresolvedSecretError
+from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.io.worker import (
     OutageError,
     SettingError,
@@ -72,7 +72,7 @@ class ConnectionSettings:
     ``max_retries`` counts the tries after the first. ``concurrency`` is how many idle connections are kept for reuse;
     it should be the number of threads that call. ``calls_per_second`` limits the tries of this process; 0 is no limit.
     ``max_retry_after_seconds`` is how long an API that limits its calls is left alone at most before one call looks
-    whether it still does.
+    whether it still does. ``secret_headers`` are sent beside what ``auth`` makes: names, and references to the values.
     """
 
     name: str
@@ -88,9 +88,10 @@ class ConnectionSettings:
     calls_per_second: float = 0.0
     max_retry_after_seconds: float = 300.0
     breaker: BreakerSettings = field(default_factory=BreakerSettings)
+    secret_headers: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        for name, check in (("base_url", check_url), ("auth", Auth.parse)):
+        for name, check in (("base_url", check_url), ("auth", Auth.parse), ("secret_headers", _check_secret_headers)):
             try:
                 check(getattr(self, name))
             except ValueError as error:
@@ -111,10 +112,21 @@ class ConnectionSettings:
         except UnresolvedSecretError as error:
             raise UnresolvedSecretError(str(error), field="auth") from None
 
+    def further_credentials(self) -> Credentials:
+        """Resolve ``secret_headers`` now. Raises UnresolvedSecretError."""
+        headers = {}
+        for name, reference in self.secret_headers:
+            try:
+                headers[name] = SecretRef.parse(reference).resolve()
+            except UnresolvedSecretError as error:
+                raise UnresolvedSecretError(f"header {name}: {error}", field="secret_headers") from None
+        return Credentials(headers, tuple(headers.values()))
+
     def check(self) -> None:
         """Read what the settings refer to (secrets, TLS files) and what the environment says of proxies and
         authorities; ``run`` does, to refuse early. Raises UnresolvedSecretError with the field, and RefusedError."""
         self.credentials()
+        self.further_credentials()
         self.tls.check()
         check_environment(self.base_url)
 
@@ -147,6 +159,7 @@ class Connection:
     now: Callable[[], float] = time.time
     tokens: Tokens | None = field(default=None, repr=False)
     _credentials: Credentials = field(init=False, repr=False)
+    _further: Credentials = field(init=False, repr=False)
     _transport: Transport = field(init=False, repr=False)
     _breaker: Breaker = field(init=False, repr=False)
     _pace: Pace = field(init=False, repr=False)
@@ -155,6 +168,7 @@ class Connection:
         settings = self.settings
         settings.check()
         self._credentials = settings.credentials()
+        self._further = settings.further_credentials()
         self._transport = Transport(settings.transport(settings.base_url))
         self._breaker = Breaker(settings.name, settings.breaker, self.clock)
         self._pace = Pace(
@@ -334,13 +348,14 @@ class Connection:
                 outcome = credentials
                 credentials = self._credentials
             else:
+                further, own = self._further, credentials
                 outcome = self._transport.send(
                     method,
                     path,
                     params=params,
                     body=body,
-                    headers={**headers, **credentials.headers},
-                    redact=credentials.redact,
+                    headers={**headers, **further.headers, **own.headers},
+                    redact=lambda text: further.redact(own.redact(text)),
                     seconds=deadline - self.clock(),
                 )
             if isinstance(outcome, Reply):
@@ -364,15 +379,16 @@ class Connection:
 
     def _renew(self, used: Credentials) -> bool:
         """Get rid of credentials that were refused; whether there are, or will be, other ones."""
+        further = self._further
         if self.tokens is not None:
             self.tokens.refused(used)
-            return True
         try:
             self._credentials = self.settings.credentials()
+            self._further = self.settings.further_credentials()
         except UnresolvedSecretError as error:
             _log.warning("%s: after a 401: %s", self.settings.name, error)
-            return False
-        return self._credentials != used
+            return self.tokens is not None
+        return self.tokens is not None or (self._credentials, self._further) != (used, further)
 
     def _breaker_open(self, attempts: int, last: Reply | None) -> CallError:
         detail = (
@@ -389,6 +405,12 @@ class _Entry:
     admission: Admission
     turn: Turn
     held_seconds: float
+
+
+def _check_secret_headers(headers: tuple[tuple[str, str], ...]) -> None:
+    for name, reference in headers:
+        check_header_name(name)
+        SecretRef.parse(reference)
 
 
 def _is_limited(outcome: Reply | CallError | None) -> bool:

@@ -22,9 +22,10 @@ import requests
 from confluent_kafka import KafkaError, Producer
 from confluent_kafka import Message as DeliveryReport
 
-from itel_cabinet.local.samples.forms import SampleForms
+from itel_cabinet.local.samples.forms import SampleForms, is_held
 from itel_cabinet.local.simulators import ClaimXSimulator
-from itel_cabinet.transforms.events import CABINET_TASK_ID, make_task_row
+from itel_cabinet.transforms.contracts import Contract, load_shipped
+from itel_cabinet.transforms.events import make_task_row
 
 __all__ = [
     "BAD_KINDS",
@@ -168,13 +169,18 @@ class Generator:
         start: datetime = datetime(2026, 1, 10, 8, tzinfo=UTC),
         step: timedelta = timedelta(seconds=2),
         shares: Shares | None = None,
+        contract: Contract | None = None,
     ) -> None:
+        """``contract``, by default the one that is the default, says which tasks are completed, and of its gate's
+        question every tenth form says no."""
+        self._contract = contract or load_shipped()
+        self._task_ids = sorted(self._contract.task_ids)
         self._random = random.Random(seed)
         self._seed = seed
         self._now = start
         self._step = step
         self._shares = shares or Shares()
-        self._forms = SampleForms(self._random)
+        self._forms = SampleForms(self._random, gate=self._contract.gate_question)
         self._events = 0
         self._assignments = 0
         self._open: deque[_Task] = deque(maxlen=1000)
@@ -242,7 +248,7 @@ class Generator:
                 task = self._completed_before()
                 task.details = self._forms.filled_in_again(task.details, self._now)
                 task.changed_at = self._now
-                return self._tracked(kind, task, "submitted")
+                return self._tracked(kind, task, self._completed_end(task))
             case "late" if self._completed:
                 return self._late(self._completed_before())
             case "repeated" if self._repeatable:
@@ -251,12 +257,13 @@ class Generator:
                 task = self._new_task("COMPLETED")
                 return self._tracked(kind, task, "tracked")
             case "other_task":
-                task = self._new_task("COMPLETED", task_id=self._turn("other", *_OTHER_TASK_IDS))
+                task = self._new_task("COMPLETED", task_id=self._other_task_id())
                 return self._from_message(kind, "skipped", self._message(task), task)
             case _ if kind in BAD_KINDS:
                 return self._bad_record(kind, self._message(self._new_task("COMPLETED")), "assignment_id")
             case _:
-                return self._tracked("completed", self._newly_completed(), "submitted")
+                task = self._newly_completed()
+                return self._tracked("completed", task, self._completed_end(task))
 
     def _tracked(self, kind: str, task: _Task, expect: Expect) -> Produced:
         return replace(self._from_message(kind, expect, self._message(task), task), details_json=_encode(task.details))
@@ -274,7 +281,7 @@ class Generator:
                 "timestamp": task.assigned_at.isoformat(),
             }
             message["task"] |= {"status": "ASSIGNED", "date_completed": None, "form_response_id": None}
-        return self._from_message("late", "submitted" if completed else "tracked", message, task)
+        return self._from_message("late", self._completed_end(task) if completed else "tracked", message, task)
 
     def _from_message(self, kind: str, expect: Expect, message: Json, task: _Task) -> Produced:
         return Produced(
@@ -319,7 +326,7 @@ class Generator:
             )
         expect: Expect = "published"
         if kind == "other_task":
-            task, expect = self._new_task("ASSIGNED", task_id=self._turn("other", *_OTHER_TASK_IDS)), "skipped"
+            task, expect = self._new_task("ASSIGNED", task_id=self._other_task_id()), "skipped"
         elif kind in ENRICHED_BAD_KINDS:
             task, expect = self._new_task("ASSIGNED"), "dead_letter"
         elif self._random.random() < self._shares.assigned:
@@ -406,19 +413,30 @@ class Generator:
                     (subject, "not a task"),
                 ]
                 if subject == "assignment_id":
-                    wrong += [("task_id", [CABINET_TASK_ID]), ("timestamp", "yesterday")]
+                    wrong += [("task_id", [self._task_ids[0]]), ("timestamp", "yesterday")]
                 name, part = self._turn("wrong", *wrong)
                 value = _encode({**message, name: part})
         return replace(bad, value=value)
 
     # -- the tasks behind ------------------------------------------------------------------------------------
 
-    def _new_task(self, status: str, *, task_id: int = CABINET_TASK_ID, before: timedelta = timedelta(0)) -> _Task:
+    def _new_task(self, status: str, *, task_id: int | None = None, before: timedelta = timedelta(0)) -> _Task:
+        if task_id is None:
+            task_id = self._turn("task", *self._task_ids)
         number, self._assignments = self._assignments, self._assignments + 1
         project_id = str(_FIRST_PROJECT_ID + number // _ASSIGNMENTS_PER_PROJECT)
         assigned_at = self._now - before
         details = self._forms.without_form(_FIRST_ASSIGNMENT_ID + number, project_id, task_id, status, assigned_at)
         return _Task(details, assigned_at, self._now)
+
+    def _other_task_id(self) -> int:
+        other: int = self._turn("other", *[one for one in _OTHER_TASK_IDS if one not in self._task_ids])
+        return other
+
+    def _completed_end(self, task: _Task) -> Expect:
+        """What becomes of a completed task: it is submitted, unless the contract's gate holds it back."""
+        answers = (task.details["response"] or {}).get("groups", [])
+        return "tracked" if is_held(answers, self._contract.gate_question) else "submitted"
 
     def _opened(self, kind: str) -> _Task:
         """A task that is assigned just now, or one of those, taken on or given up."""

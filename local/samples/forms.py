@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-__all__ = ["TASK_NAME", "SampleForms"]
+__all__ = ["TASK_NAME", "SampleForms", "is_held"]
 
 TASK_NAME = "ITEL Cabinet Repair Form"
 _FORM_ID = "65f0a1b2c3d4e5f601020304"
@@ -162,8 +162,10 @@ class SampleForms:
     count that is no whole number.
     """
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, gate: str | None = None) -> None:
+        """``gate`` is a question that is asked first, and answered with no in every tenth form."""
         self._random = rng
+        self._gate = gate
         self._forms = 0
         self._media = _FIRST_MEDIA_ID
 
@@ -261,7 +263,9 @@ class SampleForms:
         lengths = [
             self._number(section.linear_feet, self._feet() if section.name in damaged else 0.0) for section in _SECTIONS
         ]
+        gate = self._option(self._gate, ("No",) if turn % 10 == 9 else ("Yes", "Yes, in part")) if self._gate else None
         groups = [
+            *([self._group("Damage", [gate])] if gate else []),
             self._group("Overview Photos", [self._photos("Upload Overview Photo(s)", 2, 5)]),
             self._group("Linear Feet Capture", [self._number("Countertops (linear feet)", self._feet()), *lengths]),
             self._group(
@@ -371,6 +375,13 @@ class SampleForms:
         first = self._media + 1
         self._media += self._random.randint(least, most)
         return _question(text, "image", {"type": "image", "claimMediaIds": list(range(first, self._media + 1))})
+
+
+def is_held(groups: Sequence[dict[str, Any]], gate: str | None) -> bool:
+    """Whether the gate's question is answered with no."""
+    questions = [question for group in groups for question in group["questionAndAnswers"]]
+    answers = [one["responseAnswerExport"] for one in questions if one["questionText"] == gate]
+    return any(answer["optionAnswer"]["name"] == "No" for answer in answers)
 
 
 def _question(text: str, component: str, answer: dict[str, Any]) -> Question:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itel_cabinet.local.simulators.claimx import ClaimXSimulator, MediaFault, media_bytes
-from itel_cabinet.local.simulators.itel import ItelSimulator, submission_schema
+from itel_cabinet.local.simulators.itel import ItelSimulator
 from itel_cabinet.local.simulators.oauth2 import OAuth2Simulator
 from itel_cabinet.local.simulators.simulator import Faults, Request, Response, Simulator, serve
 
@@ -18,5 +18,4 @@ __all__ = [
     "Simulator",
     "media_bytes",
     "serve",
-    "submission_schema",
 ]

@@ -17,6 +17,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.table import Table
 
+from itel_cabinet.pipeline.commands.contracts import (
+    DEFAULT_CONTRACT,
+    ContractName,
+    ContractVars,
+    contract_app,
+    load,
+    read_vars,
+)
 from itel_cabinet.pipeline.commands.examples import EXAMPLES, add_examples
 from itel_cabinet.pipeline.commands.letters import letters_app
 from itel_cabinet.pipeline.commands.media import media_app
@@ -49,6 +57,7 @@ _COMMANDS = "itel_cabinet.commands"  # entry points of other distributions, each
 app.add_typer(topics_app, name="topics")
 app.add_typer(tables_app, name="tables")
 app.add_typer(media_app, name="media")
+app.add_typer(contract_app, name="contract")
 app.add_typer(letters_app, name="dead-letters")
 app.add_typer(offsets_app, name="offsets")
 app.add_typer(monitoring_app, name="monitoring")
@@ -174,26 +183,42 @@ def _meaning(name: str, field: FieldInfo) -> str:
 @app.command()
 def preview(
     task: Annotated[str, typer.Argument(metavar="TASK.json", help="A ClaimX answer about a task; - for stdin.")],
+    contract: ContractName = DEFAULT_CONTRACT,
+    contract_vars: ContractVars = "{}",
+    event: Annotated[
+        str | None, typer.Option("--event", metavar="E.json", help="A message of the tracking topic about the task.")
+    ] = None,
+    project: Annotated[
+        str | None, typer.Option("--project", metavar="P.json", help="ClaimX's export of the project.")
+    ] = None,
+    media: Annotated[
+        str | None, typer.Option("--media", metavar="M.json", help="ClaimX's export of the project's media.")
+    ] = None,
 ) -> None:
-    """Print what would be stored and sent for a ClaimX answer: form, attachments, payload, warnings.
+    """Print what would be stored and sent for a ClaimX answer: form, attachments, payload, request, gate, warnings.
 
     Left out are the columns that come from the event and the moment: event_id, event_timestamp, kafka_*, ingested_at,
-    created_at, updated_at.
+    created_at, updated_at. Secrets are shown as their references.
     """
     from pydantic_core import to_json
 
-    from itel_cabinet.pipeline.operate import NotAnAnswerError
-    from itel_cabinet.pipeline.operate import preview_answer as previewed
+    from itel_cabinet.pipeline.operate import NotAnAnswerError, PreviewContext, preview_answer
 
+    files = {"answer": task, "event": event, "project": project, "media": media}
+    texts = {name: _read(file) for name, file in files.items() if file is not None}
+    loaded = load(contract, read_vars(contract_vars), complete=False)
     try:
-        answer = sys.stdin.buffer.read() if task == "-" else Path(task).read_bytes()
-    except OSError as error:
-        raise CommandError(f"{task} cannot be read: {error.strerror}", wrong_use=True) from None
-    try:
-        result = previewed(answer, now=datetime.now(UTC))
+        result = preview_answer(texts.pop("answer"), loaded, context=PreviewContext(**texts), now=datetime.now(UTC))
     except NotAnAnswerError as error:
-        raise CommandError(f"{task}: {error}") from None
+        raise CommandError(f"{files[error.given]}: {error}") from None
     typer.echo(to_json(result, indent=2, inf_nan_mode="null"))
+
+
+def _read(file: str) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    except OSError as error:
+        raise CommandError(f"{file} cannot be read: {error.strerror}", wrong_use=True) from None
 
 
 # ------------------------------------------------------------------------------------------------------ lag and status

@@ -20,7 +20,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "query": (f"query stuck {_TABLES}", f"query latest_events {_TABLES} --format=csv"),
     "questions": (f"questions {_TABLES}",),
     "report": (f"report {_TABLES} --output=report.html",),
-    "preview": ("preview answer.json",),
+    "preview": (
+        "preview answer.json",
+        "preview answer.json --contract=mine.yaml --event=event.json --project=project.json --media=media.json",
+    ),
+    "contract list": ("contract list",),
+    "contract show": ("contract show vendor",),
+    "contract schema": ("contract schema",),
+    "contract check": (
+        "contract check mine.yaml",
+        """contract check mine.yaml --vars='{"carrier_id": "C-1", "subscription_key": "env:ITEL_KEY"}'""",
+    ),
     "lag": (f"lag tracking api {_KAFKA}",),
     "status": (f"status cabinet {_KAFKA} {_TABLES} --metrics_url=http://worker:9400",),
     "produce": (f"produce {_KAFKA} --count=500 --claimx_url=http://localhost:8080",),

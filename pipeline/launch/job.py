@@ -187,7 +187,7 @@ def _describe(settings: Settings) -> str:
     goals += [spec.uri for spec in wiring.tables.values()] if settings.job.writes_tables else []
     if settings.job.calls_itel:
         goals.append(f"iTel at {settings.itel.folder or settings.itel.base_url}")
-    templates = ", ".join(map(str, sorted(wiring.trigger_rules.task_ids)))
+    templates = ", ".join(map(str, sorted(wiring.task_ids)))
     return (
         f"{settings.job} starts: reads {source.topic} at {source.bootstrap_servers} as group {source.group}, "
         f"task templates {templates}; writes {', '.join(goals)}; dead letters to {outputs.dead_letter_topic}"

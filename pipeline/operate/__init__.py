@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         recent_letters,
     )
     from itel_cabinet.pipeline.operate.observation import GroupView, Observer, Subject
-    from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, preview_answer
+    from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
     from itel_cabinet.pipeline.operate.queries import (
         Query,
         QueryError,
@@ -66,6 +66,7 @@ __all__ = [
     "Observer",
     "Offsets",
     "Outcome",
+    "PreviewContext",
     "Query",
     "QueryError",
     "ReadingGroup",
@@ -118,7 +119,7 @@ __getattr__, _, _ = lazy_loader.attach(
             "recent_letters",
         ],
         "observation": ["GroupView", "Observer", "Subject"],
-        "preview": ["NotAnAnswerError", "preview_answer"],
+        "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],
         "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from itel_cabinet.io.delta import FencedTable, Row
+from itel_cabinet.io.delta import FencedTable, Row, get_table
+from itel_cabinet.pipeline.tables import FORMS
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import Photograph
-from itel_cabinet.transforms.events import CABINET_TASK_ID
 from itel_cabinet.transforms.photos import Album, fetch_album_photos
 
 __all__ = ["BackfillStoppedError", "backfill_photos", "missing_photos"]
@@ -45,14 +45,19 @@ def backfill_photos(
     still no file, which the row says too. Safe beside running jobs and beside itself; may be interrupted and
     repeated. Raises BackfillStoppedError when ClaimX or the store fails for all of them, and as FencedTable.fill does.
     """
-    groups: dict[tuple[str, int, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
     for row in missing:
-        groups.setdefault((row["project_id"], CABINET_TASK_ID, row["assignment_id"]), []).append(row)
+        groups.setdefault((row["project_id"], row["assignment_id"]), []).append(row)
+    forms = get_table(wiring.tables[FORMS])
     todo = iter(groups.items())
     while some := dict(itertools.islice(todo, _ALBUMS_A_COMMIT)):
+        tasks = _find_tasks(forms, [assignment for _, assignment in some])
         albums = {
-            Album(*album, tuple(dict.fromkeys(row["claim_media_id"] for row in rows))): rows
-            for album, rows in some.items()
+            Album(
+                project, tasks[assignment], assignment, tuple(dict.fromkeys(row["claim_media_id"] for row in rows))
+            ): rows
+            for (project, assignment), rows in some.items()
+            if assignment in tasks
         }
         found = fetch_album_photos(
             albums,
@@ -69,6 +74,12 @@ def backfill_photos(
         news = [(row, photograph) for row, photograph in ended if _is_news(row, photograph)]
         table.fill([_filled(row, photograph, now) for row, photograph in news], "blob_path")
         yield counts
+
+
+def _find_tasks(forms: FencedTable, assignments: Sequence[int]) -> dict[int, int]:
+    """The task template of each assignment whose form is there, and with it the folder of its photos."""
+    rows = forms.select(("assignment_id", "task_id"), f"assignment_id IN ({', '.join(map(str, assignments))})")
+    return {row["assignment_id"]: row["task_id"] for row in rows}
 
 
 def _is_news(row: Row, photograph: Photograph) -> bool:

@@ -15,7 +15,7 @@ from itel_cabinet.io.http import BreakerSettings, Connection, ConnectionSettings
 from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from itel_cabinet.transforms.submitting import Accepted, Rejected
-from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question
+from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question, submission
 from tests.support.faulty_server import FaultyServer
 
 PRIVATE = "pat.roe@private.example"
@@ -155,7 +155,7 @@ def test_a_lookup_has_a_defined_end(said: bytes, server: Server, claimx: ClaimX[
 @example(said=b"HTTP/1.1 201 OK\r\nContent-Length: 100\r\n\r\n{")
 def test_a_submission_has_a_defined_end(said: bytes, server: Server, itel: HttpItel) -> None:
     server.says = said
-    end = itel.submit(ASSIGNMENT_ID, "e1", b"{}")
+    end = itel.submit(submission(ASSIGNMENT_ID, "e1", b"{}"))
     assert len(end.excerpt) <= 500
     assert len(end.excerpt.splitlines()) <= 1
     if isinstance(end, Accepted):

@@ -15,6 +15,7 @@ from itel_cabinet.io.http import BreakerSettings, CallError, Connection, Connect
 from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.io.worker import PULSE, OutageError, metrics
 from itel_cabinet.transforms.submitting import Accepted
+from tests.support.cabinet_samples import submission
 from tests.support.faulty_server import Act, FaultyServer, Seen, answer, reset
 from tests.support.jobs import wait_for
 
@@ -49,7 +50,7 @@ def test_everyone_waits_for_the_end_that_is_named(status: int, header: str | Non
     headers = {} if header is None else {"retry_after": header}
     with Limiting(3.0, status, **headers) as server, ThreadPoolExecutor(CALLERS) as pool:
         api = make_itel(server.url)
-        ends = list(pool.map(lambda n: api.submit(n, f"e{n}", b"{}"), range(2 * CALLERS)))
+        ends = list(pool.map(lambda n: api.submit(submission(n, f"e{n}", b"{}")), range(2 * CALLERS)))
     assert {type(end) for end in ends} == {Accepted}
     # Those that were under way when the first heard of it, and one probe a second.
     assert server.limited <= CALLERS + 5
@@ -81,7 +82,7 @@ def test_waiting_is_visible_and_ends_soon_for_a_process_that_is_to_end(monkeypat
         link = ConnectionSettings("itel", server.url, max_retry_after_seconds=30.0)
         api = HttpItel(ItelSettings(link), Connection(link, clock=lambda: now[0], sleep=sleep))
         with pytest.raises(OutageError, match="limits its calls, and the process is to end"):
-            api.submit(1, "e", b"{}")
+            api.submit(submission(1, "e", b"{}"))
         assert len(server.requests) == 4  # one each 30 s
     assert 110 <= now[0] <= 113
     assert {tuple(waits) for waits in waited} == {("itel, which limits its calls",)}
@@ -119,7 +120,7 @@ def test_while_one_call_finds_out_that_the_api_is_back_the_others_wait(recoverin
     peace = BreakerSettings(failure_share=0.8, window_seconds=0.4, open_seconds=1.0)
     api = make_itel(recovering.url, max_retries=0, deadline_seconds=10.0, breaker=peace)
     wait_for(
-        lambda: getattr(api.submit(1, "e", b"{}"), "error_class", "") == "breaker_open",
+        lambda: getattr(api.submit(submission(1, "e", b"{}")), "error_class", "") == "breaker_open",
         "the breaker opens",
         30,
         pause=0.01,
@@ -127,7 +128,7 @@ def test_while_one_call_finds_out_that_the_api_is_back_the_others_wait(recoverin
     recovering.healed = True
     wait_for(lambda: api.connection._breaker.wait() == 0, "the peace ends", 10)
     with ThreadPoolExecutor(CALLERS) as pool:
-        ends = list(pool.map(lambda n: api.submit(n, f"e{n}", b"{}"), range(CALLERS)))
+        ends = list(pool.map(lambda n: api.submit(submission(n, f"e{n}", b"{}")), range(CALLERS)))
     assert {type(end) for end in ends} == {Accepted}
     recovered = [seen for seen in recovering.requests if seen.headers["idempotency-key"] != "e"]
     assert len(recovered) == CALLERS

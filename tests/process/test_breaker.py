@@ -22,6 +22,7 @@ from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.transforms.enrichment import TaskLookupError
 from itel_cabinet.transforms.forms import parse_details
 from itel_cabinet.transforms.submitting import Accepted
+from tests.support.cabinet_samples import submission
 from tests.support.faulty_server import Act, FaultyServer, answer, reset
 
 WINDOW = BreakerSettings(failure_share=0.8, window_seconds=20, open_seconds=15)
@@ -309,7 +310,7 @@ def test_at_a_third_of_random_503s_every_submission_is_accepted() -> None:
         client = HttpItel(ItelSettings(settings), link)
 
         def submit(number: int) -> Any:
-            return client.submit(number, f"e{number}", b'{"assignmentId": %d}' % number)
+            return client.submit(submission(number, f"e{number}", b'{"assignmentId": %d}' % number))
 
         with ThreadPoolExecutor(32) as pool:
             ends = list(pool.map(submit, range(1_000)))

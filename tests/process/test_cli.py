@@ -38,10 +38,9 @@ from itel_cabinet.pipeline.operate import NotAnAnswerError, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings, option_fields
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
-from itel_cabinet.transforms.payload import encode_payload, load_example
 from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory
-from tests.support.cabinet_samples import answer, event, group, question, record
+from tests.support.cabinet_samples import EXAMPLE, answer, event, group, question, record
 from tests.support.jobs import Stack, wait_for
 from tests.support.printed import Printed
 
@@ -304,6 +303,7 @@ def test_preview_says_why_nothing_is_sent(form_answer: bytes) -> None:
     assert incomplete["warnings"] == ["not submitted: required by iTel but missing: formId, dateAssigned"]
 
     nothing: dict[str, Any] = {"form": None, "attachments": [], "payload": None}
+    nothing |= {"request": incomplete["request"], "gate": {"passed": False, "reason": "there is no completed form"}}
     assert preview_answer(changed(form_answer, response=None), now=NOW) == {
         **nothing,
         "warnings": ["not submitted: ClaimX has no form for this task yet; replay the event once it has"],
@@ -314,7 +314,11 @@ def test_preview_says_why_nothing_is_sent(form_answer: bytes) -> None:
     }
     assert preview_answer(changed(form_answer, taskId=24454), now=NOW) == {
         **nothing,
-        "warnings": ["task 24454 is not the cabinet repair form, which is 32513: its events are skipped"],
+        "request": None,
+        "gate": None,
+        "warnings": [
+            "the task is not one of contract cabinet_repair 1, which are 32513: its events are skipped",
+        ],
     }
 
 
@@ -658,7 +662,7 @@ def test_simulate(tmp_path: Path) -> None:
         assert requests.get(f"{claimx}/customTasks/assignment/1", timeout=30).status_code == 401
         headers = {"Authorization": "Bearer open sesame"}
         assert requests.get(f"{claimx}/customTasks/assignment/1", headers=headers, timeout=30).status_code == 404
-        body = encode_payload(load_example())
+        body = EXAMPLE.read_bytes()
         reply = requests.post(f"{itel}/api/v1/tasks", data=body, headers={"Idempotency-Key": "e1"}, timeout=30)
         assert reply.status_code == 201, reply.text
         (written,) = journal.iterdir()

@@ -13,11 +13,11 @@ from jsonschema.validators import validator_for
 from itel_cabinet.local.samples import BAD_KINDS, ENRICHED_BAD_KINDS, Generator, Produced, Shares, produce
 from itel_cabinet.local.services import Broker
 from itel_cabinet.local.simulators import ClaimXSimulator
-from itel_cabinet.transforms import payload
 from itel_cabinet.transforms.events import ClaimXEvent, TaskEvent, parse_claimx_event, parse_event
-from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, QUESTIONS, Form, parse_details, parse_form
+from itel_cabinet.transforms.forms import Form, parse_details
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from tests.conftest import TopicFactory
+from tests.support.cabinet_samples import CONTRACT, PHOTO_QUESTION_KEYS, QUESTIONS, TASK_IDS, build_payload, parse_form
 
 START = datetime(2026, 1, 10, 8, tzinfo=UTC)
 
@@ -60,7 +60,7 @@ def form_of(produced: Produced) -> Form:
 
 
 def event_of(produced: Produced) -> TaskEvent:
-    event = parse_event(record(produced), 0.0)
+    event = parse_event(record(produced), 0.0, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent)
     return event
 
@@ -141,7 +141,7 @@ class TestShares:
 class TestTrackingMessages:
     def test_each_is_parsed_as_it_is_expected(self, messages: list[Produced]) -> None:
         for produced in messages:
-            parsed = parse_event(record(produced), 0.0)
+            parsed = parse_event(record(produced), 0.0, task_ids=TASK_IDS)
             match produced.expect:
                 case "skipped":
                     assert isinstance(parsed, Skip), produced.kind
@@ -242,14 +242,14 @@ class TestTrackingMessages:
         assert unknown.isdisjoint(known)
 
     def test_each_completed_form_can_be_submitted(self, messages: list[Produced]) -> None:
-        schema = payload.make_schema()
+        schema = CONTRACT.file.body_schema
         validator = validator_for(schema)(schema)
         for produced in messages:
             if produced.details_json is None or produced.expect != "submitted":
                 continue
             details = parse_details(produced.details_json, int(produced.key))
-            built = payload.build_payload(details, form_of(produced), event_of(produced))
-            body = json.loads(payload.encode_payload(built))
+            built = build_payload(details, form_of(produced), event_of(produced))
+            body = json.loads(built)
             assert [error.message for error in validator.iter_errors(body)] == []
             assert (body["assignmentId"], body["status"]) == (produced.assignment_id, "COMPLETED")
             assert body["dateAssigned"] < body["dateCompleted"] or produced.kind != "completed"

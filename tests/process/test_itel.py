@@ -75,7 +75,7 @@ def client() -> Iterator[Callable[..., tuple[HttpItel, FaultyServer]]]:
 def test_a_2xx_is_accepted(status: int, client: Any) -> None:
     body = b"" if status == 204 else b'{"itel_task_id":\n 7}'
     api, server = client(answer(status, body))
-    outcome = api.submit(5430007, "9f2c", PAYLOAD)
+    outcome = api.submit(submission(5430007, "9f2c", PAYLOAD))
     assert outcome == Accepted(status, 1, "" if status == 204 else '{"itel_task_id": 7}')
     seen = server.requests[0]
     assert (seen.method, seen.path, seen.body) == ("POST", "/api/v1/tasks", PAYLOAD)
@@ -84,7 +84,7 @@ def test_a_2xx_is_accepted(status: int, client: Any) -> None:
 
 def test_every_try_carries_the_same_key(client: Any) -> None:
     api, server = client(answer(503), reset, answer(201))
-    assert api.submit(1, "event-1", PAYLOAD) == Accepted(201, 3, "{}")
+    assert api.submit(submission(1, "event-1", PAYLOAD)) == Accepted(201, 3, "{}")
     assert [seen.headers["idempotency-key"] for seen in server.requests] == ["event-1"] * 3
     assert [seen.body for seen in server.requests] == [PAYLOAD] * 3
 
@@ -93,19 +93,19 @@ def test_every_try_carries_the_same_key(client: Any) -> None:
 def test_a_known_submission_is_accepted_as_a_duplicate(status: int, client: Any) -> None:
     body = json.dumps({"integration_test_id": ["'5430007-9f2c' Already Exists"]}).encode()
     api, server = client(answer(status, body))
-    assert api.submit(5430007, "9f2c", PAYLOAD) == Accepted(status, 1, body.decode(), duplicate=True)
+    assert api.submit(submission(5430007, "9f2c", PAYLOAD)) == Accepted(status, 1, body.decode(), duplicate=True)
     assert len(server.requests) == 1
 
 
 def test_a_5xx_that_says_already_exists_is_not_accepted(client: Any) -> None:
     api, _ = client(answer(500, b"lock already exists"))
-    assert api.submit(1, "e", PAYLOAD).error_class == "outage"
+    assert api.submit(submission(1, "e", PAYLOAD)).error_class == "outage"
 
 
 @pytest.mark.parametrize("fault", [cut_body(201), drip_body], ids=["reset", "drip"])
 def test_a_2xx_whose_body_is_lost_is_accepted(fault: Act, client: Any) -> None:
     api, server = client(fault, read_timeout_seconds=0.3)
-    outcome = api.submit(1, "e", PAYLOAD)
+    outcome = api.submit(submission(1, "e", PAYLOAD))
     assert isinstance(outcome, Accepted)
     assert (outcome.attempts, len(server.requests)) == (1, 1)
 
@@ -115,7 +115,7 @@ def test_only_a_2xx_reaches_the_crash_point(client: Any, monkeypatch: pytest.Mon
     monkeypatch.setattr(module.crash_points, "maybe_crash", reached.append)
     api, _ = client(answer(400), answer(400, b"'1-e' already exists"), answer(200))
     for number in range(3):
-        api.submit(number, "e", PAYLOAD)
+        api.submit(submission(number, "e", PAYLOAD))
     assert reached == ["after-2xx"]
 
 
@@ -142,7 +142,7 @@ def test_only_a_2xx_reaches_the_crash_point(client: Any, monkeypatch: pytest.Mon
 )
 def test_a_refusal_is_a_value(status: int, error_class: str, attempts: int, client: Any) -> None:
     api, server = client(answer(status, f"no  {PRIVATE}".encode(), location="/elsewhere"))
-    outcome = api.submit(1, "e", PAYLOAD)
+    outcome = api.submit(submission(1, "e", PAYLOAD))
     tried = "1 try in 0.0 s" if attempts == 1 else "3 tries in 1.5 s"
     assert outcome == Rejected(
         error_class, status, attempts, f"iTel answers {status} ({tried})", excerpt=f"no {PRIVATE}"
@@ -157,7 +157,7 @@ def test_a_refusal_is_a_value(status: int, error_class: str, attempts: int, clie
 )
 def test_a_broken_connection_is_a_value(fault: Act, error_class: str, client: Any) -> None:
     api, server = client(fault, read_timeout_seconds=0.2)
-    outcome = api.submit(1, "e", PAYLOAD)
+    outcome = api.submit(submission(1, "e", PAYLOAD))
     assert (outcome.error_class, outcome.status, outcome.attempts, outcome.excerpt) == (error_class, None, 3, "")
     assert outcome.error.startswith(f"iTel: {server.url}: ")
     assert len(server.requests) == 3
@@ -165,7 +165,7 @@ def test_a_broken_connection_is_a_value(fault: Act, error_class: str, client: An
 
 def test_no_connection_is_a_value() -> None:
     link = ConnectionSettings("itel", f"http://127.0.0.1:{unused_port()}", max_retries=0)
-    outcome = HttpItel(ItelSettings(link), Connection(link)).submit(1, "e", PAYLOAD)
+    outcome = HttpItel(ItelSettings(link), Connection(link)).submit(submission(1, "e", PAYLOAD))
     assert isinstance(outcome, Rejected)
     assert (outcome.error_class, outcome.status) == ("unreachable", None)
     assert "Connection refused" in outcome.error
@@ -173,7 +173,7 @@ def test_no_connection_is_a_value() -> None:
 
 def test_the_last_status_is_kept_when_the_last_try_breaks(client: Any) -> None:
     api, _ = client(answer(503, b"maintenance"), reset)
-    outcome = api.submit(1, "e", PAYLOAD)
+    outcome = api.submit(submission(1, "e", PAYLOAD))
     assert (outcome.error_class, outcome.status, outcome.excerpt) == ("reset", 503, "maintenance")
 
 
@@ -205,7 +205,7 @@ def test_an_ordinary_event_id_is_its_own_key() -> None:
 
 def test_a_hostile_event_id_cannot_smuggle_a_header_in(client: Any) -> None:
     api, server = client(answer(201))
-    api.submit(1, "a\r\nX-Evil: 1\r\n\r\nGET /", PAYLOAD)
+    api.submit(submission(1, "a\r\nX-Evil: 1\r\n\r\nGET /", PAYLOAD))
     assert server.requests[0].headers["idempotency-key"] == "a%0D%0AX-Evil:%201%0D%0A%0D%0AGET%20/"
     assert "x-evil" not in server.requests[0].headers
     assert len(server.requests) == 1
@@ -216,10 +216,10 @@ def test_a_hostile_event_id_cannot_smuggle_a_header_in(client: Any) -> None:
 
 def test_a_payload_becomes_a_file_and_a_repeat_replaces_it(tmp_path: Path) -> None:
     folder = FolderItel(tmp_path / "deep" / "itel")
-    assert folder.submit(5430007, "9f2c", PAYLOAD) == Accepted(201, 1, "written to 5430007-9f2c.json")
-    again = folder.submit(5430007, "9f2c", b'{"assignmentId":5430007,"status":"COMPLETED"}')
+    assert folder.submit(submission(5430007, "9f2c", PAYLOAD)) == Accepted(201, 1, "written to 5430007-9f2c.json")
+    again = folder.submit(submission(5430007, "9f2c", b'{"assignmentId":5430007,"status":"COMPLETED"}'))
     assert again == Accepted(200, 1, "written to 5430007-9f2c.json", duplicate=True)
-    folder.submit(5430007, "a/../b c", PAYLOAD)
+    folder.submit(submission(5430007, "a/../b c", PAYLOAD))
     assert {path.name: path.read_bytes() for path in (tmp_path / "deep" / "itel").iterdir()} == {
         "5430007-9f2c.json": b'{"assignmentId":5430007,"status":"COMPLETED"}',
         "5430007-a%2F..%2Fb%20c.json": PAYLOAD,
@@ -227,7 +227,7 @@ def test_a_payload_becomes_a_file_and_a_repeat_replaces_it(tmp_path: Path) -> No
 
 
 def test_a_long_event_id_becomes_a_hash(tmp_path: Path) -> None:
-    FolderItel(tmp_path).submit(1, "x" * 5_000, PAYLOAD)
+    FolderItel(tmp_path).submit(submission(1, "x" * 5_000, PAYLOAD))
     (path,) = tmp_path.iterdir()
     assert len(path.name) == len("1-.json") + 64
 
@@ -235,10 +235,10 @@ def test_a_long_event_id_becomes_a_hash(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_the_worlds(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutageError) as caught:
-        FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD)
+        FolderItel(tmp_path / "file").submit(submission(1, "e", PAYLOAD))
     assert str(caught.value) == f"folder {tmp_path / 'file'} for submissions cannot be written: File exists"
     (tmp_path / "file").unlink()
-    assert isinstance(FolderItel(tmp_path / "file").submit(1, "e", PAYLOAD), Accepted)
+    assert isinstance(FolderItel(tmp_path / "file").submit(submission(1, "e", PAYLOAD)), Accepted)
 
 
 def test_a_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,9 @@ def test_a_folder_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         really(number)
 
     monkeypatch.setattr(os, "fsync", sometimes_full)
-    assert FolderItel(tmp_path, outage_seconds=60).submit(1, "e", PAYLOAD) == Accepted(201, 1, "written to 1-e.json")
+    assert FolderItel(tmp_path, outage_seconds=60).submit(submission(1, "e", PAYLOAD)) == Accepted(
+        201, 1, "written to 1-e.json"
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["1-e.json"]
 
 
@@ -261,14 +263,14 @@ def test_a_failed_write_leaves_no_file(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OutageError, match="cannot be written: No space left on device"):
-        FolderItel(tmp_path).submit(1, "e", PAYLOAD)
+        FolderItel(tmp_path).submit(submission(1, "e", PAYLOAD))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_writers_of_one_submission_at_once_leave_one_whole_file(tmp_path: Path) -> None:
     folder = FolderItel(tmp_path)
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: folder.submit(1, "e", PAYLOAD * 100), range(64)))
+        list(pool.map(lambda _: folder.submit(submission(1, "e", PAYLOAD * 100)), range(64)))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"1-e.json": PAYLOAD * 100}
 
 
@@ -339,16 +341,16 @@ class Recorder:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
+    def submit(self, one: Submission) -> Accepted | Rejected:
         with self._lock:
-            assert assignment_id not in self.running, "two calls of one assignment overlap"
-            self.running.add(assignment_id)
+            assert one.assignment_id not in self.running, "two calls of one assignment overlap"
+            self.running.add(one.assignment_id)
             self.most_at_once = max(self.most_at_once, len(self.running))
         threading.Event().wait(0.001)
         with self._lock:
-            self.running.remove(assignment_id)
-            self.order[assignment_id].append(event_id)
-        return Accepted(200, 1, payload.decode())
+            self.running.remove(one.assignment_id)
+            self.order[one.assignment_id].append(one.event_id)
+        return Accepted(200, 1, one.payload.decode())
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         raise AssertionError(f"a batch of {len(batch)}, where none is wanted")
@@ -424,11 +426,11 @@ def test_a_fault_of_the_world_is_raised_only_when_all_calls_have_ended() -> None
     ended: list[str] = []
 
     class Half(Recorder):
-        def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
+        def submit(self, one: Submission) -> Accepted | Rejected:
             all_begun.wait(30)
-            if assignment_id == 1:
+            if one.assignment_id == 1:
                 raise OutageError("the folder is gone")
-            ended.append(event_id)
+            ended.append(one.event_id)
             return Accepted(200, 1, "")
 
     jobs = [submission(n, str(n)) for n in (1, 2, 3)]
@@ -453,8 +455,8 @@ class Answers(Recorder):
         self.batch_size = batch_size
         self.answers = list(answers)
 
-    def submit(self, assignment_id: int, event_id: str, _: bytes) -> Accepted | Rejected:
-        self.order[assignment_id].append(event_id)
+    def submit(self, one: Submission) -> Accepted | Rejected:
+        self.order[one.assignment_id].append(one.event_id)
         return self.answers.pop(0)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
@@ -653,8 +655,8 @@ class BatchRecorder:
         self._running: set[int] = set()
         self._lock = threading.Lock()
 
-    def submit(self, assignment_id: int, event_id: str, payload: bytes) -> Accepted | Rejected:
-        return self.submit_batch([submission(assignment_id, event_id, payload)])
+    def submit(self, one: Submission) -> Accepted | Rejected:
+        return self.submit_batch([one])
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         ids = [one.assignment_id for one in batch]
@@ -703,7 +705,7 @@ def patient(api: Itel, slept: list[float] | None = None) -> WaitingItel:
 def test_an_outage_is_waited_for(fault: Act, client: Any) -> None:
     api, server = client(*[fault] * 6, answer(201), max_retries=1)
     slept: list[float] = []
-    assert isinstance(patient(api, slept).submit(1, "event-1", PAYLOAD), Accepted)
+    assert isinstance(patient(api, slept).submit(submission(1, "event-1", PAYLOAD)), Accepted)
     assert {seen.headers["idempotency-key"] for seen in server.requests} == {"event-1"}
     assert (len(server.requests), len(slept) >= 3) == (7, True)
 
@@ -728,7 +730,7 @@ def test_an_open_breaker_is_an_outage_like_any_other() -> None:
     job = submission(1, "a")
     (diverted,) = hand_in(Breaker(1), [job])
     assert diverted == Failure(job.record, "submit", "breaker_open", "iTel: not tried", 100.0, 101.0, 0, "a", 1)
-    assert patient(Breaker(100)).submit(1, "a", PAYLOAD) == Accepted(201, 1, "")
+    assert patient(Breaker(100)).submit(submission(1, "a", PAYLOAD)) == Accepted(201, 1, "")
     jobs = [submission(1, "a"), submission(2, "b")]
     assert hand_in(patient(Breaker(100)), jobs) == [Submitted(job, 201, 1, "", duplicate=False) for job in jobs]
 
@@ -736,7 +738,7 @@ def test_an_open_breaker_is_an_outage_like_any_other() -> None:
 @pytest.mark.parametrize("status", [400, 404, 409, 422, 501])
 def test_a_refusal_is_not_waited_for(status: int, client: Any) -> None:
     api, server = client(answer(status))
-    rejected = patient(api).submit(1, "e", PAYLOAD)
+    rejected = patient(api).submit(submission(1, "e", PAYLOAD))
     assert isinstance(rejected, Rejected)
     assert (rejected.status, len(server.requests)) == (status, 1)
 
@@ -761,7 +763,7 @@ def test_who_is_asked_to_end_does_not_wait_for_ever(client: Any, monkeypatch: py
             stop.set()
 
     with pytest.raises(OutageError, match=r"^iTel: answers 503 \(1 try in 0\.0 s\); gave up after 6\d\d s$"):
-        WaitingItel(api, clock=lambda: now[0], sleep=sleep).submit(1, "e", PAYLOAD)
+        WaitingItel(api, clock=lambda: now[0], sleep=sleep).submit(submission(1, "e", PAYLOAD))
     assert len(server.requests) > 100
 
 

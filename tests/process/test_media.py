@@ -23,7 +23,6 @@ from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettin
 from itel_cabinet.io.photos import MediaSettings, Photos, get_photos
 from itel_cabinet.local.simulators import ClaimXSimulator, MediaFault, media_bytes
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
-from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.photos import (
     Album,
     Link,
@@ -36,7 +35,7 @@ from itel_cabinet.transforms.photos import (
     parse_links,
 )
 from itel_cabinet.transforms.rows import make_attachment_rows
-from tests.support.cabinet_samples import answer, details, event, group, question, record, tracking_message
+from tests.support.cabinet_samples import answer, details, event, group, parse_form, question, record, tracking_message
 
 ALBUM = Album("5400001", 32513, 5430007, (11, 12))
 FOLDER = "itel_cabinet_form_attachments/5400001/32513/5430007"

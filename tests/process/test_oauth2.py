@@ -23,7 +23,7 @@ from itel_cabinet.io.itel import HttpItel, ItelSettings
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator, OAuth2Simulator
 from itel_cabinet.transforms.submitting import Rejected
-from tests.support.cabinet_samples import group, question, tracking_message
+from tests.support.cabinet_samples import group, question, submission, tracking_message
 from tests.support.faulty_server import FaultyServer, answer
 from tests.support.jobs import Stack, wait_for
 
@@ -350,12 +350,12 @@ def test_claimx_waits_for_an_endpoint_and_itel_s_submission_is_told_why(
         authority.faults.outage = True
         with pytest.raises(ClaimXOutageError, match="token endpoint"):
             look_up.task_details(1, not_before=0)
-        rejected = submit.submit(1, "e", b"{}")
+        rejected = submit.submit(submission(1, "e", b"{}"))
         assert isinstance(rejected, Rejected)
         assert (rejected.error_class, rejected.attempts) == ("outage", 3)
         authority.faults.outage = False
         (tmp_path / "secret").write_text("of yesterday")
-        rejected = submit.submit(1, "e", b"{}")
+        rejected = submit.submit(submission(1, "e", b"{}"))
         assert isinstance(rejected, Rejected)
         assert (rejected.error_class, rejected.attempts) == ("unauthorized", 1)
         with pytest.raises(ClaimXOutageError, match="check the credentials"):

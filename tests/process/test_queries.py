@@ -26,7 +26,7 @@ from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.transforms.enrichment import make_task
 from itel_cabinet.transforms.rows import make_form_rows
 from tests.support import known_history
-from tests.support.cabinet_samples import details, event, group, question, record
+from tests.support.cabinet_samples import details, event, group, parse_form, question, record
 from tests.support.known_history import HOSTILE, NOW, PROJECTS
 
 _QUERIES = Path(__file__).parents[2] / "queries"
@@ -610,7 +610,7 @@ def test_unknown_questions_are_ranked_with_examples(tmp_path: Path, capsys: pyte
     tasks = []
     for number, groups in enumerate([(drift,), (known,), (drift, group("G", question("Who's there?", 1)))], start=1):
         one, told_event = record(b"", offset=number), event(assignment_id=number, event_id=f"e{number}")
-        tasks.append(make_task(one, told_event, details(*groups)))
+        tasks.append(make_task(one, told_event, details(*groups), read_form=parse_form))
     forms.write(make_form_rows(tasks, clock=lambda: 1_770_000_000.0))
     assert main(["questions", f"--tables_root={root}", "--format=json"]) == 1
     rows = json.loads(capsys.readouterr().out)

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import requests
-from jsonschema.validators import Draft7Validator
 
 from itel_cabinet.local.simulators import (
     ClaimXSimulator,
@@ -26,9 +25,8 @@ from itel_cabinet.local.simulators import (
     ItelSimulator,
     Simulator,
     media_bytes,
-    submission_schema,
 )
-from itel_cabinet.transforms import payload
+from tests.support.cabinet_samples import EXAMPLE
 from tests.support.jobs import wait_for
 
 DEADLINE_SECONDS = 30.0
@@ -45,7 +43,7 @@ def details(assignment_id: int = 5430007, project_id: int = 5400001, media: tupl
 
 
 def submission(assignment_id: int = 5430007) -> dict[str, Any]:
-    body: dict[str, Any] = json.loads(payload.encode_payload(payload.load_example()))
+    body: dict[str, Any] = json.loads(EXAMPLE.read_bytes())
     return {**body, "assignmentId": assignment_id}
 
 
@@ -193,10 +191,6 @@ class TestItel:
     @staticmethod
     def send(itel: ItelSimulator, key: str, body: object, path: str = "/api/v1/tasks") -> requests.Response:
         return requests.post(itel.url + path, json=body, headers={"Idempotency-Key": key}, timeout=DEADLINE_SECONDS)
-
-    def test_the_schema_it_checks_is_the_committed_one(self) -> None:
-        Draft7Validator.check_schema(submission_schema())
-        assert submission_schema() == payload.make_schema()
 
     def test_accepts_once_and_knows_the_key_again(self, itel: ItelSimulator) -> None:
         first = self.send(itel, "event-1", submission())

@@ -14,9 +14,9 @@ import pytest
 
 from itel_cabinet.transforms.enrichment import CabinetTask, TaskLookupError, enrich
 from itel_cabinet.transforms.events import TaskEvent
-from itel_cabinet.transforms.forms import TaskDetails, parse_form
+from itel_cabinet.transforms.forms import TaskDetails
 from itel_cabinet.transforms.records import Failure, Record
-from tests.support.cabinet_samples import details, event, group, question, record
+from tests.support.cabinet_samples import details, event, group, parse_form, question, record
 
 Item = tuple[Record, TaskEvent]
 ARRIVED = 77.5
@@ -69,7 +69,13 @@ def look_up(
 ) -> list[CabinetTask | Failure]:
     clock = itertools.count(500.0).__next__
     return enrich(
-        items, lookup=lambda: lookup, pool=lambda: pool, form_wait=form_wait, clock=clock, count=lambda _: None
+        items,
+        lookup=lambda: lookup,
+        pool=lambda: pool,
+        form_wait=form_wait,
+        read_form=parse_form,
+        clock=clock,
+        count=lambda _: None,
     )
 
 
@@ -152,7 +158,15 @@ def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
             raise OSError(f"{assignment_id} {not_before > 0} {fresh}")
 
     with pytest.raises(OSError, match="7 True False"):
-        enrich([item(1, 7)], lookup=Broken, pool=lambda: pool, form_wait=unused, clock=lambda: 0.0, count=unused)
+        enrich(
+            [item(1, 7)],
+            lookup=Broken,
+            pool=lambda: pool,
+            form_wait=unused,
+            read_form=parse_form,
+            clock=lambda: 0.0,
+            count=unused,
+        )
 
 
 def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache(pool: Executor) -> None:

@@ -24,20 +24,20 @@ from itel_cabinet.transforms.events import (
     parse_timestamp,
 )
 from itel_cabinet.transforms.records import Failure, Skip
-from tests.support.cabinet_samples import answer, record, tracking_message
+from tests.support.cabinet_samples import TASK_IDS, answer, record, tracking_message
 
 NOW = 1_768_057_500.5
 INT64_MAX = 2**63 - 1
 
 
 def parsed(**changes: Any) -> TaskEvent:
-    event = parse_event(record(tracking_message(**changes)), NOW)
+    event = parse_event(record(tracking_message(**changes)), NOW, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent), event
     return event
 
 
 def refused(value: Any) -> Failure:
-    failure = parse_event(record(value), NOW)
+    failure = parse_event(record(value), NOW, task_ids=TASK_IDS)
     assert isinstance(failure, Failure), failure
     assert (failure.stage, failure.first_at, failure.last_at, failure.attempts) == ("parse", NOW, NOW, 1)
     assert failure.record.value == record(value).value
@@ -46,7 +46,7 @@ def refused(value: Any) -> Failure:
 
 def test_a_message_is_read_in_full() -> None:
     message = tracking_message(media_ids=["1", "2"], unknown={"a": 1})
-    event = parse_event(record(message), NOW)
+    event = parse_event(record(message), NOW, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent)
     assert event.model_dump() == {
         "trigger_name": "iTel Cabinet Repair Form Task",
@@ -226,7 +226,7 @@ def test_all_that_is_wrong_is_named_and_no_value_is_shown() -> None:
 
 def test_only_what_validates_is_skipped_for_its_task_id() -> None:
     other = record(tracking_message(task_id=24454))
-    assert parse_event(other, NOW) == Skip(other, "other_task")
+    assert parse_event(other, NOW, task_ids=TASK_IDS) == Skip(other, "other_task")
     assert refused(tracking_message(task_id=24454, event_id=...)).error == "event_id: missing"
     also = parse_event(other, NOW, task_ids=frozenset({24454}))
     assert isinstance(also, TaskEvent)
@@ -235,7 +235,7 @@ def test_only_what_validates_is_skipped_for_its_task_id() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_bytes_have_an_outcome(value: bytes) -> None:
-    assert isinstance(parse_event(record(value), NOW), Failure)
+    assert isinstance(parse_event(record(value), NOW, task_ids=TASK_IDS), Failure)
     assert isinstance(parse_claimx_event(record(value), NOW), Failure)
 
 
@@ -248,7 +248,7 @@ _JSON = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([*TaskEvent.model_fields, "other"]), _JSON))
 def test_any_values_have_an_outcome(changes: dict[str, Any]) -> None:
-    outcome = parse_event(record(tracking_message(**changes)), NOW)
+    outcome = parse_event(record(tracking_message(**changes)), NOW, task_ids=TASK_IDS)
     assert isinstance(outcome, TaskEvent | Failure | Skip)
     if isinstance(outcome, Failure):
         assert outcome.error_class in {"wrong_type", "not_json"}
@@ -370,7 +370,7 @@ def test_the_tracking_message() -> None:
         "task": {**ROW, "task_id": 32513, "status": "COMPLETED"},
         "project": {"project_id": "5400001"},
     }
-    consumed = parse_event(record(message), NOW)
+    consumed = parse_event(record(message), NOW, task_ids=TASK_IDS)
     assert isinstance(consumed, TaskEvent)
     assert (consumed.assignment_id, consumed.timestamp) == (5430007, FIRED)
 

@@ -11,19 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itel_cabinet.transforms.forms import (
-    PHOTO_QUESTION_KEYS,
-    QUESTIONS,
     Form,
     Photo,
     Question,
     WrongShapeError,
     parse_details,
-    parse_form,
     read_int,
     read_text,
     read_timestamp,
 )
-from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, details, group, question
+from tests.support.cabinet_samples import (
+    ASSIGNMENT_ID,
+    PHOTO_QUESTION_KEYS,
+    QUESTIONS,
+    answer,
+    details,
+    group,
+    parse_form,
+    question,
+)
 
 BY_COLUMN = {asked.column: asked for asked in QUESTIONS}
 ALL_COLUMNS = {
@@ -210,16 +216,17 @@ def test_the_form_has_36_answers() -> None:
 def test_each_answer_lands_in_its_column_alone(asked: Question) -> None:
     kinds: dict[str, tuple[Any, Any]] = {
         "yes_no": ("Yes, all of it", True),
-        "linear_feet": (12.5, 12.5),
-        "count": (3.0, 3),
+        "decimal": (12.5, 12.5),
+        "integer": (3.0, 3),
         "text": ("Quartz", "Quartz"),
+        "choice": ("Quartz", "Quartz"),
     }
-    given_answer, kept = kinds[asked.kind]
+    given_answer, kept = kinds[asked.type]
     # Real forms hold stray spaces around names.
     read = form(group(f" {asked.group}", question(f"{asked.text} ", given_answer)))
     assert read.answers == {**dict.fromkeys(ALL_COLUMNS), asked.column: kept}
     assert type(read.answers[asked.column]) is type(kept)
-    raw_answer = True if asked.kind == "yes_no" else given_answer
+    raw_answer = True if asked.type == "yes_no" else given_answer
     assert read.raw_data == {asked.group: [{"q": asked.text, "a": raw_answer, "id": "control-1"}]}
     assert about_answers(read) == ()
 
@@ -233,7 +240,7 @@ def test_the_same_text_in_another_group_is_another_question() -> None:
     assert read.raw_data["Attic"] == [{"q": asked, "a": "Attic", "id": "control-1"}]
 
 
-@pytest.mark.parametrize("column", [asked.column for asked in QUESTIONS if asked.kind == "yes_no"])
+@pytest.mark.parametrize("column", [asked.column for asked in QUESTIONS if asked.type == "yes_no"])
 def test_yes_and_no_are_read_in_their_columns(column: str) -> None:
     assert column.endswith(("_damaged", "_detached", "_present"))
     assert answered(column, " no ") == (False, ())
@@ -264,7 +271,7 @@ def test_neither_yes_nor_no(words: str) -> None:
     assert read.raw_data["Cabinet Types Damaged"][0]["a"] == words
 
 
-@pytest.mark.parametrize("column", [asked.column for asked in QUESTIONS if asked.kind == "text"])
+@pytest.mark.parametrize("column", [asked.column for asked in QUESTIONS if asked.type == "text"])
 def test_text_is_never_touched(column: str) -> None:
     for words in ("Yes", "No", " Yes, but\nlate ", "There is no trim"):
         assert answered(column, words) == (words, ())
@@ -527,7 +534,7 @@ def test_any_groups_make_a_form(groups: list[Any]) -> None:
     raw = json.dumps(answer(*groups)).replace("NaN", "1e999").replace("Infinity", "1e999")
     read = parse_form(parse_details(raw.encode(), ASSIGNMENT_ID))
     assert read.answers.keys() == ALL_COLUMNS
-    kinds = {"yes_no": bool, "linear_feet": float, "count": int, "text": str}
+    kinds = {"yes_no": bool, "decimal": float, "integer": int, "text": str, "choice": str}
     for asked in QUESTIONS:
-        assert read.answers[asked.column] is None or type(read.answers[asked.column]) is kinds[asked.kind]
+        assert read.answers[asked.column] is None or type(read.answers[asked.column]) is kinds[asked.type]
     assert all(0 < photo.claim_media_id < 2**63 for photo in read.photos)

@@ -11,10 +11,19 @@ from hypothesis import strategies as st
 
 from itel_cabinet.io.http import Reply
 from itel_cabinet.transforms.events import TaskEvent, parse_event, parse_timestamp
-from itel_cabinet.transforms.forms import parse_details, parse_form
+from itel_cabinet.transforms.forms import parse_details
 from itel_cabinet.transforms.json_text import read_charset, read_json
 from itel_cabinet.transforms.records import Failure
-from tests.support.cabinet_samples import ASSIGNMENT_ID, answer, group, question, record, tracking_message
+from tests.support.cabinet_samples import (
+    ASSIGNMENT_ID,
+    TASK_IDS,
+    answer,
+    group,
+    parse_form,
+    question,
+    record,
+    tracking_message,
+)
 
 TEXT = "Küche, naß: 3\u2009ft \N{SMILING FACE WITH SMILING EYES}"
 WRITERS = ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
@@ -106,7 +115,7 @@ def test_the_charset_of_a_content_type(content_type: str | None, charset: str | 
 def test_an_event_and_an_answer_are_read_in_any_encoding(encoding: str) -> None:
     kind = f"application/json; charset={encoding}"
     message = json.dumps(tracking_message(task_name="Küche"), ensure_ascii=False).encode(encoding)
-    event = parse_event(record(message, headers=(("Content-Type", kind.encode()),)), 0.0)
+    event = parse_event(record(message, headers=(("Content-Type", kind.encode()),)), 0.0, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent), event
     assert event.task_name == "Küche"
     form = answer(group("Damage Description", question("Enter Damaged Description", "naß")))
@@ -116,7 +125,7 @@ def test_an_event_and_an_answer_are_read_in_any_encoding(encoding: str) -> None:
 
 
 def test_latin_1_that_nobody_declared_is_a_dead_letter() -> None:
-    failed = parse_event(record('{"task_name": "Küche"}'.encode("latin-1")), 0.0)
+    failed = parse_event(record('{"task_name": "Küche"}'.encode("latin-1")), 0.0, task_ids=TASK_IDS)
     assert isinstance(failed, Failure)
     assert failed.error_class == "not_json"
 
@@ -130,7 +139,7 @@ def test_half_a_character_costs_a_warning_and_not_the_form() -> None:
 @pytest.mark.parametrize("value", [5430007, 5430007.0, "5430007"])
 def test_an_id_may_be_a_double(value: Any) -> None:
     message = tracking_message(assignment_id=value, task_id=32513.0, project_id=5400001.0)
-    event = parse_event(record(message), 0.0)
+    event = parse_event(record(message), 0.0, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent), event
     assert (event.assignment_id, event.task_id, event.project_id) == (5430007, 32513, "5400001")
     details = parse_details(

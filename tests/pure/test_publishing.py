@@ -16,7 +16,7 @@ from itel_cabinet.transforms.events import ClaimXEvent, TaskEvent, parse_claimx_
 from itel_cabinet.transforms.forms import TaskDetails
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, load_default_rules, load_rules
-from tests.support.cabinet_samples import details, record
+from tests.support.cabinet_samples import TASK_IDS, details, record
 
 NOW_HERE = 77.5
 NOW = datetime(2026, 1, 10, 15, 4, 9, 120_000, UTC)
@@ -162,7 +162,7 @@ def test_an_incomplete_answer_is_the_records_failure(answer: dict[str, Any], err
 
 def test_a_message_is_published_as_the_other_jobs_read_it() -> None:
     task = known(project={"project_id": "5400001"})
-    (publication,) = apply(task, rules=load_default_rules())
+    (publication,) = apply(task, rules=load_default_rules(TASK_IDS))
     assert isinstance(publication, Publication)
     assert (publication.record, publication.topic, publication.key) == (task.record, "itel.cabinet.task.tracking", b"7")
     assert json.loads(publication.value) == {
@@ -184,13 +184,13 @@ def test_a_message_is_published_as_the_other_jobs_read_it() -> None:
         ("x-event-type", b"CUSTOM_TASK_ASSIGNED"),
         ("x-source", b"AbCdEfGhIjKlMnOpQrStUv/2/41"),
     )
-    event = parse_event(record(publication.value), 0.0)
+    event = parse_event(record(publication.value), 0.0, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent)
     assert (event.assignment_id, event.task_status, event.timestamp) == (7, "ASSIGNED", NOW)
 
 
 def test_names_of_any_language_survive() -> None:
-    (publication,) = apply(known(row={**TASK_ROW, "task_name": "Küche 修理"}), rules=load_default_rules())
+    (publication,) = apply(known(row={**TASK_ROW, "task_name": "Küche 修理"}), rules=load_default_rules(TASK_IDS))
     assert isinstance(publication, Publication)
     assert "Küche 修理".encode() in publication.value
 

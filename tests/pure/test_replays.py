@@ -16,11 +16,10 @@ from itel_cabinet.transforms.dead_letters import (
     encode_replay_note,
 )
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.replays import count_replays, has_row, is_for_other_group, make_replay_headers
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
-from tests.support.cabinet_samples import details, event, group, question, record, tracking_message
+from tests.support.cabinet_samples import details, event, group, parse_form, question, record, tracking_message
 
 
 def replayed(source: Record, *, count: int = 1, tracked: bool = False, group: str = "g", offset: int = 90) -> Record:

@@ -23,6 +23,7 @@ FACES = frozenset(
     f"{_OURS}.{room}"
     for room in (
         *("io.kafka", "io.delta", "io.http", "io.worker"),
+        "transforms.contracts",
         *("pipeline.launch", "pipeline.operate", "pipeline.commands"),
         *("local.services", "local.simulators", "local.samples"),
     )

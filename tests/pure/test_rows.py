@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent, parse_event
-from itel_cabinet.transforms.forms import QUESTIONS, parse_details, parse_form
+from itel_cabinet.transforms.forms import parse_details
 from itel_cabinet.transforms.rows import (
     ATTACHMENTS_SCHEMA,
-    FORMS_SCHEMA,
     TRACKING_SCHEMA,
     make_attachment_rows,
     make_form_row,
@@ -29,10 +28,13 @@ from itel_cabinet.transforms.rows import (
 from tests.pure.test_forms import ANY_GROUPS
 from tests.support.cabinet_samples import (
     ASSIGNMENT_ID,
+    FORMS_SCHEMA,
+    QUESTIONS,
     answer,
     details,
     event,
     group,
+    parse_form,
     question,
     record,
     tracking_message,
@@ -165,9 +167,9 @@ def test_the_forms_columns() -> None:
     ]
     assert list(columns)[54:57] == ["created_at", "updated_at", "parse_warnings"]
     assert list(columns)[57:] == list(ORIGIN)
-    kinds = {"yes_no": "bool", "linear_feet": "double", "count": "int32", "text": "string"}
+    kinds = {"yes_no": "bool", "decimal": "double", "integer": "int32", "text": "string", "choice": "string"}
     assert {asked.column: columns[asked.column] for asked in QUESTIONS} == {
-        asked.column: kinds[asked.kind] for asked in QUESTIONS
+        asked.column: kinds[asked.type] for asked in QUESTIONS
     }
     assert {name for name, kind in columns.items() if kind.endswith("not null")} == {
         *("assignment_id", "task_id", "project_id", "status", "event_id"),

@@ -12,11 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.forms import TaskDetails, parse_form
-from itel_cabinet.transforms.payload import build_payload, encode_payload
+from itel_cabinet.transforms.forms import TaskDetails
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, build_submissions, scrub
-from tests.support.cabinet_samples import details, event, group, question, record
+from tests.support.cabinet_samples import CONTRACT, build_payload, details, event, group, parse_form, question, record
 
 NOW = 1_768_057_500.0
 FORM = (
@@ -32,7 +31,7 @@ def task(found: TaskDetails | None = None, *, offset: int = 41, **changes: Any) 
 
 
 def build(*tasks: CabinetTask, statuses: tuple[str, ...] = ("COMPLETED",)) -> list[Submission | Failure | Skip]:
-    return list(build_submissions(tasks, statuses=frozenset(statuses), clock=lambda: NOW))
+    return list(build_submissions(tasks, contract=CONTRACT, statuses=frozenset(statuses), clock=lambda: NOW))
 
 
 def submission(*personal: str) -> Submission:
@@ -48,7 +47,7 @@ def test_a_completed_form_becomes_its_payload() -> None:
     assert isinstance(built, Submission)
     assert one.form is not None
     assert (built.record, built.event_id, built.assignment_id) == (one.record, "9f2c" * 16, 5430007)
-    assert built.payload == encode_payload(build_payload(one.details, one.form, one.event))
+    assert built.payload == build_payload(one.details, one.form, one.event)
     content = json.loads(built.payload)
     assert (content["assignmentId"], content["projectId"], content["countertopsLf"]) == (5430007, 5400001, 9.5)
 
@@ -62,6 +61,7 @@ def test_what_is_about_a_person_is_known_longest_first() -> None:
         "Pat",
         "Roe",
         "adjuster@example.com",
+        "https://example.com/l/1",
         "pat@example.com",
     ]
     assert list(map(len, built.personal)) == sorted(map(len, built.personal), reverse=True)

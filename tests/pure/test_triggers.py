@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from itel_cabinet.transforms.triggers import Match, Rules, RulesError, load_default_rules, load_rules
+from tests.support.cabinet_samples import TASK_IDS
 
 ASSIGNED, COMPLETED, CANCELLED = "CUSTOM_TASK_ASSIGNED", "CUSTOM_TASK_COMPLETED", "CUSTOM_TASK_CANCELLED"
 
@@ -26,14 +27,14 @@ def topic(match: Match | None) -> str | None:
 
 def test_the_default_is_the_rule_of_the_cabinet_form() -> None:
     for event_type in (ASSIGNED, COMPLETED, CANCELLED):
-        match = load_default_rules().match(event_type, 32513)
+        match = load_default_rules(TASK_IDS).match(event_type, 32513)
         assert match is not None
         assert match.trigger.name == "iTel Cabinet Repair Form Task"
         assert (match.trigger.include_task_data, match.trigger.include_project_data) == (True, True)
         assert match.actions.publish_to_topic == "itel.cabinet.task.tracking"
         assert match.actions.log is None
-    assert load_default_rules().match(ASSIGNED, 32615) is None
-    assert load_default_rules().topics == {"itel.cabinet.task.tracking"}
+    assert load_default_rules(TASK_IDS).match(ASSIGNED, 32615) is None
+    assert load_default_rules(TASK_IDS).topics == {"itel.cabinet.task.tracking"}
 
 
 def test_the_block_of_the_event_wins_and_on_any_is_the_rest() -> None:
@@ -71,7 +72,7 @@ def test_several_triggers() -> None:
 
 
 def test_rules_reach_the_workers() -> None:
-    assert pickle.loads(pickle.dumps(load_default_rules())) == load_default_rules()
+    assert pickle.loads(pickle.dumps(load_default_rules(TASK_IDS))) == load_default_rules(TASK_IDS)
 
 
 def test_a_log_line() -> None:

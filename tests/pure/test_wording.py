@@ -8,9 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from itel_cabinet.transforms.forms import PHOTO_QUESTION_KEYS, QUESTIONS, parse_form
 from itel_cabinet.transforms.wording import normalize
-from tests.support.cabinet_samples import details, group, question
+from tests.support.cabinet_samples import PHOTO_QUESTION_KEYS, QUESTIONS, details, group, parse_form, question
 
 SPACES = [chr(code) for code in range(0x3001) if chr(code).isspace()]
 INVISIBLE = [one for one in map(chr, range(0x110000)) if unicodedata.category(one) == "Cf"]
@@ -41,7 +40,7 @@ def spellings(draw: st.DrawFn, text: str) -> str:
 def test_a_question_is_known_however_it_is_spelt(data: st.DataObject, asked: object) -> None:
     known = next(one for one in QUESTIONS if one is asked)
     group_name, text = data.draw(spellings(known.group)), data.draw(spellings(known.text))
-    value = {"yes_no": "Yes", "linear_feet": 9.5, "count": 3, "text": "Quartz"}[known.kind]
+    value = {"yes_no": "Yes", "decimal": 9.5, "integer": 3}.get(known.type, "Quartz")
     read = parse_form(details(group(group_name, question(text, value))))
     assert read.answers[known.column] == (True if value == "Yes" else value)
     assert read.unknown_questions == ()

@@ -16,10 +16,10 @@ from typing import Any
 from itel_cabinet.io.kafka import Cluster
 from itel_cabinet.local.samples import Receipt
 from itel_cabinet.transforms.events import TaskEvent, parse_event
-from itel_cabinet.transforms.forms import parse_details, parse_form
-from itel_cabinet.transforms.payload import build_payload, encode_payload
+from itel_cabinet.transforms.forms import parse_details
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.rows import make_form_row, make_photo_rows
+from tests.support.cabinet_samples import TASK_IDS, build_payload, parse_form
 from tests.support.jobs import Stack
 
 __all__ = ["assert_everything_accounted_for", "assert_tracked_once", "repeated_calls", "topic_id"]
@@ -110,7 +110,7 @@ def _newest_completions(stack: Stack, receipts: Iterable[Receipt]) -> list[tuple
         record = Record(
             topic, incarnation, receipt.partition, receipt.offset, 0, receipt.produced.key, receipt.produced.value
         )
-        event = parse_event(record, 0.0)
+        event = parse_event(record, 0.0, task_ids=TASK_IDS)
         assert isinstance(event, TaskEvent), event
         order = (event.timestamp, receipt.partition, receipt.offset)
         if event.task_status == "COMPLETED" and (
@@ -156,7 +156,7 @@ def _assert_newest_forms_submitted(stack: Stack, receipts: Iterable[Receipt]) ->
     for _, event in _newest_completions(stack, receipts):
         details = parse_details(json.dumps(stack.claimx.task(event.assignment_id)).encode(), event.assignment_id)
         if details.has_form:
-            payload = json.loads(encode_payload(build_payload(details, parse_form(details), event)))
+            payload = json.loads(build_payload(details, parse_form(details), event))
             assert payload in submitted[event.assignment_id], event.assignment_id
 
 

@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from itel_cabinet.transforms.contracts import Body, Refusal, load_shipped
 from itel_cabinet.transforms.events import TaskEvent, parse_event
-from itel_cabinet.transforms.forms import TaskDetails, parse_details
+from itel_cabinet.transforms.forms import Form, TaskDetails, parse_details
 from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.rows import make_forms_schema
+from itel_cabinet.transforms.submissions import Submission
 
 ASSIGNMENT_ID = 5430007
+CONTRACT = load_shipped()
+"""The default: the form, body and answers of the cabinet repair task."""
+TASK_IDS = CONTRACT.task_ids
+QUESTIONS = CONTRACT.questions
+PHOTO_QUESTION_KEYS = {one.question: one.key for one in CONTRACT.file.form.photos}
+FORMS_SCHEMA = make_forms_schema(QUESTIONS, CONTRACT.file.form.raw_data_after)
+EXAMPLE = Path(__file__).with_name("cabinet_repair_submission.example.json")
+"""A submission of invented content, as iTel may receive it."""
+
+
+def parse_form(found: TaskDetails) -> Form:
+    """The form in an answer, as the default contract reads it."""
+    return CONTRACT.read_form(found)
+
+
+def build_payload(found: TaskDetails, form: Form, about: TaskEvent) -> bytes:
+    """The body of a form under the default contract."""
+    body = CONTRACT.build(found, form, about)
+    assert isinstance(body, Body), body
+    return body.payload
+
+
+def refuse_payload(found: TaskDetails, form: Form, about: TaskEvent) -> Refusal:
+    """Why a form has no body under the default contract."""
+    refusal = CONTRACT.build(found, form, about)
+    assert isinstance(refusal, Refusal), refusal
+    return refusal
+
+
+def submission(assignment_id: int, event_id: str, payload: bytes, personal: tuple[str, ...] = ()) -> Submission:
+    """A submission of any body."""
+    return Submission(record(b"", offset=assignment_id), event_id, assignment_id, payload, personal)
 
 
 def record(value: Any, **changes: Any) -> Record:
@@ -55,7 +91,7 @@ def tracking_message(**changes: Any) -> dict[str, Any]:
 
 def event(**changes: Any) -> TaskEvent:
     """The event of :func:`tracking_message`."""
-    parsed = parse_event(record(tracking_message(**changes)), 0.0)
+    parsed = parse_event(record(tracking_message(**changes)), 0.0, task_ids=TASK_IDS)
     assert isinstance(parsed, TaskEvent), parsed
     return parsed
 

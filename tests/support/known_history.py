@@ -17,9 +17,8 @@ from itel_cabinet.pipeline.commands.shared import table_settings
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent, parse_event
-from itel_cabinet.transforms.forms import parse_form
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
-from tests.support.cabinet_samples import details, group, question, record, tracking_message
+from tests.support.cabinet_samples import TASK_IDS, details, group, parse_form, question, record, tracking_message
 
 __all__ = ["HOSTILE", "NOW", "PERSON", "PROJECTS", "Told", "at", "form", "specs", "write"]
 
@@ -90,7 +89,7 @@ class Told:
         )
         partition, offset = self.place
         source = replace(record(message), partition=partition, offset=offset)
-        event = parse_event(source, 0.0)
+        event = parse_event(source, 0.0, task_ids=TASK_IDS)
         assert isinstance(event, TaskEvent), event
         first, last, email, phone = PERSON
         known = details(
