@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
 
 from cachetools import TTLCache
 from pydantic import ValidationError
@@ -31,6 +32,7 @@ __all__ = [
     "ClaimXSettings",
     "LookupRefused",
     "WaitingLookup",
+    "describe_refusal",
     "get_claimx",
     "get_task_lookup",
 ]
@@ -81,16 +83,22 @@ class Answer(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ClaimXSettings:
-    """``path`` holds ``{assignment_id}``; ``cache_seconds`` may be 0. Raises SettingError when made."""
+    """``path`` holds ``{assignment_id}``, or the id of another ``subject``; ``cache_seconds`` may be 0. Raises
+    SettingError when made."""
 
     connection: ConnectionSettings
     path: str = "/customTasks/assignment/{assignment_id}?full=true"
     cache_seconds: float = 60.0
+    subject: Literal["assignment", "project"] = "assignment"
+
+    @property
+    def placeholder(self) -> str:
+        return f"{{{self.subject}_id}}"
 
     def __post_init__(self) -> None:
-        rest = self.path.replace("{assignment_id}", "")
+        rest = self.path.replace(self.placeholder, "")
         if rest == self.path or "{" in rest or "}" in rest or not rest.startswith("/"):
-            message = f"must begin with / and hold {{assignment_id}}, got {self.path!r}"
+            message = f"must begin with / and hold {self.placeholder}, got {self.path!r}"
             raise SettingError(message, field="task_path")
 
 
@@ -106,16 +114,19 @@ class ClaimX(Generic[T]):
 
     settings: ClaimXSettings
     connection: Connection
-    parse: Callable[[bytes, int], T]
+    parse: Callable[[bytes, Any], T]
     clock: Callable[[], float] = time.monotonic
-    _cache: TTLCache[int, Answer[T]] = field(init=False, repr=False)
+    _cache: TTLCache[int | str, Answer[T]] = field(init=False, repr=False)
     _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._cache = TTLCache(CACHE_BYTES, self.settings.cache_seconds, timer=self.clock, getsizeof=_size)
 
-    def task_details(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> Answer[T] | LookupRefused:
-        """The task of an assignment, as of after ``not_before`` (by ``clock``) if it comes from the cache.
+    def task_details(
+        self, assignment_id: int | str, *, not_before: float, fresh: bool = False
+    ) -> Answer[T] | LookupRefused:
+        """The task of an assignment (or what the settings' subject is), as of after ``not_before`` (by ``clock``) if it
+        comes from the cache.
 
         Give the moment at which the event was here: an answer fetched before might show the task as it was before the
         event. ``fresh`` goes past the cache. Only parsed answers are cached.
@@ -144,7 +155,7 @@ class ClaimX(Generic[T]):
                 return reply.meaning if _is_json(reply.text) else Meaning.AGAIN
             return reply.meaning
 
-        path = self.settings.path.replace("{assignment_id}", str(int(assignment_id)))
+        path = self.settings.path.replace(self.settings.placeholder, quote(str(assignment_id), safe=""))
         try:
             reply = self.connection.call("GET", path, judge=judge)
         except CallError as error:
@@ -153,14 +164,14 @@ class ClaimX(Generic[T]):
             raise ClaimXOutageError(str(error), error.attempts) from None
         is_not_json = reply.meaning is Meaning.AGAIN and reply.status < 300 and not reply.is_page
         if not (reply.ok or is_not_json):
-            return _refused(reply, self.settings.connection)
+            return _refused(reply, self.settings)
         if isinstance(parsed, Exception):
             return LookupRefused("wrong_shape", reply.status, reply.attempts, f"ClaimX's answer: {_reason(parsed)}")
         answer = Answer(parsed, fetched_at, len(reply.body))
         self._keep(assignment_id, answer)
         return answer
 
-    def _keep(self, assignment_id: int, answer: Answer[T]) -> None:
+    def _keep(self, assignment_id: int | str, answer: Answer[T]) -> None:
         with self._lock:
             known = self._cache.get(assignment_id)
             # Two threads may have asked at once, and the later answer may have come first.
@@ -180,8 +191,18 @@ def _is_json(body: bytes) -> bool:
     return True
 
 
-def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
+def _refused(reply: Reply, settings: ClaimXSettings) -> LookupRefused:
     """What an answer means that is not about a task. Raises ClaimXOutageError for what is not this record's fault."""
+    message = describe_refusal(reply, settings.connection, settings.subject)
+    if message is None:
+        message = f"ClaimX knows no such {settings.subject} (status {reply.status})"
+        return LookupRefused(f"unknown_{settings.subject}", reply.status, reply.attempts, message)
+    return LookupRefused("lookup_refused", reply.status, reply.attempts, message)
+
+
+def describe_refusal(reply: Reply, settings: ConnectionSettings, subject: str) -> str | None:
+    """Why ClaimX does not answer a lookup, in one line; None if it has nothing of that id. Raises ClaimXOutageError for
+    what no record can help."""
     answered = f"{settings.base_url}: {reply.describe()}"
     if reply.meaning is Meaning.CREDENTIALS:
         hint = "" if reply.status == 407 else ": check the credentials"  # what to do about a proxy is said already
@@ -192,11 +213,9 @@ def _refused(reply: Reply, settings: ConnectionSettings) -> LookupRefused:
         page = ", with a page for people in place of data" if reply.status < 300 else ""
         raise ClaimXOutageError(f"{answered}{page} ({reply.attempts} tries in {reply.elapsed:.1f} s)", reply.attempts)
     if reply.status in (404, 410):
-        message = f"ClaimX knows no such assignment (status {reply.status})"
-        return LookupRefused("unknown_assignment", reply.status, reply.attempts, message)
-    return LookupRefused(
-        "lookup_refused", reply.status, reply.attempts, f"ClaimX refuses the lookup (status {reply.status})"
-    )
+        return None
+    of = "" if subject == "assignment" else f" of the {subject}"
+    return f"ClaimX refuses the lookup{of} (status {reply.status})"
 
 
 def _reason(error: Exception) -> str:
@@ -212,7 +231,7 @@ def _reason(error: Exception) -> str:
 
 
 @once_per_process
-def get_claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> ClaimX[Any]:
+def get_claimx(settings: ClaimXSettings, parse: Callable[[bytes, Any], Any]) -> ClaimX[Any]:
     """This process's one client with these settings. ``parse`` must be a module's function. Raises
     UnresolvedSecretError.
     """
@@ -220,7 +239,7 @@ def get_claimx(settings: ClaimXSettings, parse: Callable[[bytes, int], Any]) -> 
 
 
 @dataclass(frozen=True)
-class WaitingLookup:
+class WaitingLookup(Generic[T]):
     """A TaskLookup over the ClaimX client. Thread-safe.
 
     ``on_outage`` says what an outage is: ``wait`` tries again for ``outage_seconds`` and then raises OutageError (an
@@ -228,7 +247,7 @@ class WaitingLookup:
     ``clock`` (monotonic seconds) and ``sleep`` steer the waits.
     """
 
-    client: ClaimX[TaskDetails]
+    client: ClaimX[T]
     on_outage: Literal["wait", "divert"]
     outage_seconds: float
     clock: Callable[[], float] = time.monotonic
@@ -238,12 +257,12 @@ class WaitingLookup:
         """See transforms.enrichment.TaskLookup."""
         return self.client.clock()
 
-    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+    def task(self, assignment_id: int | str, *, not_before: float, fresh: bool = False) -> T:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""
         with metrics.LOOKUP_SECONDS.time():
             return self._task(assignment_id, not_before, fresh)
 
-    def _task(self, assignment_id: int, not_before: float, fresh: bool) -> TaskDetails:
+    def _task(self, assignment_id: int | str, not_before: float, fresh: bool) -> T:
         try:
             answer = retry_outage(
                 lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),
@@ -263,6 +282,6 @@ class WaitingLookup:
 
 def get_task_lookup(
     settings: ClaimXSettings, *, on_outage: Literal["wait", "divert"], outage_seconds: float
-) -> WaitingLookup:
+) -> WaitingLookup[TaskDetails]:
     """The process's lookup with these settings."""
     return WaitingLookup(get_claimx(settings, parse_details), on_outage, outage_seconds)

@@ -22,11 +22,12 @@ from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import WriteToDelta
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.options import Job, Settings
-from itel_cabinet.pipeline.steps import Step, count_form, count_photos, count_submissions
+from itel_cabinet.pipeline.steps import Step, count_form, count_lookups, count_photos, count_submissions
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
 from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
+from itel_cabinet.transforms.lookups import look_up_exports
 from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
@@ -102,6 +103,21 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
 
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The iTel branch: every completed task ends in the success or the error topic."""
+    if wiring.contract.needs_exports:
+        known = tasks | "Look up for iTel" >> Step(
+            "enrich",
+            partial(
+                look_up_exports,
+                contract=wiring.contract,
+                statuses=wiring.settings.submitted_statuses,
+                exports=wiring.get_exports,
+                pool=wiring.get_claimx_pool,
+                clock=time.time,
+                count=count_lookups,
+            ),
+        )
+        known.failures | "Not found for iTel" >> wiring.itel_error_sink()
+        tasks = known.results
     submissions = tasks | "Payloads" >> Step(
         "payload",
         partial(

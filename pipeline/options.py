@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic.fields import FieldInfo
 
 from itel_cabinet.io.claimx import ClaimXSettings
+from itel_cabinet.io.exports import ExportSettings, LinkSettings
 from itel_cabinet.io.http import (
     AllowedHosts,
     Auth,
@@ -529,17 +530,36 @@ class Settings(_Group):
 
     def media_settings(self) -> MediaSettings:
         media = self.media
-        host = urlsplit(self.claimx.base_url).hostname or ""
-        # ClaimX's name, but not its address: that would open the way to a private network unasked.
-        own = () if re.fullmatch(r"[\d.]*|.*:.*", host) else (host,)
         return MediaSettings(
             self.claimx_connection(),
             ObjectStoreSettings(media.root, media.storage_options),
-            DownloadSettings(
-                AllowedHosts((*media.allowed_hosts, *own)), media.deadline_seconds, media.max_bytes, media.concurrency
-            ),
+            DownloadSettings(self._allowed_hosts(), media.deadline_seconds, media.max_bytes, media.concurrency),
             self.claimx.media_path,
         )
+
+    def export_settings(self) -> ExportSettings:
+        """What the contract needs of ClaimX beside the task."""
+        lookups = self.contract.loaded.file.lookups
+        media = lookups.media
+        links = None
+        if media is not None:
+            links = LinkSettings(
+                media.path, self._allowed_hosts(), media.expires_within_seconds, media.send == "target"
+            )
+        return ExportSettings(
+            self.claimx_connection(),
+            lookups.project.path if lookups.project else None,
+            lookups.project.cache_seconds if lookups.project else 0.0,
+            links,
+            self.claimx.on_outage,
+            self.outage_patience_seconds,
+        )
+
+    def _allowed_hosts(self) -> AllowedHosts:
+        host = urlsplit(self.claimx.base_url).hostname or ""
+        # ClaimX's name, but not its address: that would open the way to a private network unasked.
+        own = () if re.fullmatch(r"[\d.]*|.*:.*", host) else (host,)
+        return AllowedHosts((*self.media.allowed_hosts, *own))
 
     def claimx_connection(self) -> ConnectionSettings:
         return self._connect("claimx", self.claimx)

@@ -20,7 +20,16 @@ from itel_cabinet.transforms.forms import Form
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission
 
-__all__ = ["FAILURES", "NAMESPACE", "RESULTS", "Step", "count_form", "count_photos", "count_submissions"]
+__all__ = [
+    "FAILURES",
+    "NAMESPACE",
+    "RESULTS",
+    "Step",
+    "count_form",
+    "count_lookups",
+    "count_photos",
+    "count_submissions",
+]
 
 RESULTS = "results"
 FAILURES = "failures"
@@ -93,6 +102,11 @@ def count_form(form: Form) -> None:
     metrics.FORMS.labels("warnings" if form.warnings else "clean").inc()
     for question in form.unknown_questions:
         metrics.UNKNOWN_QUESTIONS.labels(OUTCOMES.add_question(question[:_QUESTION_CHARACTERS])).inc()
+
+
+def count_lookups(lookup: str, outcome: str, number: int) -> None:
+    """Count what a body needs of ClaimX's exports. Thread-safe."""
+    metrics.CONTRACT_LOOKUPS.labels(lookup, outcome).inc(number)
 
 
 def count_submissions(outcome: str, submissions: Sequence[Submission]) -> None:

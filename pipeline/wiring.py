@@ -10,6 +10,7 @@ from pathlib import Path
 
 from itel_cabinet.io.claimx import get_task_lookup
 from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.exports import ClaimXExports, get_exports
 from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_contents
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
@@ -124,6 +125,10 @@ class Wiring:
     @cached_property
     def _itel_target(self) -> ItelSettings | Path:
         return self.settings.itel.folder or self.settings.itel_settings()
+
+    @cached_property
+    def get_exports(self) -> partial[ClaimXExports]:
+        return partial(get_exports, self.settings.export_settings())
 
     @cached_property
     def get_photos(self) -> partial[Photos]:

@@ -36,6 +36,7 @@ FailureReason = Literal["refused", "expired", "wrong_type", "too_large", "no_roo
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _REDIRECTS = (301, 302, 303, 307, 308)
+_GONE = (401, 403, 404, 410)
 _MOST_REDIRECTS = 5
 _MOST_TRIES = 4
 _WAITS = (0.2, 2.0)  # seconds: the first and the longest, before jitter
@@ -215,6 +216,49 @@ class Downloads:
             content.seek(0)
             yield content
 
+    def target(self, link: str, headers_for: Callable[[str], Mapping[str, str]] = _no_headers) -> str:
+        """Where a link redirects to, by a HEAD that follows nothing; the link itself where it leads to no redirect, or
+        where ``headers_for`` has nothing for it: then anyone may follow it. Both must be allowed. Raises DownloadError.
+        """
+        deadline = self._clock() + self.settings.deadline_seconds
+        url = self.settings.allowed.check(link)
+        headers = headers_for(url.url)
+        if not headers:
+            return link
+        for tries, pause in enumerate(full_jitter(*_WAITS, self._random), 1):
+            try:
+                status, location = self._ask(url, headers, deadline)
+                break
+            except _BrokenError as broken:
+                if tries == _MOST_TRIES or self._clock() + pause >= deadline:
+                    raise DownloadError("download", f"{broken} ({tries} tries)") from None
+                self._sleep(pause)
+        if status in _REDIRECTS:
+            try:
+                target = urljoin(url.url, location)
+            except ValueError:
+                raise DownloadError("refused", "a redirect leads to something other than a URL") from None
+            return self.settings.allowed.check(target).url
+        if 200 <= status < 300:
+            return link
+        raise DownloadError("expired" if status in _GONE else "download", f"status {status}")
+
+    def _ask(self, url: Url, headers: Mapping[str, str], deadline: float) -> tuple[int, str]:
+        """The status and the Location of a HEAD."""
+        left = deadline - self._clock()
+        if left <= 0:
+            raise _BrokenError("no answer in time")
+        try:
+            response = self._open(url, headers, left, method="HEAD")
+            try:
+                if read_status(response.status, response.headers) in (Meaning.AGAIN, Meaning.BACK_PRESSURE):
+                    raise _BrokenError(f"status {response.status}")
+                return response.status, response.headers.get("Location", "")
+            finally:
+                response.close()
+        except (HTTPError, OSError) as error:
+            raise _BrokenError(str(describe_failure(error))) from None
+
     def _follow(
         self, link: str, headers_for: Callable[[str], Mapping[str, str]], deadline: float, content: IO[bytes]
     ) -> None:
@@ -239,10 +283,12 @@ class Downloads:
                 raise DownloadError("refused", "a redirect leads to something other than a URL") from None
         raise DownloadError("refused", f"more than {_MOST_REDIRECTS} redirects")
 
-    def _open(self, url: Url, headers: Mapping[str, str], left: float) -> urllib3.BaseHTTPResponse:
+    def _open(
+        self, url: Url, headers: Mapping[str, str], left: float, *, method: str = "GET"
+    ) -> urllib3.BaseHTTPResponse:
         pool = self._manager.connection_from_host(url.host, url.port, url.scheme)
         return pool.urlopen(
-            "GET",
+            method,
             url.request_uri,
             # A compressed answer could be a thousand times what was sent; an image is compressed already.
             headers={"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "itel-cabinet", **headers},
@@ -254,7 +300,7 @@ class Downloads:
         )
 
     def _read(self, response: urllib3.BaseHTTPResponse, content: IO[bytes]) -> None:
-        if response.status in (401, 403, 404, 410):
+        if response.status in _GONE:
             raise DownloadError("expired", f"status {response.status}")
         if read_status(response.status, response.headers) in (Meaning.AGAIN, Meaning.BACK_PRESSURE):
             raise _BrokenError(f"status {response.status}")

@@ -22,6 +22,7 @@ from itel_cabinet.local.simulators.simulator import Request, Response, Simulator
 __all__ = ["ClaimXSimulator", "MediaFault", "main", "media_bytes", "media_name"]
 
 _ASSIGNMENT = re.compile(r"/customTasks/assignment/(\d+)")
+_PROJECT = re.compile(r"/export/project/(\d+)")
 _PROJECT_MEDIA = re.compile(r"/export/project/(\d+)/media")
 _MEDIA = re.compile(r"/media/(\d+)")
 
@@ -61,11 +62,13 @@ class ClaimXSimulator(Simulator):
     """ClaimX as domain.md section 3 has it.
 
     - ``GET /customTasks/assignment/{id}?full=true``: what :meth:`put_task` was given last, else 404.
+    - ``GET /export/project/{id}``: its number and a made-up customer; 404 for a project without a task.
     - ``GET /export/project/{id}/media?mediaIds=a,b``: a list of the project's photos, all of them if no ids are named;
       ids of other projects are left out; 404 for a project without a task. The project knows the photos of all its
       tasks, older versions included.
     - ``GET /media/{id}?systemDate=..&expires=..&sign=..``: the photo, for ``link_seconds`` after its link was given
-      out, then 403. The token is asked for if ``photos_ask_token``; else the signature will do.
+      out, then 403. The token is asked for if ``photos_ask_token``; else the signature will do. With ``photo_store``,
+      the base URL of an object store, it redirects there, as ClaimX does.
 
     ``media_faults``, by media id, may be changed at any time.
     """
@@ -79,10 +82,12 @@ class ClaimXSimulator(Simulator):
         clock: Callable[[], float] = time.time,
         link_seconds: float = 600.0,
         photos_ask_token: bool = False,
+        photo_store: str | None = None,
     ) -> None:
         super().__init__(port=port, token=token, seed=seed, clock=clock)
         self.link_seconds = link_seconds
         self.photos_ask_token = photos_ask_token
+        self.photo_store = photo_store
         self.media_faults: dict[int, MediaFault] = {}
         self._signing_key = f"claimx-simulator-{seed}".encode()
         # As bytes: a form is ten times larger as objects, and a benchmark holds many.
@@ -128,6 +133,8 @@ class ClaimXSimulator(Simulator):
             return self._details(int(found[1]), request.query)
         if found := _PROJECT_MEDIA.fullmatch(request.path):
             return self._metadata(int(found[1]), request.query.get("mediaIds"))
+        if found := _PROJECT.fullmatch(request.path):
+            return self._project(int(found[1]))
         if found := _MEDIA.fullmatch(request.path):
             return self._photo(int(found[1]), request.query)
         return Response.refusal(404, f"no such path: {request.path}")
@@ -170,6 +177,21 @@ class ClaimXSimulator(Simulator):
             ],
         )
 
+    def _project(self, project_id: int) -> Response:
+        with self._lock:
+            if project_id not in self._media:
+                return Response.refusal(404, f"no project {project_id}")
+        address = {
+            "street1": f"{project_id % 100 + 1} Elm Street",
+            "city": "Springfield",
+            "stateProvince": "OR",
+            "zipPostcode": "97403",
+            "country": "US",
+        }
+        customer = {"firstName": "Robin", "lastName": "Miles", "address": address}
+        project = {"projectNumber": f"CLM-{project_id}", "customerInformation": customer}
+        return Response.of(200, {"data": {"project": project}})
+
     def _authorised(self, request: Request) -> bool:
         signed = request.path.startswith("/media/") and not self.photos_ask_token
         return signed or super()._authorised(request)
@@ -187,9 +209,12 @@ class ClaimXSimulator(Simulator):
                 return Response.refusal(403, "the link has expired")
         if fault.seconds and self._server is not None:
             self._server.closed.wait(fault.seconds)
-        headers = {} if fault.redirect is None else {"Location": fault.redirect}
+        target, status = fault.redirect, fault.status
+        if self.photo_store is not None and target is None and status == 200:
+            target, status = f"{self.photo_store}/{media_id}.jpg", 302
+        headers = {} if target is None else {"Location": target}
         body = media_bytes(media_id) if fault.body is None else fault.body
-        return Response(fault.status, body, fault.content_type, headers)
+        return Response(status, body, fault.content_type, headers)
 
     def _sign(self, media_id: int, signed_at: str, lifetime: str) -> str:
         return hmac.new(self._signing_key, f"{media_id}/{signed_at}/{lifetime}".encode(), hashlib.sha256).hexdigest()

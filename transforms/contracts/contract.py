@@ -182,6 +182,10 @@ class Contract:
         return gate.get("question") if isinstance(gate, dict) else None
 
     @property
+    def needs_exports(self) -> bool:
+        return self.needs_project or self.needs_links
+
+    @property
     def needs_project(self) -> bool:
         return self.file.lookups.project is not None
 
