@@ -3,6 +3,8 @@
 
 PYTHON ?= python3.11
 PROCESSES ?= 3
+# What the demo plays: CONTRACT=vendor, or a file.
+CONTRACT ?= cabinet_repair
 VENV := .venv
 BIN := $(VENV)/bin
 TYPECHECK := build/typecheck
@@ -34,10 +36,10 @@ help:
 	@echo "make clean      remove what the above have made, the downloads too"
 
 demo: setup
-	$(BIN)/python -m itel_cabinet.local.demo
+	$(BIN)/python -m itel_cabinet.local.demo --contract=$(CONTRACT)
 
 demo-flink: setup $(FLINK)
-	$(BIN)/python -m itel_cabinet.local.demo --flink
+	$(BIN)/python -m itel_cabinet.local.demo --flink --contract=$(CONTRACT)
 
 # Jobs, brokers and clusters start and wait as much as they compute, so more processes than cores share the tests out.
 # The longest come first (tests/conftest.py), in that order.

@@ -34,10 +34,13 @@ from itel_cabinet.local.demo_jobs import Clock, DemoFailedError, Jobs, OnDirectR
 from itel_cabinet.local.ledger import End, Entry, Ledger
 from itel_cabinet.local.samples import Expect, Generator, Produced, produce
 from itel_cabinet.local.services import HOST, ArtifactError, Broker, BrokerError, FlinkCluster, FlinkError
-from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
+from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator, OAuth2Simulator
+from itel_cabinet.pipeline.contracts import load_contract
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, ITEL_ERRORS, ITEL_SUCCESSES, TASK_ERRORS, TASK_EVENTS, TOPICS
+from itel_cabinet.transforms.contracts import SHIPPED, Contract, ContractError, FromVar
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
+from itel_cabinet.transforms.forms import parse_details
 
 __all__ = ["Demo", "main"]
 
@@ -45,6 +48,8 @@ __all__ = ["Demo", "main"]
 _MARKER = ".itel-cabinet-demo"
 _TASK_MANAGERS = 2
 _STEP = timedelta(seconds=2)
+# Where ClaimX's links redirect to. Nothing is fetched from there: iTel gets the address.
+_PHOTO_STORE = "https://claimx-photos.s3.amazonaws.com"
 
 _ENDS: dict[Expect, tuple[End, ...]] = {
     "published": (End.PUBLISHED,),
@@ -64,6 +69,8 @@ class Demo:
     claimx: ClaimXSimulator
     itel: ItelSimulator
     jobs: Jobs
+    contract: Contract
+    options: tuple[str, ...]
     say: Callable[[str], None]
 
     def run(self, records: int, seed: int) -> Iterator[tuple[str, Ledger]]:
@@ -73,14 +80,17 @@ class Demo:
         for topic in TOPICS:
             self.broker.create_topic(topic.name, topic.partitions, topic.config)
         # Events are of the recent past, so that the last of them are of about now.
-        events = Generator(seed, start=datetime.now(UTC) - 2 * records * _STEP, step=_STEP)
+        start = datetime.now(UTC) - 2 * records * _STEP
+        events = Generator(seed, start=start, step=_STEP, contract=self.contract)
         claimx_events = self._produce(CLAIMX_EVENTS, events.claimx_events(records))
         yield f"{CLAIMX_EVENTS} -> the trigger job", self._trigger(claimx_events)
         task_messages = self._produce(TASK_EVENTS, events.tracking_messages(records))
         yield f"{TASK_EVENTS} -> the cabinet job", self._cabinet(task_messages)
 
     def _trigger(self, produced: Mapping[str, Produced]) -> Ledger:
-        skipped = self.jobs.run("trigger", first=lambda: any(self.broker.end_offsets(TASK_EVENTS).values()))
+        skipped = self.jobs.run(
+            "trigger", *self.options, first=lambda: any(self.broker.end_offsets(TASK_EVENTS).values())
+        )
         books = Ledger({at: Entry(one.kind, _ENDS[one.expect]) for at, one in produced.items()}, skipped)
         for headers, _, _ in self._tasks():
             if source := headers.get("x-source"):
@@ -96,6 +106,8 @@ class Demo:
                 ends = _ENDS[one.expect]
                 if one.kind == "completed_without_form":
                     ends = (End.ROW, End.DEAD_LETTER)
+                elif one.expect == "tracked" and self._is_held(json.loads(value)):
+                    ends = (End.ROW, End.HELD)
                 entries[coordinates] = Entry(one.kind, ends)
                 if End.ACCEPTED in ends:
                     submitted[coordinates] = one.event_id, one.assignment_id
@@ -103,6 +115,8 @@ class Demo:
                 task = json.loads(value)
                 status = task["task_status"]
                 ends = _ENDS["submitted" if status == "COMPLETED" else "tracked"]
+                if self._is_held(task):
+                    ends = (End.ROW, End.HELD)
                 entries[coordinates] = Entry(f"from trigger: {status.lower()}", ends)
                 if End.ACCEPTED in ends:
                     submitted[coordinates] = task["event_id"], task["assignment_id"]
@@ -110,15 +124,27 @@ class Demo:
         # Version 0 is the empty table that the launcher makes.
         # Absolute: a cluster's workers live in other folders.
         skipped = self.jobs.run(
-            "cabinet", f"--tables_root={tables.absolute()}", first=lambda: _version(tables / TRACKING) > 0
+            "cabinet",
+            f"--tables_root={tables.absolute()}",
+            *self.options,
+            first=lambda: _version(tables / TRACKING) > 0,
         )
         # Skipped on the way to iTel alone: these have their rows.
-        only_tracked, unchanged = (skipped.pop(reason, 0) for reason in ("status_not_submitted", "unchanged"))
+        reasons = ("status_not_submitted", "unchanged", "held_by_gate")
+        only_tracked, unchanged, held = (skipped.pop(reason, 0) for reason in reasons)
         books = Ledger(entries, skipped)
+        for coordinates, entry in entries.items():
+            if End.HELD in entry.expected:
+                books.found(coordinates, End.HELD)
+        books.compare(
+            "skipped as held by the gate, forms that it holds",
+            held,
+            sum(End.HELD in entry.expected for entry in entries.values()),
+        )
         for row in self.rows(TRACKING):
             books.found(f"{row['kafka_topic_id']}/{row['kafka_partition']}/{row['kafka_offset']}", End.ROW)
         submissions = self.itel.submissions()
-        received = {submission.idempotency_key for submission in submissions}
+        received = {self._event_id(submission.idempotency_key) for submission in submissions}
         assignments = {submission.assignment_id for submission in submissions}
         left = 0
         for coordinates, (event_id, assignment_id) in submitted.items():
@@ -134,8 +160,21 @@ class Demo:
         books.compare(
             "calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(ITEL_SUCCESSES))
         )
-        books.compare("assignments iTel knows, forms kept", len(assignments), len(self.rows(FORMS)))
+        forms = {row["assignment_id"] for row in self.rows(FORMS)}
+        books.compare("assignments iTel knows, of which forms are kept", len(assignments), len(assignments & forms))
         return books
+
+    def _is_held(self, task: Mapping[str, Any]) -> bool:
+        """Whether the contract's gate holds the form of a completed task back."""
+        found = self.claimx.task(task["assignment_id"])
+        if task["task_status"].upper() != "COMPLETED" or not found or not found["response"]:
+            return False
+        details = parse_details(json.dumps(found).encode(), task["assignment_id"])
+        return not self.contract.passes(self.contract.read_form(details))
+
+    def _event_id(self, key: str) -> str:
+        """The event of a submission by its key, which in a body stands behind the assignment."""
+        return key if self.contract.file.request.key.header else key.partition("-")[2]
 
     @property
     def calls_accepted(self) -> int:
@@ -201,26 +240,79 @@ def _emptied(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _running(folder: Path, flink: Clock | None, say: Callable[[str], None]) -> Iterator[Demo]:
+def _running(folder: Path, contract: str, flink: Clock | None, say: Callable[[str], None]) -> Iterator[Demo]:
     """All that the demo needs, on a cluster if ``flink`` is there to take down how long its parts take."""
     with contextlib.ExitStack() as stack:
         broker = stack.enter_context(Broker.start(folder / "kafka"))
-        claimx = stack.enter_context(ClaimXSimulator(token=secrets.token_hex(8)))
-        itel = stack.enter_context(ItelSimulator(token=secrets.token_hex(8), journal=folder / "itel"))
+        claimx = stack.enter_context(ClaimXSimulator(token=secrets.token_hex(8), photo_store=_PHOTO_STORE))
+        setting = _Setting.of(contract)
+        itel = stack.enter_context(
+            ItelSimulator(
+                token=setting.token, contract=setting.contract, headers=setting.headers, journal=folder / "itel"
+            )
+        )
+        options = [*setting.options]
+        if setting.client is not None:
+            authority = stack.enter_context(OAuth2Simulator(dict([setting.client])))
+            itel.authority = authority.accepts
+            options.append(f"--itel_auth=oauth2:{authority.token_url}:env:ITEL_CLIENT_ID:env:ITEL_CLIENT_CREDENTIAL")
         say(f"Kafka at {broker.bootstrap_servers}, ClaimX (simulated) at {claimx.url}, iTel (simulated) at {itel.url}")
         environment = {
             "KAFKA_BOOTSTRAP_SERVERS": broker.bootstrap_servers,
             "CLAIMX_API_BASE_URL": claimx.url,
             "CLAIMX_API_TOKEN": claimx.token or "",
             "ITEL_CABINET_API_BASE_URL": itel.url,
-            "ITEL_CABINET_API_TOKEN": itel.token or "",
+            **setting.environment,
         }
         jobs: Jobs = OnDirectRunner(folder, environment, say)
         if flink is not None:
             cluster = stack.enter_context(_cluster(folder / "flink", environment, flink))
             say(f"Flink at http://{HOST}:{cluster.rest_port}, Beam's job server at {cluster.job_endpoint}")
             jobs = OnFlink(folder, environment, say, cluster, broker, flink)
-        yield Demo(folder, broker, claimx, itel, jobs, say)
+        yield Demo(folder, broker, claimx, itel, jobs, setting.contract, tuple(options), say)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What a contract needs to be played: its vars made up, secrets among them, and what iTel is to demand."""
+
+    contract: Contract
+    options: tuple[str, ...]
+    environment: Mapping[str, str]
+    headers: Mapping[str, str]
+    token: str | None
+    client: tuple[str, str] | None
+
+    @classmethod
+    def of(cls, name: str) -> _Setting:
+        """Raises DemoFailedError for a contract that cannot be used."""
+        try:
+            contract = load_contract(name, complete=False)
+            made_up = {one: f"demo-{one}" for one, var in contract.file.vars.items() if not var.secret}
+            secret = {one: f"DEMO_{one.upper()}" for one, var in contract.file.vars.items() if var.secret}
+            given = {**made_up, **{one: f"env:{variable}" for one, variable in secret.items()}}
+            contract = load_contract(name, given)
+        except ContractError as error:
+            raise DemoFailedError(str(error)) from None
+        values = {one: secrets.token_hex(8) for one in secret}
+        headers = {
+            header: values[value.var]
+            for header, value in contract.file.request.headers.items()
+            if isinstance(value, FromVar) and value.var in values
+        }
+        environment = {variable: values[one] for one, variable in secret.items()}
+        options = [f"--contract={name}", f"--contract_vars={json.dumps(given)}"] if name != SHIPPED[0] else []
+        if contract.needs_links:
+            options.append(f"--media_allowed_hosts=*.amazonaws.com,{HOST}")
+        if not (contract.file.request.auth or "").startswith("oauth2"):
+            token = secrets.token_hex(8)
+            environment["ITEL_CABINET_API_TOKEN"] = token
+            if name != SHIPPED[0]:
+                options.append("--itel_auth=bearer:env:ITEL_CABINET_API_TOKEN")
+            return cls(contract, tuple(options), environment, headers, token, None)
+        client = ("demo", secrets.token_hex(8))
+        environment |= {"ITEL_CLIENT_ID": client[0], "ITEL_CLIENT_CREDENTIAL": client[1]}
+        return cls(contract, tuple(options), environment, headers, None, client)
 
 
 @contextlib.contextmanager
@@ -283,6 +375,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=int, default=400, help="records for each of the two jobs (default: 400)")
     parser.add_argument("--seed", type=int, default=1, help="another seed makes other records (default: 1)")
     parser.add_argument("--folder", type=Path, default=Path("demo-output"), help="replaced; default: demo-output")
+    parser.add_argument(
+        "--contract", default=SHIPPED[0], help="a shipped contract, or a file (default: cabinet_repair)"
+    )
     parser.add_argument("--flink", action="store_true", help="run the jobs on a Flink cluster of this machine")
     options = parser.parse_args(arguments)
     if not 1 <= options.records <= 20_000:
@@ -298,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     try:
-        with _emptied(options.folder), _running(options.folder, clock, say) as demo:
+        with _emptied(options.folder), _running(options.folder, options.contract, clock, say) as demo:
             problems: list[str] = []
             for title, books in demo.run(options.records, options.seed):
                 for part in _report(title, books):

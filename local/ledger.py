@@ -18,6 +18,8 @@ class End(StrEnum):
     ACCEPTED = "accepted by iTel"
     UNCHANGED = "unchanged for iTel"
     """Its form is the one that iTel accepted last for the assignment, by another event."""
+    HELD = "held by the gate"
+    """The contract does not want it submitted."""
     SKIPPED = "skipped"
     DEAD_LETTER = "dead letter"
 

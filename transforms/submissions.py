@@ -32,6 +32,8 @@ class Submission:
     task_id: int = 0
     key: str | None = None
     """The field of the payload by which iTel recognises a repeat, where it is not a header."""
+    passing: tuple[str, ...] = field(default=(), repr=False)
+    """Texts in the payload that differ from one time to the next for the same form: the key, and signed links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ def build_submissions(
                 event.project_id,
                 event.task_id,
                 body.key,
+                body.passing,
             )
 
 

@@ -38,7 +38,7 @@ __all__ = [
     "produce",
 ]
 
-_OTHER_TASK_IDS = (24454, 32615)
+_OTHER_TASK_IDS = (24454, 32615, 32513)
 _TRIGGER_NAME = "iTel Cabinet Repair Form Task"
 _FIRST_ASSIGNMENT_ID = 5_430_000
 _FIRST_PROJECT_ID = 5_400_000

@@ -72,12 +72,19 @@ Vars = Mapping[str, str | int | float | bool]
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent of one form: ``payload`` is its JSON text, ``key`` the field by which a repeat is recognised, if it
-    is in the body. ``personal`` is what in it, and in what it was made of, is about people; longest first."""
+    """What is sent of one form.
+
+    Attributes:
+        payload: its JSON text.
+        key: the field by which a repeat is recognised, if it is in the body.
+        personal: what in the payload, and in what it was made of, is about people; longest first.
+        passing: texts in it that differ from one time to the next for the same form: the key, and signed links.
+    """
 
     payload: bytes = field(repr=False)
     key: str | None
     personal: tuple[str, ...] = field(repr=False)
+    passing: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,10 +240,10 @@ class Contract:
             return Refusal("incomplete", f"required by iTel but missing: {', '.join(facts.missing)}")
         if errors := self._schema.errors(body):
             return Refusal("invalid_payload", f"the body breaks the contract's schema: {'; '.join(errors)}")
-        key = self.file.request.key.body
-        return Body(
-            to_json(body), None if key is None else str(body[key]), _personal(details, form, project, facts.personal)
-        )
+        field = self.file.request.key.body
+        key = None if field is None else str(body[field])
+        passing = (*([] if key is None else [key]), *(url for url in (links or {}).values() if "?" in url))
+        return Body(to_json(body), key, _personal(details, form, project, facts.personal), passing)
 
     def _read_project(self, answer: Mapping[str, Any] | None) -> dict[str, str | None]:
         wanted = self.file.lookups.project
