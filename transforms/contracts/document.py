@@ -87,10 +87,21 @@ def read_document(text: str, source: str) -> Document:
     if root is None:
         raise ContractError(source, [Problem(1, "", "the file is empty")])
     reader = _Reader()
-    content = reader.read(root, ())
+    try:
+        content = reader.read(root, ())
+    except _TooMuchError as error:
+        raise ContractError(source, [*reader.problems, Problem(error.line, "", str(error))]) from None
     if reader.problems:
         raise ContractError(source, reader.problems)
     return Document(content, reader.lines)
+
+
+class _TooMuchError(Exception):
+    """More than is read of a file."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(f"more than {_MOST_NODES} values, with its aliases written out")
+        self.line = line
 
 
 class _Reader:
@@ -126,8 +137,7 @@ class _Reader:
         elif len(self._around) >= _DEEPEST:
             yield f"nested over {_DEEPEST} levels"
         elif self._nodes > _MOST_NODES:
-            if self._nodes == _MOST_NODES + 1:
-                yield f"more than {_MOST_NODES} values, with its aliases written out"
+            raise _TooMuchError(node.start_mark.line + 1)
         elif node.tag not in _PLAIN_TAGS:
             yield f"the tag {node.tag.removeprefix('tag:yaml.org,2002:')} is not read; write the value plainly"
 

@@ -30,6 +30,8 @@ __all__ = [
     "make_contract_schema",
 ]
 
+# Pydantic looks references up at once, and these definitions are added to what it makes.
+_LATER = {name: {"$comment": f"#/$defs/{name}"} for name in ("Value", "Condition")}
 _PLACEHOLDERS = ("assignment_id", "project_id", "task_id", "event_id")
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$"
 _OWN_HEADERS = frozenset({"content-length", "content-type", "host", "authorization", "transfer-encoding", "connection"})
@@ -78,6 +80,9 @@ def _as_text(value: object) -> object:
     return str(value) if type(value) in (int, float) else value
 
 
+_STATUS = [{"type": "string", "pattern": "^[1-5]([0-9]{2}|xx)$"}, {"type": "integer", "minimum": 100, "maximum": 599}]
+
+
 def _status_list(value: object) -> list[object]:
     return [_as_text(one) for one in (value if isinstance(value, list) else [value])]
 
@@ -102,7 +107,7 @@ class Tasks(_Part):
     """The ids of ClaimX's task templates."""
     statuses: Annotated[list[Text], Field(min_length=1)] = ["COMPLETED"]
     """The statuses whose forms are submitted."""
-    gate: Annotated[Any, WithJsonSchema({"$ref": "#/$defs/Condition"})] = None
+    gate: Annotated[Any, WithJsonSchema(_LATER["Condition"])] = None
     """Only forms for which this holds are submitted; the others are counted as held."""
 
 
@@ -233,7 +238,13 @@ class Request(_Part):
 class AnswerRule(_Part):
     """What an answer means; the first rule that fits decides, and without one the table of docs/connections.md."""
 
-    status: Annotated[list[str], BeforeValidator(_status_list), AfterValidator(_check_statuses), Field(min_length=1)]
+    status: Annotated[
+        list[str],
+        BeforeValidator(_status_list),
+        AfterValidator(_check_statuses),
+        Field(min_length=1),
+        WithJsonSchema({"anyOf": [*_STATUS, {"type": "array", "items": {"anyOf": _STATUS}, "minItems": 1}]}),
+    ]
     """Statuses, or classes such as 4xx."""
     contains: Text | None = None
     """The answer's text holds this, in any case."""
@@ -265,7 +276,12 @@ class ContractFile(_Part):
     """An integration: which tasks are submitted, what is read, what is sent, and what the answers mean."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,63}$")]
-    version: Annotated[str, BeforeValidator(_as_text), Field(min_length=1, max_length=64)]
+    version: Annotated[
+        str,
+        BeforeValidator(_as_text),
+        Field(min_length=1, max_length=64),
+        WithJsonSchema({"type": ["string", "number"]}),
+    ]
     title: Annotated[str, Field(max_length=200)] = ""
     tasks: Tasks
     form: FormPart
@@ -274,7 +290,7 @@ class ContractFile(_Part):
     body: Annotated[
         dict[str, Any],
         Field(min_length=1),
-        WithJsonSchema({"type": "object", "additionalProperties": {"$ref": "#/$defs/Value"}, "minProperties": 1}),
+        WithJsonSchema({"type": "object", "additionalProperties": _LATER["Value"], "minProperties": 1}),
     ]
     """The body, field by field."""
     body_schema: Annotated[dict[str, Any], Field(alias="schema"), WithJsonSchema({"type": "object"})]
@@ -291,7 +307,7 @@ _JSON_TYPES = {str: "string", int: "integer", float: "number", bool: "boolean", 
 
 def make_contract_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a contract's file."""
-    schema = ContractFile.model_json_schema(by_alias=True)
+    schema = _with_references(ContractFile.model_json_schema(by_alias=True))
     steps: list[dict[str, Any]] = [{"enum": [name for name, one in CONVERSIONS.items() if not _needed(name)]}]
     for name, conversion in CONVERSIONS.items():
         if not conversion.arguments:
@@ -339,6 +355,15 @@ def make_contract_schema() -> dict[str, Any]:
         },
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _with_references(schema: Any) -> Any:
+    if isinstance(schema, dict):
+        if set(schema) >= {"$comment"} and str(schema["$comment"]).startswith("#/$defs/"):
+            rest = {name: one for name, one in schema.items() if name != "$comment"}
+            return {"$ref": schema["$comment"], **rest}
+        return {name: _with_references(one) for name, one in schema.items()}
+    return [_with_references(one) for one in schema] if isinstance(schema, list) else schema
 
 
 def _needed(name: str) -> list[str]:
