@@ -133,6 +133,8 @@ class ExternalLink(_Lenient):
 
 
 _NO_LINK = ExternalLink()
+_PLACES_KEPT = 4_096
+_LONGEST_KEPT = 1_000  # characters: a form may hold anything
 
 
 class TaskDetails(_Lenient):
@@ -264,6 +266,9 @@ class FormReader:
         self._sections = tuple(sections)
         self._looked_for = frozenset(map(normalize, look_for))
         self._hold_unknown = hold_unknown
+        # Forms ask the same again and again.
+        self._places: dict[tuple[str, str], _Place] = {}
+        self._positional = frozenset(one.group_id for one in by_position)
 
     def read(self, details: TaskDetails) -> Form:
         """The form in ClaimX's answer; never raises. Where a question is answered twice the last answer counts, with a
@@ -285,18 +290,16 @@ class FormReader:
         places: set[tuple[str, str]] = set()
         typed: list[str] = []
         by_position = self._read_by_position(details.groups, warnings, changes)
-        positional = {one.group_id for one in self._by_position}
         for asked in _questions(details.groups, warnings):
             value: Any = asked.value
-            text = normalize(asked.text)
-            place = (normalize(asked.group), text)
+            place = self._places.get((asked.group, asked.text)) or self._place(asked.group, asked.text)
             if self._expected:
-                places.add(place)
+                places.add(place.names)
             if asked.is_typed and isinstance(value, str):
                 typed.append(value)
-            if text in self._looked_for and not isinstance(value, list):
-                looked_for[text] = value
-            if question := self._at.get(place):
+            if place.is_looked_for and not isinstance(value, list):
+                looked_for[place.text] = value
+            if question := place.question:
                 answer, complaint = _typed(question.type, value)
                 if answers[question.column] not in (None, answer):
                     warnings.append(f"{question.column}: answered more than once: the last answer counts")
@@ -304,8 +307,13 @@ class FormReader:
                 complaints[question.column] = complaint
                 if question.type == "yes_no" and answer is not None:
                     value = answer
-            elif text not in unknown and asked.group_id not in positional and not self._is_known(asked):
-                unknown[text] = None
+            elif (
+                not (place.photo_key if asked.is_photo else place.is_known)
+                and place.text not in unknown
+                and asked.group_id not in self._positional
+                and not (asked.is_photo and asked.control_id in self._control_keys)
+            ):
+                unknown[place.text] = None
                 warning = f"unknown question {_excerpt(asked.text)} in group {_excerpt(asked.group)}"
                 warnings.append(warning)
                 if self._hold_unknown:
@@ -313,16 +321,16 @@ class FormReader:
             raw_data.setdefault(asked.group, []).append({"q": asked.text, "a": value, "id": asked.control_id})
             if not asked.is_photo:
                 continue
-            key = self._question_key(asked)
+            key = place.photo_key or self._control_keys.get(asked.control_id or "") or place.own_key
             for media_id in _media_ids(asked, key, warnings):
                 if (key, media_id) not in photos:
                     photos_of[key] = photos_of.get(key, 0) + 1
                     photos[key, media_id] = Photo(
-                        key, asked.text, asked.control_id, _topic_category(asked), media_id, photos_of[key]
+                        key, asked.text, asked.control_id, place.category, media_id, photos_of[key]
                     )
         warnings += [f"{column}: {complaint}" for column, complaint in complaints.items() if complaint]
-        for place, question in self._expected:
-            if place not in places:
+        for names, question in self._expected:
+            if names not in places:
                 _react(question.missing, f"{question.column}: the form does not have its question", warnings, changes)
         warnings += self._lost_sections(answers)
         typed += [text for texts in by_position.values() for text in texts if text]
@@ -363,17 +371,22 @@ class FormReader:
             found[name] = (*texts[:number], *[None] * (number - len(texts)))
         return found
 
-    def _is_known(self, asked: _Asked) -> bool:
-        if asked.is_photo:
-            return self._known_photo_key(asked) is not None
-        text = normalize(asked.text)
-        return text in self._without_column or text in self._looked_for
-
-    def _known_photo_key(self, asked: _Asked) -> str | None:
-        return self._photo_keys.get(normalize(asked.text)) or self._control_keys.get(asked.control_id or "")
-
-    def _question_key(self, asked: _Asked) -> str:
-        return self._known_photo_key(asked) or re.sub(r"[ /]", "_", normalize(asked.text)).replace("?", "")
+    def _place(self, group: str, text: str) -> _Place:
+        names = normalize(group), normalize(text)
+        place = _Place(
+            names,
+            self._at.get(names),
+            names[1] in self._without_column or names[1] in self._looked_for,
+            names[1] in self._looked_for,
+            self._photo_keys.get(names[1]),
+            re.sub(r"[ /]", "_", names[1]).replace("?", ""),
+            _topic_category(names),
+        )
+        if len(group) + len(text) <= _LONGEST_KEPT:
+            if len(self._places) >= _PLACES_KEPT:
+                self._places.clear()
+            self._places[group, text] = place
+        return place
 
 
 def _react(reaction: Reaction, warning: str, warnings: list[str], changes: list[str]) -> None:
@@ -381,6 +394,22 @@ def _react(reaction: Reaction, warning: str, warnings: list[str], changes: list[
         warnings.append(warning)
     if reaction == "hold":
         changes.append(warning)
+
+
+class _Place(NamedTuple):
+    """What is known of a question by its group and text, both as ``normalize`` has them."""
+
+    names: tuple[str, str]
+    question: Question | None
+    is_known: bool
+    is_looked_for: bool
+    photo_key: str | None
+    own_key: str
+    category: str
+
+    @property
+    def text(self) -> str:
+        return self.names[1]
 
 
 class _Asked(NamedTuple):
@@ -405,13 +434,12 @@ def _questions(groups: list[Any], warnings: list[str]) -> Iterator[_Asked]:
             continue
         name, group_id = read_text(group.get("name")) or "", read_text(group.get("groupId")) or ""
         for q, question in enumerate(questions):
-            where = f"groups[{g}].questionAndAnswers[{q}]"
             if not isinstance(question, dict) or not isinstance(question.get("questionText"), str):
-                warnings.append(f"{where}: not a question")
+                warnings.append(f"groups[{g}].questionAndAnswers[{q}]: not a question")
                 continue
             answer = question.get("responseAnswerExport")
             if not isinstance(answer, dict | None):
-                warnings.append(f"{where}.responseAnswerExport: not an object")
+                warnings.append(f"groups[{g}].questionAndAnswers[{q}].responseAnswerExport: not an object")
             control = question.get("formControl")
             is_photo, value = _value(answer) if isinstance(answer, dict) else (False, None)
             yield _Asked(
@@ -516,8 +544,8 @@ def _media_ids(asked: _Asked, key: str, warnings: list[str]) -> Iterator[int]:
             warnings.append(f"{key}: {_excerpt(item)} is not a media id")
 
 
-def _topic_category(asked: _Asked) -> str:
-    words = f"{normalize(asked.group)} {normalize(asked.text)}"
+def _topic_category(names: tuple[str, str]) -> str:
+    words = " ".join(names)
     for needles, category in (
         (("island",), "Island Cabinets"),
         (("lower",), "Lower Cabinets"),

@@ -12,7 +12,7 @@ from itel_cabinet.transforms.contracts import Contract, Refusal
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
-__all__ = ["Submission", "Submitted", "build_submissions", "scrub"]
+__all__ = ["Submission", "Submitted", "build_submissions", "scrub", "scrub_texts"]
 
 _REDACTED = "[redacted]"
 _SHORTEST_TAIL = 4  # characters of a value cut off by the end of an excerpt; fewer tell nothing of a person
@@ -90,7 +90,12 @@ def scrub(text: str, submissions: Iterable[Submission]) -> str:
     Found in any case and with any white space between its words, as it is or as JSON spells it; at the end of ``text``,
     which may be cut off, also its beginning.
     """
-    spellings = sorted({form for one in submissions for value in one.personal for form in _spellings(value)}, key=len)
+    return scrub_texts(text, (value for one in submissions for value in one.personal))
+
+
+def scrub_texts(text: str, people: Iterable[str]) -> str:
+    """As :func:`scrub`, of these values."""
+    spellings = sorted({form for value in people for form in _spellings(value)}, key=len)
     if not spellings:
         return text
     # In one pass, the longest first: a short value must not be sought in the mark that another has left.

@@ -27,6 +27,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "contract list": ("contract list",),
     "contract show": ("contract show vendor",),
     "contract schema": ("contract schema",),
+    "contract backtest": (
+        f"contract backtest --contract=mine.yaml {_TABLES}",
+        f"contract backtest --contract=mine.yaml --against=cabinet_repair {_TABLES} --since=2026-01-01 --json",
+    ),
     "contract check": (
         "contract check mine.yaml",
         """contract check mine.yaml --vars='{"carrier_id": "C-1", "subscription_key": "env:ITEL_KEY"}'""",

@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -31,6 +30,7 @@ from itel_cabinet.pipeline.commands.shared import (
     Servers,
     StorageOptions,
     client_settings,
+    read_moment,
     storing,
     tables_at,
 )
@@ -71,15 +71,7 @@ _MOST_REASONS = 20
 
 def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
     from itel_cabinet.pipeline.operate import Filter
-    from itel_cabinet.transforms.events import parse_timestamp
     from itel_cabinet.transforms.records import STAGES
-
-    def moment(name: str, text: str | None) -> datetime | None:
-        try:
-            return parse_timestamp(text) if text else None
-        except ValueError as error:
-            reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
-            raise CommandError(f"--{name}: {reason}", wrong_use=True) from None
 
     if (stage := given.get("stage")) is not None and stage not in STAGES:
         raise CommandError(f"--stage: must be one of {', '.join(STAGES)}, got {stage[:100]!r}", wrong_use=True)
@@ -91,8 +83,8 @@ def _filter(*, since: str | None, until: str | None, offset: str | None, job: Jo
         job=job and job.value,
         first_offset=None if first is None else int(first),
         last_offset=None if first is None else int(last or first),
-        since=moment("since", since),
-        until=moment("until", until),
+        since=read_moment("since", since),
+        until=read_moment("until", until),
         **given,
     )
 

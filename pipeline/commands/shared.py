@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,7 @@ __all__ = [
     "asking",
     "client_settings",
     "open_cluster",
+    "read_moment",
     "storing",
     "table_settings",
     "tables_at",
@@ -96,6 +98,17 @@ class JobName(StrEnum):
     TRACKING = "tracking"
     API = "api"
     CABINET = "cabinet"
+
+
+def read_moment(option: str, text: str | None) -> datetime | None:
+    """A date and time that an option gives, as an aware one in UTC."""
+    from itel_cabinet.transforms.events import parse_timestamp
+
+    try:
+        return parse_timestamp(text) if text else None
+    except ValueError as error:
+        reason = f"must be a date and time such as 2026-01-10T15:00 (UTC where no zone is named): {error}"
+        raise CommandError(f"--{option}: {reason}", wrong_use=True) from None
 
 
 @contextmanager

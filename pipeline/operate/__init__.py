@@ -8,6 +8,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.backfill import BackfillStoppedError, backfill_photos, missing_photos
+    from itel_cabinet.pipeline.operate.backtest import backtest
     from itel_cabinet.pipeline.operate.dead_letters import (
         Entry,
         FailureCount,
@@ -82,6 +83,7 @@ __all__ = [
     "Verdict",
     "WorkerState",
     "backfill_photos",
+    "backtest",
     "bind",
     "catalogue",
     "describe_left_behind",
@@ -106,6 +108,7 @@ __all__ = [
 __getattr__, _, _ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "backtest": ["backtest"],
         "backfill": ["BackfillStoppedError", "backfill_photos", "missing_photos"],
         "dead_letters": [
             "Entry",

@@ -19,7 +19,7 @@ from itel_cabinet.transforms.contracts.body_schema import BodySchema, compare, f
 from itel_cabinet.transforms.contracts.document import ContractError, Document, Path, Problem, read_document
 from itel_cabinet.transforms.contracts.mapping import Compiler, Facts
 from itel_cabinet.transforms.contracts.model import REFERENCE, ContractFile, FromVar
-from itel_cabinet.transforms.contracts.scope import find_photos, group_photos, look_up_question, make_scope
+from itel_cabinet.transforms.contracts.scope import PhotoFacts, find_photos, group_photos, look_up_question, make_scope
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.forms import Form, FormReader, PhotoQuestion, Positional, Question, Section, TaskDetails
 from itel_cabinet.transforms.wording import normalize
@@ -65,6 +65,7 @@ FORM_COLUMNS = frozenset(
 _PEOPLE = re.compile("customer|insured|policyholder|contact|adjuster|owner|resident", re.IGNORECASE)
 # Two letters of half a continent, and words of ClaimX's own.
 _SAYS_LITTLE = re.compile("state|province|country|method|[a-z]Id$")
+_SHORT_NUMBER = re.compile(r"[-+.,\d\s]{1,4}")
 _SAYS_NOTHING = frozenset({"yes", "no", "true", "false", "none", "null", "n/a"})
 
 Vars = Mapping[str, str | int | float | bool]
@@ -232,6 +233,7 @@ class Contract:
                 **form.by_position,
             }
         )
+        photos: list[PhotoFacts] = []
         if self._uses_photos:
             photos = find_photos(form.photos, self._image_types, links or {})
             facts.sources = {**facts.sources, "photos": photos, "photo_groups": group_photos(photos)}
@@ -242,7 +244,7 @@ class Contract:
             return Refusal("invalid_payload", f"the body breaks the contract's schema: {'; '.join(errors)}")
         field = self.file.request.key.body
         key = None if field is None else str(body[field])
-        passing = (*([] if key is None else [key]), *(url for url in (links or {}).values() if "?" in url))
+        passing = (*([] if key is None else [key]), *(one.url for one in photos if one.url and "?" in one.url))
         return Body(to_json(body), key, _personal(details, form, project, facts.personal), passing)
 
     def _read_project(self, answer: Mapping[str, Any] | None) -> dict[str, str | None]:
@@ -389,7 +391,7 @@ def _personal(details: TaskDetails, form: Form, project: Mapping[str, Any] | Non
 
 def _tells(text: str) -> bool:
     """Whether a text can say who somebody is: not one letter, a yes, a short number."""
-    return len(text) > 1 and text.lower() not in _SAYS_NOTHING and not re.fullmatch(r"[-+.,\d\s]{1,4}", text)
+    return len(text) > 1 and text.lower() not in _SAYS_NOTHING and not _SHORT_NUMBER.fullmatch(text)
 
 
 def _about_people(answer: Any, depth: int) -> Iterator[Any]:
