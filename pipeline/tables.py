@@ -6,6 +6,7 @@ from functools import partial
 
 from itel_cabinet.io.delta import Append, TableSpec, Upsert
 from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, TRACKING_SCHEMA, make_forms_schema
 
 __all__ = ["ATTACHMENTS", "FORMS", "TRACKING", "table_specs"]
@@ -18,9 +19,11 @@ ATTACHMENTS = "claimx_itel_attachments"
 _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
 
 
-def table_specs(settings: Settings) -> dict[str, TableSpec]:
-    """The specifications of the three tables under ``--tables_root``, by name."""
-    root, contract = settings.tables.root.rstrip("/"), settings.contract.loaded
+def table_specs(settings: Settings, contract: Contract | None = None) -> dict[str, TableSpec]:
+    """The specifications of the three tables under ``--tables_root``, by name; of the forms' columns as a contract has
+    them, by default that of the settings."""
+    root = settings.tables.root.rstrip("/")
+    contract = contract or settings.contract.loaded
     spec = partial(
         TableSpec,
         storage_options=settings.tables.storage_options,

@@ -18,6 +18,7 @@ __all__ = [
     "columns_of_other_versions",
     "coordinates",
     "decide",
+    "leave_newer",
     "marked_schema",
     "missing_columns",
     "split_by_fence",
@@ -82,6 +83,23 @@ def decide(spec: TableSpec, incoming: Sequence[Row], existing: Sequence[Row]) ->
     """
     assert isinstance(spec.mode, Upsert)
     return (_decide_sets if spec.mode.members_of else _decide_rows)(spec, spec.mode, incoming, existing)
+
+
+def leave_newer(
+    spec: TableSpec, revised: Sequence[Row], gone: Sequence[Row], existing: Sequence[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Of rows that were ``revised`` and those that are to be ``gone``, those whose group the table does not have newer.
+
+    A group are the rows that agree on ``members_of``, or on the keys. ``existing`` need only hold the keys and the
+    order.
+    """
+    mode = spec.mode
+    assert isinstance(mode, Upsert)
+    by = mode.members_of or mode.keys
+    stored, groups = _grouped(existing, by), _grouped((*revised, *gone), by)
+    newer = {key for key, rows in groups.items() if key in stored and _rank(stored[key], mode) > _rank(rows, mode)}
+    kept = [row for row in revised if _values(row, by) not in newer]
+    return kept, [row for row in gone if _values(row, by) not in newer]
 
 
 def _decide_rows(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:

@@ -40,6 +40,7 @@ from itel_cabinet.io.delta.decisions import (
     columns_of_other_versions,
     coordinates,
     decide,
+    leave_newer,
     split_by_fence,
     to_arrow,
 )
@@ -79,6 +80,7 @@ _MOST_LITERALS = 100
 _APPEND_FILE_BYTES = 8 * 1024 * 1024
 # The writer holds a row group until it is full; of the usual million rows that is the worker's memory.
 _PARQUET = WriterProperties(max_row_group_size=4_096, compression="SNAPPY")
+_GONE = "__gone"  # column of a revision's source: this row is removed
 _TOUCH = "__touch"  # column of the merge's source: this row only leaves its set
 
 
@@ -134,6 +136,32 @@ class FencedTable:
         again. Idempotent. Raises as :meth:`write` does.
         """
         return self._patiently(lambda _: self._fill(rows, column)) if rows else 0
+
+    def read(self, where: str) -> list[Row]:
+        """The rows that meet a condition in SQL, as of now, with all that the specification has, and what this
+        program's other versions have written into columns that it lacks. Raises as :meth:`write` does."""
+
+        def read(_: int) -> list[Row]:
+            table = self._refreshed()
+            columns = [*self.spec.schema.names, *columns_of_other_versions(self.spec, table.schema())]
+            rows: list[Row] = pa.table(table.scan(columns=columns, predicate=where)).to_pylist()
+            return rows
+
+        return self._patiently(read)
+
+    def revise(self, rows: Sequence[Row], gone: Sequence[Row], columns: Sequence[str]) -> int:
+        """Put rows of an upserted table right, in one commit; how many were changed, made or removed.
+
+        No partition's fence moves: nothing was read. A group (what agrees on ``members_of``, or a row) is left alone if
+        the table has it newer by now. Beside upserts it is safe: of two at once one decides again. Idempotent. Raises
+        as :meth:`write` does.
+
+        Args:
+            rows: as they should be, with their keys and order; new ones complete.
+            gone: keys and order of rows that should not be there.
+            columns: what is set in rows that are there already.
+        """
+        return self._patiently(lambda _: self._revise(rows, gone, columns)) if rows or gone else 0
 
     def _patiently(self, attempt: Callable[[int], T]) -> T:
         """The outcome of an attempt that neither an outage nor another writer has ruined; it counts its conflicts."""
@@ -224,6 +252,45 @@ class FencedTable:
         )
         crash_points.maybe_crash(f"before-commit:{self.spec.name}")
         return int(merger.execute()["num_target_rows_updated"])
+
+    def _revise(self, rows: Sequence[Row], gone: Sequence[Row], columns: Sequence[str]) -> int:
+        table, mode = self._refreshed(), self.spec.mode
+        assert isinstance(mode, Upsert)
+        key = _first_key(mode)
+        schema = pa.schema([f.with_nullable(True) for f in self.spec.schema])
+        given = to_arrow(self.spec, [*rows, *gone], schema).to_pylist()
+        existing = _rows_met(self.spec, key, table, given)
+        kept, left = leave_newer(self.spec, given[: len(rows)], given[len(rows) :], existing)
+        if not kept and not left:
+            return 0
+        source = to_arrow(self.spec, [*kept, *left], schema)
+        source = source.append_column(_GONE, pa.array([False] * len(kept) + [True] * len(left), type=pa.bool_()))
+        taken = [column for column in columns if column not in mode.keys]
+        updates = {f"`{c}`": _newer(mode, c) for c in taken if c in self.spec.schema.names}
+        updates |= {f"`{c}`": "NULL" for c in columns_of_other_versions(self.spec, table.schema())}
+        merger = table.merge(
+            source,
+            " AND ".join(
+                [*(f"t.`{k}` = s.`{k}`" for k in mode.keys), _among(key, {row[key] for row in (*kept, *left)}, "t.")]
+            ),
+            source_alias="s",
+            target_alias="t",
+            writer_properties=_PARQUET,
+            streamed_exec=False,
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(f"{self.spec.fence_prefix}/upsert", table.version() + 1)]
+            ),
+        )
+        merger = merger.when_matched_delete(predicate=f"s.`{_GONE}`")
+        if updates:
+            merger = merger.when_matched_update(updates, predicate=f"NOT s.`{_GONE}`")
+        merger = merger.when_not_matched_insert(
+            {f"`{c}`": f"s.`{c}`" for c in self.spec.schema.names}, predicate=f"NOT s.`{_GONE}`"
+        )
+        crash_points.maybe_crash(f"before-commit:{self.spec.name}")
+        merger.execute()
+        crash_points.maybe_crash(f"after-commit:{self.spec.name}")
+        return len(kept) + len(left)
 
     def _refreshed(self) -> DeltaTable:
         """The handle at the newest version, checked against the specification, with all its columns."""
@@ -353,15 +420,17 @@ def _merge_source(spec: TableSpec, decision: Decision, schema: pa.Schema) -> pa.
     return data.append_column(_TOUCH, pa.array(flags, type=pa.bool_()))
 
 
+def _newer(mode: Upsert, column: str) -> str:
+    """What a column of a row is set to by a newer one."""
+    if column in mode.insert_only:
+        return f"coalesce(t.`{column}`, s.`{column}`)"
+    return f"coalesce(s.`{column}`, t.`{column}`)" if column in mode.keep_if_null else f"s.`{column}`"
+
+
 def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, commit: CommitProperties) -> None:
     """Update and insert what ``source`` holds. ``among``: where in the table its rows are met; all others are new."""
     mode = spec.mode
     assert isinstance(mode, Upsert)
-
-    def newer(column: str) -> str:
-        if column in mode.insert_only:
-            return f"coalesce(t.`{column}`, s.`{column}`)"
-        return f"coalesce(s.`{column}`, t.`{column}`)" if column in mode.keep_if_null else f"s.`{column}`"
 
     merger = table.merge(
         source,
@@ -372,7 +441,7 @@ def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, com
         streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
         commit_properties=commit,
     )
-    newest = {f"`{c}`": newer(c) for c in spec.schema.names if c not in mode.keys}
+    newest = {f"`{c}`": _newer(mode, c) for c in spec.schema.names if c not in mode.keys}
     newest |= {f"`{c}`": "NULL" for c in columns_of_other_versions(spec, table.schema())}
     merger = merger.when_matched_update(newest, predicate=f"NOT s.`{_TOUCH}`")
     if mode.members_of:

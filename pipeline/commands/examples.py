@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"tables optimize {_TABLES}",
         f"tables optimize {_TABLES} --table=claimx_itel_forms --z_order=assignment_id",
     ),
+    "tables rederive": (f"tables rederive {_TABLES} --contract=mine.yaml --dry_run",),
     "tables vacuum": (f"tables vacuum {_TABLES} --dry_run",),
     "tables restore": (f"tables restore {_TABLES} --table=claimx_itel_forms --version=41 {_KAFKA} --dry_run",),
     "tables fence show": (f"tables fence show {_TABLES} --table=claimx_itel_forms",),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from itel_cabinet.io.delta import TableSpec
     from itel_cabinet.io.kafka import Cluster
     from itel_cabinet.pipeline.options import Settings
+    from itel_cabinet.transforms.contracts import Contract
 
 __all__ = [
     "BOTH_SPELLINGS",
@@ -165,11 +166,11 @@ def table_settings(**given: str) -> Settings:
         raise CommandError(str(error), wrong_use=True) from None
 
 
-def tables_at(tables_root: str, storage_options: str) -> dict[str, TableSpec]:
-    """The specifications of the tables, by name."""
+def tables_at(tables_root: str, storage_options: str, contract: Contract | None = None) -> dict[str, TableSpec]:
+    """The specifications of the tables, by name; as a contract has them, by default the default one."""
     from itel_cabinet.pipeline.tables import table_specs
 
-    return table_specs(table_settings(tables_root=tables_root, storage_options=storage_options))
+    return table_specs(table_settings(tables_root=tables_root, storage_options=storage_options), contract)
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from itel_cabinet.pipeline.commands.contracts import DEFAULT_CONTRACT, ContractName
+from itel_cabinet.pipeline.commands.contracts import load as load_contract
 from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
@@ -60,6 +63,73 @@ def create_tables(
             typer.echo(f"{state.uri}: would be created ({shape})")
         else:
             typer.echo(f"{state.uri}: {f'created ({shape})' if state.created else 'exists, left alone'}")
+
+
+@tables_app.command("rederive")
+def rederive_tables(
+    tables_root: TablesRoot,
+    contract: ContractName = DEFAULT_CONTRACT,
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make the forms and photo lists again from ClaimX's answers in the tracking table: a column that a contract has
+    new is filled for the past, and what it reads otherwise is put right.
+
+    One commit a table. May run beside the jobs, whose newer rows win; interrupted or repeated it ends the same.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from itel_cabinet.io.delta import create_table, table_exists
+    from itel_cabinet.io.worker import prepare
+    from itel_cabinet.pipeline.operate import rederive
+
+    prepare()
+    loaded = load_contract(contract, {}, complete=False)
+    specs = tables_at(tables_root, storage_options, loaded)
+    console = Console(stderr=True)
+    with working():
+        for spec in specs.values():
+            if not table_exists(spec):
+                raise CommandError(f"--tables_root: there is no table {spec.uri}: give the root that the jobs write to")
+            create_table(spec, dry_run=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("assignments", total=None)
+            *revisions, unreadable = rederive(
+                specs,
+                loaded,
+                now=datetime.now(UTC),
+                dry_run=dry_run,
+                advance=lambda done, total: bar.update(task, completed=done, total=total),
+            )
+    found: list[dict[str, Any]] = [
+        {
+            "table": one.table,
+            "rows": one.rows,
+            "changed": one.changed,
+            "added": one.added,
+            "removed": one.removed,
+            "left_alone": one.newer,
+            "columns": dict(one.columns.most_common()),
+            "committed": one.committed,
+        }
+        for one in revisions
+    ]
+    if as_json:
+        print_json({"contract": loaded.label, "sha256": loaded.sha256, "unreadable": unreadable, "tables": found})
+        return
+    for one in found:
+        would = "would be " if dry_run else ""
+        typer.echo(
+            f"{one['table']}: of {one['rows']} rows made again, {one['changed']} {would}changed, {one['added']} "
+            f"{would}added and {one['removed']} {would}removed"
+        )
+        typer.echo("".join(f"  {column}: {count} rows\n" for column, count in one["columns"].items()), nl=False)
+        if one["left_alone"]:
+            typer.echo(f"  {one['left_alone']} rows are left: they are of events whose answer the history lacks")
+    if unreadable:
+        typer.echo(f"{unreadable} answers in the history are no ClaimX answers about a task")
 
 
 @tables_app.command("describe")

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         lowest_offsets,
         reading_groups,
     )
+    from itel_cabinet.pipeline.operate.rederive import Revision, rederive
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
     from itel_cabinet.pipeline.operate.verdict import (
@@ -74,6 +75,7 @@ __all__ = [
     "RecentLetters",
     "Replay",
     "Replayer",
+    "Revision",
     "Session",
     "Subject",
     "TableMissingError",
@@ -101,6 +103,7 @@ __all__ = [
     "rank_unknown_questions",
     "reading_groups",
     "recent_letters",
+    "rederive",
     "render",
 ]
 
@@ -126,6 +129,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
+        "rederive": ["Revision", "rederive"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "report": ["gather", "render"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],

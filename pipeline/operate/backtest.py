@@ -28,6 +28,8 @@ _EXAMPLES = 3
 _CHARACTERS = 80
 _ROWS_A_TURN = 500
 
+_Piece = tuple[pa.RecordBatch, slice]
+
 
 @dataclass
 class Found:
@@ -155,22 +157,18 @@ def backtest(
     }
 
 
-def _chunks(batches: Iterable[pa.RecordBatch], stride: int) -> Iterator[pa.RecordBatch]:
-    """Every ``stride``-th row, in pieces."""
+def _chunks(batches: Iterable[pa.RecordBatch], stride: int) -> Iterator[_Piece]:
+    """The rows in pieces, and which of each piece are tried: every ``stride``-th."""
     first = 0
     for batch in batches:
-        if stride > 1:
-            taken = pa.array(range(first, len(batch), stride), type=pa.int64())
-            first = first + len(taken) * stride - len(batch)
-            batch = batch.take(taken)
         for start in range(0, len(batch), _ROWS_A_TURN):
             # A copy: a slice would be sent with the whole that it lies in.
-            yield pa.concat_batches([batch.slice(start, _ROWS_A_TURN)])
+            piece = pa.concat_batches([batch.slice(start, _ROWS_A_TURN)])
+            yield piece, slice(first, None, stride)
+            first = (first - len(piece)) % stride
 
 
-def _side_by_side(
-    chunks: Iterator[pa.RecordBatch], new: Contract, old: Contract | None, workers: int
-) -> Iterator[Tally]:
+def _side_by_side(chunks: Iterator[_Piece], new: Contract, old: Contract | None, workers: int) -> Iterator[Tally]:
     first = next(chunks, None)
     if first is None:
         return
@@ -194,10 +192,11 @@ def _side_by_side(
             yield one.result()
 
 
-def try_rows(rows: pa.RecordBatch, new: Contract, old: Contract | None) -> Tally:
+def try_rows(piece: _Piece, new: Contract, old: Contract | None) -> Tally:
     """What becomes of these answers."""
     tally = Tally()
-    for row in rows.to_pylist():
+    rows, tried = piece
+    for row in rows.to_pylist()[tried]:
         _try_row(row, new, old, tally)
     tally.peak_megabytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return tally

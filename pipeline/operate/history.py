@@ -24,6 +24,8 @@ def read_answers(
     *,
     since: datetime | None = None,
     until: datetime | None = None,
+    where: str = "",
+    columns: Sequence[str] = _COLUMNS,
     more: Sequence[str] = (),
 ) -> Iterator[pa.RecordBatch]:
     """The rows of completed events whose answer is kept, in batches as the table's files have them.
@@ -31,12 +33,13 @@ def read_answers(
     Args:
         spec: the tracking table's.
         since: only events of then or later (aware), and ``until``: before then.
-        more: further columns.
+        where: a further condition in SQL.
+        columns: what is read; by default what forms and bodies are made of, and ``more``: further columns.
     """
-    where = [f"task_status = '{COMPLETED}'", "claimx_task_full IS NOT NULL"]
-    where += [f"event_timestamp >= '{since.isoformat()}'"] if since else []
-    where += [f"event_timestamp < '{until.isoformat()}'"] if until else []
-    scan = open_table(spec).scan(columns=[*dict.fromkeys((*_COLUMNS, *more))], predicate=" AND ".join(where))
+    conditions = [f"task_status = '{COMPLETED}'", "claimx_task_full IS NOT NULL", *([where] if where else [])]
+    conditions += [f"event_timestamp >= '{since.isoformat()}'"] if since else []
+    conditions += [f"event_timestamp < '{until.isoformat()}'"] if until else []
+    scan = open_table(spec).scan(columns=[*dict.fromkeys((*columns, *more))], predicate=" AND ".join(conditions))
     yield from pa.RecordBatchReader.from_stream(scan)
 
 
