@@ -35,6 +35,7 @@ __all__ = [
     "FolderItel",
     "HttpItel",
     "ItelSettings",
+    "Request",
     "WaitingItel",
     "batch_key",
     "fill_path",
@@ -43,6 +44,7 @@ __all__ = [
     "get_itel",
     "get_newest_contents",
     "idempotency_key",
+    "make_request",
     "read_answer",
 ]
 
@@ -137,6 +139,30 @@ class ItelSettings:
     created_id: str = "itel_task_id"
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Where a submission goes, with which headers, and by which ``names`` an answer may call it."""
+
+    path: str
+    headers: Mapping[str, str]
+    names: tuple[str, ...]
+
+
+def make_request(settings: ItelSettings, submission: Submission) -> Request:
+    """How a submission is sent; its key is the event's id, or what its body has as one."""
+    event_id, key = submission.event_id, idempotency_key(submission.event_id)
+    own = (event_id, key, f"{submission.assignment_id}-{event_id}")
+    names = own if submission.key is None else (submission.key,)
+    return Request(fill_path(settings.path, submission), _headers(settings, key), names)
+
+
+def _headers(settings: ItelSettings, key: str) -> dict[str, str]:
+    headers = {"Content-Type": "application/json", **dict(settings.headers)}
+    if settings.idempotency_header:
+        headers[settings.idempotency_header] = key
+    return headers
+
+
 @dataclass(frozen=True)
 class HttpItel:
     """Submits to the API. Never raises for what the API does."""
@@ -151,11 +177,8 @@ class HttpItel:
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """Send the payload with the event's id as its idempotency key; see :func:`read_answer`."""
-        event_id, key = submission.event_id, idempotency_key(submission.event_id)
-        own = (event_id, key, f"{submission.assignment_id}-{event_id}")
-        names = own if submission.key is None else (submission.key,)
-        path = fill_path(self.settings.path, submission)
-        return self._send(self.settings.method, path, key, submission.payload, names)
+        request = make_request(self.settings, submission)
+        return self._send(self.settings.method, request, submission.payload)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
         """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`.
@@ -163,19 +186,17 @@ class HttpItel:
         A 4xx is a refusal, no matter what its body says: what already exists may be one of many.
         """
         body = b'{"tasks":[%b],"batch_size":%d}' % (b",".join(one.payload for one in batch), len(batch))
-        return self._send("POST", self.settings.batch_path, batch_key([one.event_id for one in batch]), body, ())
+        headers = _headers(self.settings, batch_key([one.event_id for one in batch]))
+        return self._send("POST", Request(self.settings.batch_path, headers, ()), body)
 
-    def _send(self, method: str, path: str, key: str, body: bytes, names: Sequence[str]) -> Accepted | Rejected:
-        settings = self.settings
-        headers = {"Content-Type": "application/json", **dict(settings.headers)}
-        if settings.idempotency_header:
-            headers[settings.idempotency_header] = key
+    def _send(self, method: str, request: Request, body: bytes) -> Accepted | Rejected:
+        settings, names = self.settings, request.names
         try:
             reply = self.connection.call(
                 method,
-                path,
+                request.path,
                 body=body,
-                headers=headers,
+                headers=request.headers,
                 judge=lambda reply: read_answer(reply, names, settings.rules if names else ()),
             )
         except CallError as error:

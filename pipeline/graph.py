@@ -124,6 +124,7 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
             build_submissions,
             contract=wiring.contract,
             statuses=wiring.settings.submitted_statuses,
+            shadow=wiring.settings.shadow_contract,
             clock=time.time,
         ),
     )
@@ -137,6 +138,7 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
             pool=wiring.get_itel_pool,
             clock=time.time,
             count=count_submissions,
+            shadow=wiring.get_shadow,
         ),
     )
     answers.failures | "Refused" >> wiring.itel_error_sink()

@@ -176,6 +176,10 @@ def _check_kafka_config(config: dict[str, str]) -> dict[str, str]:
     return config
 
 
+def _check_shadow_url(url: str) -> str:
+    return url and check_url(url)
+
+
 def _check_itel_url(url: str) -> str:
     return url if folder_of(url) else check_url(url)
 
@@ -323,6 +327,15 @@ class ItelOptions(ApiOptions):
     """iTel is away: divert submissions to the error topic, so that no table is held up, or wait until it is back."""
     unchanged: Literal["skip", "send"] = "skip"
     """A form that iTel has by another event of the assignment, word for word: leave it out, or send it too."""
+    shadow_url: Annotated[str, AfterValidator(_check_shadow_url)] = ""
+    """A second endpoint that gets each submission too; only its answers are counted (shadow_submissions)."""
+    shadow_contract: str = ""
+    """What the second endpoint gets, by this contract; default: the same."""
+    shadow_vars: JsonObject = {}
+    """What that contract leaves to the installation, as --contract_vars."""
+    shadow_auth: str = Field(
+        default="", description="As --claimx_auth; default: what that contract says, or --itel_auth."
+    )
     batch_size: int = Field(default=1, ge=1, le=1_000)
     """Submissions sent in one call."""
     batch_path: UrlPath = "/api/v1/tasks/batch"
@@ -478,10 +491,16 @@ class Settings(_Group):
             checks.append(("media", self.media_settings))
         if self.job.calls_itel and self.itel.folder is None:
             checks.append(("itel", self.itel_settings))
+        if self.job.calls_itel and self.itel.shadow_url:
+            checks.append(("itel", self.shadow_settings))
         problems = []
         for group, make in checks:
             try:
                 make()
+            except ContractError as error:
+                problems += [
+                    OptionError.about("itel_shadow_contract", f"{error.source}: {one}") for one in error.problems
+                ]
             except ValueError as error:
                 problems.append(name_option(group, error))
         return problems
@@ -499,7 +518,6 @@ class Settings(_Group):
 
     def itel_settings(self) -> ItelSettings:
         itel, contract = self.itel, self.contract.loaded
-        answers = contract.file.answers
         return ItelSettings(
             self.itel_connection(),
             itel.path,
@@ -507,26 +525,33 @@ class Settings(_Group):
             itel.idempotency_header,
             itel.batch_size,
             itel.batch_path,
-            tuple((name, text) for name, text, is_secret in self._contract_headers() if not is_secret),
-            tuple(
-                AnswerRule(tuple(one.status), one.means, one.contains, one.field, one.names_key)
-                for one in answers.rules
-            ),
-            answers.created_id,
+            *_read_contract(contract),
         )
 
-    def _contract_headers(self) -> Iterator[tuple[str, str, bool]]:
-        """The contract's headers: name, text or reference, and whether it is a reference."""
-        contract = self.contract.loaded
-        for name, value in contract.file.request.headers.items():
-            match value:
-                case Secret():
-                    yield name, value.secret, True
-                case FromVar():
-                    given = self.contract.vars.get(value.var, contract.file.vars[value.var].default)
-                    yield name, str(given), contract.file.vars[value.var].secret
-                case str():
-                    yield name, value, False
+    @property
+    def shadow_contract(self) -> Contract | None:
+        """What the second endpoint gets; None without one. Raises ContractError."""
+        itel = self.itel
+        if not itel.shadow_url:
+            return None
+        return load_contract(itel.shadow_contract, itel.shadow_vars) if itel.shadow_contract else self.contract.loaded
+
+    def shadow_settings(self) -> ItelSettings:
+        """How the second endpoint is reached. Raises ContractError."""
+        itel, contract = self.itel, self.shadow_contract
+        assert contract is not None
+        request = contract.file.request
+        same = not itel.shadow_contract
+        connection = dataclasses.replace(
+            self._connect("itel_shadow", itel),
+            base_url=itel.shadow_url,
+            auth=itel.shadow_auth or (itel.auth if same else request.auth or itel.auth),
+            breaker=BreakerSettings(open_seconds=0),
+            secret_headers=_secret_headers(contract),
+        )
+        path, method = (itel.path, itel.method) if same else (request.path, request.method)
+        header = itel.idempotency_header if same else request.key.header or ""
+        return ItelSettings(connection, path, method, header, 1, itel.batch_path, *_read_contract(contract))
 
     def media_settings(self) -> MediaSettings:
         media = self.media
@@ -565,8 +590,9 @@ class Settings(_Group):
         return self._connect("claimx", self.claimx)
 
     def itel_connection(self) -> ConnectionSettings:
-        secret = tuple((name, reference) for name, reference, is_secret in self._contract_headers() if is_secret)
-        return dataclasses.replace(self._connect("itel", self.itel), secret_headers=secret)
+        return dataclasses.replace(
+            self._connect("itel", self.itel), secret_headers=_secret_headers(self.contract.loaded)
+        )
 
     def _connect(self, name: str, api: ApiOptions) -> ConnectionSettings:
         http = self.http
@@ -578,6 +604,33 @@ class Settings(_Group):
             **api.model_dump(include=same),
             **http.model_dump(include=same),
         )
+
+
+def _headers(contract: Contract) -> Iterator[tuple[str, str, bool]]:
+    """A contract's headers: name, text or reference, and whether it is a reference."""
+    for name, value in contract.file.request.headers.items():
+        match value:
+            case Secret():
+                yield name, value.secret, True
+            case FromVar():
+                var = contract.file.vars[value.var]
+                yield name, str(contract.vars.get(value.var, var.default)), var.secret
+            case str():
+                yield name, value, False
+
+
+def _secret_headers(contract: Contract) -> tuple[tuple[str, str], ...]:
+    return tuple((name, reference) for name, reference, is_secret in _headers(contract) if is_secret)
+
+
+def _read_contract(contract: Contract) -> tuple[tuple[tuple[str, str], ...], tuple[AnswerRule, ...], str]:
+    """The plain headers, the rules of answers, and where an answer names what has come of a submission."""
+    answers = contract.file.answers
+    rules = tuple(
+        AnswerRule(tuple(one.status), one.means, one.contains, one.field, one.names_key) for one in answers.rules
+    )
+    plain = tuple((name, text) for name, text, is_secret in _headers(contract) if not is_secret)
+    return plain, rules, answers.created_id
 
 
 # --------------------------------------------------------------------------------------------------------------- names

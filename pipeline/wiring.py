@@ -14,6 +14,7 @@ from itel_cabinet.io.exports import ClaimXExports, get_exports
 from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_contents
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
+from itel_cabinet.io.shadow import get_shadow
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
 from itel_cabinet.pipeline.letter_watch import watch_letters
 from itel_cabinet.pipeline.options import Job, Settings
@@ -26,6 +27,7 @@ from itel_cabinet.pipeline.outputs import (
 )
 from itel_cabinet.pipeline.tables import table_specs
 from itel_cabinet.transforms.contracts import Contract
+from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
@@ -126,6 +128,11 @@ class Wiring:
     def _itel_target(self) -> ItelSettings | Path:
         return self.settings.itel.folder or self.settings.itel_settings()
 
+    @property
+    def get_shadow(self) -> Callable[[], Callable[[Submission, str], None]] | None:
+        """Gives what sends to the second endpoint; None without one."""
+        return partial(_offer_to, self.settings.shadow_settings()) if self.settings.itel.shadow_url else None
+
     @cached_property
     def get_exports(self) -> partial[ClaimXExports]:
         return partial(get_exports, self.settings.export_settings())
@@ -194,6 +201,10 @@ def _prepare(worker: WorkerSettings, watch: Callable[[], object] | None) -> None
     prepare(worker)
     if watch is not None:
         watch()
+
+
+def _offer_to(settings: ItelSettings) -> Callable[[Submission, str], None]:
+    return get_shadow(settings).offer
 
 
 def _wait_for_form(seconds: float, announced_at: float) -> None:

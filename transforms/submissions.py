@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from itel_cabinet.transforms.contracts import Contract, Refusal
+from itel_cabinet.transforms.contracts import Body, Contract, Refusal
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
@@ -34,6 +34,8 @@ class Submission:
     """The field of the payload by which iTel recognises a repeat, where it is not a header."""
     passing: tuple[str, ...] = field(default=(), repr=False)
     """Texts in the payload that differ from one time to the next for the same form: the key, and signed links."""
+    shadow: Submission | None = field(default=None, repr=False)
+    """What a second endpoint gets of the same form."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,16 @@ class Submitted:
 
 
 def build_submissions(
-    tasks: Sequence[CabinetTask], *, contract: Contract, statuses: frozenset[str], clock: Callable[[], float]
+    tasks: Sequence[CabinetTask],
+    *,
+    contract: Contract,
+    statuses: frozenset[str],
+    shadow: Contract | None = None,
+    clock: Callable[[], float],
 ) -> Iterator[Submission | Failure | Skip]:
     """A submission for each task with one of ``statuses`` whose form the contract's gate lets through; a Failure where
-    the form, or what the contract requires of it, is missing."""
+    the form, or what the contract requires of it, is missing. With it goes what ``shadow`` makes of the form, if it is
+    a contract that reads the same task and has a body for it."""
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
@@ -71,17 +79,32 @@ def build_submissions(
             if isinstance(body, Refusal):
                 yield failure(body.error_class, body.error, now, now)
                 continue
-            yield Submission(
-                record,
-                event.event_id,
-                event.assignment_id,
-                body.payload,
-                body.personal,
-                event.project_id,
-                event.task_id,
-                body.key,
-                body.passing,
-            )
+            second = None if shadow is None else _shadow(task, shadow)
+            yield _submission(task, body, None if second is None else _submission(task, second, None))
+
+
+def _shadow(task: CabinetTask, contract: Contract) -> Body | None:
+    form = contract.read_form(task.details)
+    if not contract.passes(form):
+        return None
+    body = contract.build(task.details, form, task.event, task.project, task.links)
+    return body if isinstance(body, Body) else None
+
+
+def _submission(task: CabinetTask, body: Body, shadow: Submission | None) -> Submission:
+    event = task.event
+    return Submission(
+        task.record,
+        event.event_id,
+        event.assignment_id,
+        body.payload,
+        body.personal,
+        event.project_id,
+        event.task_id,
+        body.key,
+        body.passing,
+        shadow,
+    )
 
 
 def scrub(text: str, submissions: Iterable[Submission]) -> str:

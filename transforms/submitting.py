@@ -162,6 +162,7 @@ def submit(
     pool: Callable[[], Executor],
     clock: Callable[[], float],
     count: Callable[[str, Sequence[Submission]], None],
+    shadow: Callable[[], Callable[[Submission, str], None]] | None = None,
 ) -> list[Submitted | Failure | Skip]:
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
@@ -175,11 +176,14 @@ def submit(
         pool: gives the threads to call from.
         clock: epoch seconds.
         count: is called with an outcome and the submissions that ended so, from any of the threads.
+        shadow: gives what is called with each submission's shadow and the outcome, from any of the threads; must not
+            wait.
 
     Returns:
         The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
     """
     api, contents = client(), newest()
+    offer = None if shadow is None else shadow()
 
     def skip(submission: Submission) -> Skip:
         count("unchanged", [submission])
@@ -208,6 +212,9 @@ def submit(
     ) -> Sequence[Submitted | Failure]:
         excerpt = scrub(answer.excerpt, batch)
         count(answer.outcome, batch)
+        for one in batch if offer else ():
+            if offer and one.shadow:
+                offer(one.shadow, answer.outcome)
         if isinstance(answer, Accepted):
             return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
         error = f"{answer.error}: {excerpt}" if excerpt else answer.error

@@ -233,6 +233,25 @@ class Connection:
             if not good:
                 metrics.HTTP_CALLS_FAILED.labels(api).inc()
 
+    def try_once(
+        self, method: str, path: str, *, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> Reply | CallError:
+        """One try, which waits for nothing and which breaker, pace and metrics do not know of."""
+        seconds = self.settings.deadline_seconds
+        own = self._authorize(seconds)
+        if isinstance(own, CallError):
+            return own
+        further = self._further
+        return self._transport.send(
+            method,
+            path,
+            params=None,
+            body=body,
+            headers={**(headers or {}), **further.headers, **own.headers},
+            redact=lambda text: further.redact(own.redact(text)),
+            seconds=seconds,
+        )
+
     def _until_answered(
         self,
         method: str,

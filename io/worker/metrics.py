@@ -123,6 +123,12 @@ UNKNOWN_QUESTIONS = _counter(
 )
 FORMS = _counter("forms", "Forms read, by whether something in them was odd: clean or warnings.", "state")
 PHOTOS = _counter("photos", "What became of photos: stored, known, or the reason why not.", "outcome")
+SHADOW_SUBMISSIONS = _counter(
+    "shadow_submissions",
+    "Submissions sent to a second endpoint too, by what became of them at the first, and what the second says.",
+    "itel",
+    "shadow",
+)
 CONTRACT_LOOKUPS = _counter(
     "contract_lookups",
     "What a body needs of ClaimX: found, missing, or a link that is not_resolved.",

@@ -67,6 +67,8 @@ def check(settings: Settings) -> None:
     _check_connection("claimx", settings.claimx_connection())
     if settings.job.calls_itel and settings.itel.folder is None:
         _check_connection("itel", settings.itel_connection())
+        if settings.itel.shadow_url:
+            _check_connection("itel", settings.shadow_settings().connection)
     elif settings.job.calls_itel:
         with _naming("itel_url", ObjectStoreError, hint="give another folder"):
             get_objects(ObjectStoreSettings(str(settings.itel.folder))).check()

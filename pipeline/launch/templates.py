@@ -360,9 +360,16 @@ def _kind_of(value: object) -> str:
 def _secrets(settings: Settings) -> list[tuple[str, SecretRef]]:
     """Every reference to a secret that the job uses, with its option."""
     auths = {"claimx_auth": settings.claimx.auth}
+    headers: list[tuple[str, str]] = []
     if settings.job.calls_itel and settings.itel.folder is None:
         auths["itel_auth"] = settings.itel.auth
+        headers += (("contract_vars", reference) for _, reference in settings.itel_connection().secret_headers)
+    if settings.job.calls_itel and settings.itel.shadow_url:
+        second = settings.shadow_settings().connection
+        auths["itel_shadow_auth"] = second.auth
+        headers += (("itel_shadow_vars", reference) for _, reference in second.secret_headers)
     found = [(name, ref) for name, auth in auths.items() for ref in Auth.parse(auth).refs]
+    found += [(name, SecretRef.parse(reference)) for name, reference in headers]
     for value in settings.source.kafka_config.values():
         # Nothing else in librdkafka's settings begins like this, and its secrets are refused unless they do.
         if value.startswith(("env:", "file:")):
