@@ -17,15 +17,21 @@ from rich.console import Console
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.pipeline.commands import (
     BROKER_SECONDS,
+    DEFAULT_CONTRACT,
     PROGRAM,
     AsJson,
     CommandError,
+    ContractName,
+    ContractVars,
     Servers,
     asking,
+    load,
     print_json,
     print_rows,
+    read_vars,
 )
 from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, TASK_EVENTS
+from itel_cabinet.transforms.contracts import Contract, FromVar
 
 __all__ = ["produce", "simulate"]
 
@@ -57,6 +63,7 @@ def produce(
     rate: Annotated[
         float | None, typer.Option("--rate", min=0.001, help="Records a second; default: as fast as can be.")
     ] = None,
+    contract: ContractName = DEFAULT_CONTRACT,
     as_json: AsJson = False,
 ) -> None:
     """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
@@ -71,7 +78,8 @@ def produce(
     with asking(bootstrap_servers):
         Cluster({"bootstrap.servers": bootstrap_servers}, timeout=BROKER_SECONDS).topic(topic)
     # Steps are up to half as long again: no event is dated in the future.
-    generator = Generator(seed, start=datetime.now(UTC) - 1.5 * count * _STEP, step=_STEP)
+    start = datetime.now(UTC) - 1.5 * count * _STEP
+    generator = Generator(seed, start=start, step=_STEP, contract=load(contract, {}, complete=False))
     records = generator.tracking_messages(count) if flavour is Flavour.TRACKING else generator.claimx_events(count)
     progress = Console(stderr=True)
     shown = track(records, f"to {topic}", total=count, console=progress, disable=not progress.is_terminal)
@@ -108,17 +116,26 @@ def simulate(
     itel_token: Annotated[
         str | None, typer.Option("--itel_token", metavar="REF", help="The token to demand: env:NAME or file:PATH.")
     ] = None,
+    contract: ContractName = DEFAULT_CONTRACT,
+    contract_vars: ContractVars = "{}",
 ) -> None:
-    """Play ClaimX and iTel until Ctrl-C or SIGTERM."""
+    """Play ClaimX and iTel, the latter as a contract has it, until Ctrl-C or SIGTERM."""
     try:
         from itel_cabinet.local.simulators import ItelSimulator
     except ModuleNotFoundError as error:
         raise CommandError(f"simulate needs the package {error.name}: pip install {error.name}") from None
     from itel_cabinet.local.simulators import ClaimXSimulator, serve
 
+    loaded = load(contract, read_vars(contract_vars), complete=False)
     claimx = ClaimXSimulator(port=claimx_port, token=_secret("--claimx_token", claimx_token))
     try:
-        itel = ItelSimulator(port=itel_port, token=_secret("--itel_token", itel_token), journal=itel_journal)
+        itel = ItelSimulator(
+            port=itel_port,
+            token=_secret("--itel_token", itel_token),
+            journal=itel_journal,
+            contract=loaded,
+            headers=_headers(loaded),
+        )
     except OSError as error:
         raise CommandError(f"--itel_journal: {itel_journal} cannot be written: {error.strerror}") from None
     try:
@@ -137,6 +154,20 @@ def simulate(
     finally:
         claimx.stop()
         itel.stop()
+
+
+def _headers(contract: Contract) -> dict[str, str]:
+    """What iTel demands of each call beside its token: the contract's headers, with the secrets in."""
+    headers: dict[str, str] = {}
+    for name, value in contract.file.request.headers.items():
+        match value:
+            case str():
+                headers[name] = value
+            case FromVar() if value.var in contract.vars:
+                secret = contract.file.vars[value.var].secret
+                given = str(contract.vars[value.var])
+                headers[name] = (_secret("--contract_vars", given) or "") if secret else given
+    return headers
 
 
 def _secret(option: str, reference: str | None) -> str | None:

@@ -463,6 +463,18 @@ API = _dashboard(
                 stacked=True,
             ),
             Graph(
+                "Lookups for the body",
+                "What the contract needs of ClaimX's exports: found, missing, or a link that is not resolved.",
+                "cpm",
+                {"{{lookup}} {{outcome}}": _per_minute("contract_lookups_total", "lookup, outcome")},
+            ),
+            Graph(
+                "A second endpoint",
+                "What it says of submissions, after what iTel says of them.",
+                "cpm",
+                {"{{itel}}, then {{shadow}}": _per_minute("shadow_submissions_total", "itel, shadow")},
+            ),
+            Graph(
                 "Results published",
                 "By topic: successes and errors.",
                 "cps",

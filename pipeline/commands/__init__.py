@@ -6,17 +6,29 @@ Other distributions may add commands of their own (entry points ``itel_cabinet.c
 from __future__ import annotations
 
 from itel_cabinet.pipeline.commands.app import main
+from itel_cabinet.pipeline.commands.contracts import (
+    DEFAULT_CONTRACT,
+    ContractName,
+    ContractVars,
+    load,
+    read_vars,
+)
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import BROKER_SECONDS, PROGRAM, AsJson, CommandError, Servers, asking
 
 __all__ = [
     "BROKER_SECONDS",
+    "DEFAULT_CONTRACT",
     "PROGRAM",
     "AsJson",
     "CommandError",
+    "ContractName",
+    "ContractVars",
     "Servers",
     "asking",
+    "load",
     "main",
     "print_json",
     "print_rows",
+    "read_vars",
 ]

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from itel_cabinet.transforms.contracts.conversions import CONVERSIONS
+
 _PROJECT = Path(__file__).parents[2]
 
 
@@ -19,3 +21,10 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
     assert named - defined == set()
     if page.name == "reliability.md":
         assert len(named) > 30
+
+
+def test_the_page_on_contracts_has_every_conversion_and_no_other() -> None:
+    page = (_PROJECT / "docs" / "contracts.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| conversion \| does \|\n\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)(?:: [^`]*)?` \| (.*) \|$", table, re.MULTILINE)
+    assert rows == [(name, one.summary) for name, one in CONVERSIONS.items()]

@@ -96,6 +96,20 @@ def test_the_demo_accounts_for_every_record_and_can_be_run_again(tmp_path: Path)
     assert not _processes_in(tmp_path)
 
 
+@pytest.mark.services
+def test_the_demo_under_another_contract(tmp_path: Path) -> None:
+    status, output, errors = _run(tmp_path, f"--records={_RECORDS}", "--contract=vendor")
+    assert (status, errors) == (0, "")
+    assert output.rstrip().endswith("all of it adds up")
+    (_, trigger), (messages, cabinet) = _terms(output)
+    assert messages == sum(cabinet.values()) == _RECORDS + trigger["published"]
+    assert cabinet["row in Delta and held by the gate"] >= 1
+    orders = [json.loads(path.read_bytes()) for path in (tmp_path / "demo-output" / "itel").glob("*.json")]
+    assert len(orders) >= 10
+    assert all(order["adjuster"]["carrier_id"] == "demo-carrier_id" for order in orders)
+    assert all(image["url"].startswith("https://claimx-photos.s3.") for order in orders for image in order["images"])
+
+
 @pytest.mark.flink
 @pytest.mark.timeout(900)
 def test_the_demo_on_a_flink_cluster(tmp_path: Path) -> None:
