@@ -8,9 +8,10 @@ import os
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import get_context
 from typing import Any
 
@@ -38,10 +39,11 @@ class Found:
     count: int = 0
     examples: list[Any] = field(default_factory=list)
 
-    def add(self, example: Any) -> None:
+    def add(self, example: Callable[[], Any]) -> None:
+        """Count once more; ``example`` is only asked for one while there are few."""
         self.count += 1
         if len(self.examples) < _EXAMPLES:
-            self.examples.append(example)
+            self.examples.append(example())
 
     def merge(self, other: Found) -> None:
         self.count += other.count
@@ -162,8 +164,9 @@ def _chunks(batches: Iterable[pa.RecordBatch], stride: int) -> Iterator[_Piece]:
     first = 0
     for batch in batches:
         for start in range(0, len(batch), _ROWS_A_TURN):
-            # A copy: a slice would be sent with the whole that it lies in.
-            piece = pa.concat_batches([batch.slice(start, _ROWS_A_TURN)])
+            # As plain text: views would be sent with the whole that they lie in.
+            plain = [f.with_type(pa.string()) if f.type == pa.string_view() else f for f in batch.schema]
+            piece = batch.slice(start, _ROWS_A_TURN).cast(pa.schema(plain))
             yield piece, slice(first, None, stride)
             first = (first - len(piece)) % stride
 
@@ -216,7 +219,7 @@ def _try_row(row: Mapping[str, Any], new: Contract, old: Contract | None, tally:
         return
     form = new.read_form(details)
     for text in form.unknown_questions:
-        tally.questions.setdefault(text[:_CHARACTERS], Found()).add(assignment)
+        tally.questions.setdefault(text[:_CHARACTERS], Found()).add(lambda: assignment)
     body = new.build(details, form, event) if new.passes(form) else None
     if isinstance(body, Body):
         tally.ends["valid"] += 1
@@ -225,7 +228,7 @@ def _try_row(row: Mapping[str, Any], new: Contract, old: Contract | None, tally:
     else:
         tally.ends["invalid"] += 1
         for field_name in _fields(body):
-            tally.invalid.setdefault((body.error_class, field_name), Found()).add(assignment)
+            tally.invalid.setdefault((body.error_class, field_name), Found()).add(lambda: assignment)
     if old is None:
         return
     former_form = old.read_form(details)
@@ -234,7 +237,7 @@ def _try_row(row: Mapping[str, Any], new: Contract, old: Contract | None, tally:
         if body.payload != former.payload:
             people = (*body.personal, *former.personal)
             for place, before, after in _differences(json.loads(former.payload), json.loads(body.payload), ""):
-                example = {"assignment_id": assignment, "old": _shown(before, people), "new": _shown(after, people)}
+                example = partial(_example, assignment, before, after, people)
                 tally.changes.setdefault(place, Found()).add(example)
     elif isinstance(body, Body):
         tally.ends["only_new"] += 1
@@ -269,6 +272,10 @@ def _differences(before: Any, after: Any, place: str) -> Iterator[tuple[str, Any
         yield from ((inner, old, new) for inner, (old, new) in found.items())
     elif before != after or type(before) is not type(after):
         yield place, before, after
+
+
+def _example(assignment: int, before: Any, after: Any, people: Sequence[str]) -> dict[str, Any]:
+    return {"assignment_id": assignment, "old": _shown(before, people), "new": _shown(after, people)}
 
 
 def _shown(value: Any, people: Iterable[str]) -> str:
