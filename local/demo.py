@@ -40,6 +40,7 @@ from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, ITEL_ERRORS, ITEL_SUCCESSES, TASK_ERRORS, TASK_EVENTS, TOPICS
 from itel_cabinet.transforms.contracts import SHIPPED, Contract, ContractError, FromVar
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
+from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.forms import parse_details
 
 __all__ = ["Demo", "main"]
@@ -170,7 +171,7 @@ class Demo:
         if task["task_status"].upper() != "COMPLETED" or not found or not found["response"]:
             return False
         details = parse_details(json.dumps(found).encode(), task["assignment_id"])
-        return not self.contract.passes(self.contract.read_form(details))
+        return not self.contract.passes(details, self.contract.read_form(details), TaskEvent.model_validate(task))
 
     def _event_id(self, key: str) -> str:
         """The event of a submission by its key, which in a body stands behind the assignment."""

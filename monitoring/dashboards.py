@@ -468,6 +468,15 @@ API = _dashboard(
                 "cpm",
                 {"{{lookup}} {{outcome}}": _per_minute("contract_lookups_total", "lookup, outcome")},
             ),
+            Number(
+                "Contract",
+                "Which one the processes run by; two at a time only while one is being replaced.",
+                "none",
+                {
+                    "{{contract}} {{version}}": f"count by (contract, version) ({_series('contract_info')})",
+                },
+                (("green", None),),
+            ),
             Graph(
                 "A second endpoint",
                 "What it says of submissions, after what iTel says of them.",

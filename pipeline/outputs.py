@@ -39,12 +39,15 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
     job: str
     group: str
     max_bytes: int
+    contract: str | None = None
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, failures: beam.PCollection) -> beam.PCollection:
-        encode = functools.partial(_dead_letter, topic=self.topic, job=self.job, group=self.group)
+        encode = functools.partial(
+            _dead_letter, topic=self.topic, job=self.job, group=self.group, contract=self.contract
+        )
         return (
             failures
             | "Encode" >> beam.FlatMap(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes))
@@ -85,8 +88,10 @@ def _in_short(refused: RefusedMessage, *, encode: Callable[[Failure], Message]) 
     return encode(refused.message.origin)
 
 
-def _dead_letter(failure: Failure, *, topic: str, job: str, group: str, max_bytes: int) -> Message:
-    key, value, headers = encode_dead_letter(failure, job=job, group=group, max_bytes=max_bytes)
+def _dead_letter(
+    failure: Failure, *, topic: str, job: str, group: str, contract: str | None, max_bytes: int
+) -> Message:
+    key, value, headers = encode_dead_letter(failure, job=job, group=group, contract=contract, max_bytes=max_bytes)
     return Message(topic, key, value, tuple(headers), origin=failure)
 
 
@@ -119,10 +124,12 @@ class SendMessages(beam.PTransform):  # type: ignore[misc]
         )
 
 
-def encode_submissions(submitted: list[Submitted], *, topic: str, clock: Callable[[], float]) -> Iterator[Message]:
+def encode_submissions(
+    submitted: list[Submitted], *, topic: str, contract: str, clock: Callable[[], float]
+) -> Iterator[Message]:
     """A message each, keyed by event id."""
     for one in submitted:
-        key, value, headers = encode_submission_result(one, clock())
+        key, value, headers = encode_submission_result(one, clock(), contract)
         yield Message(topic, key, value, tuple(headers), origin=one.submission.record)
 
 

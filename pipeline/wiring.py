@@ -15,7 +15,7 @@ from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_co
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.shadow import get_shadow
-from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, prepare
+from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, metrics, prepare
 from itel_cabinet.pipeline.letter_watch import watch_letters
 from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.pipeline.outputs import (
@@ -84,7 +84,9 @@ class Wiring:
             self.settings.source.group,
             self.settings.source.topic_epoch,
         )
-        return partial(_prepare, self.worker, watch if self.worker.metrics_port else None)
+        contract = self.contract
+        info = (contract.file.name, contract.file.version, contract.sha256)
+        return partial(_prepare, self.worker, info, watch if self.worker.metrics_port else None)
 
     @property
     def _error_topics(self) -> set[str]:
@@ -182,12 +184,18 @@ class Wiring:
     def _make_sink_for_failures(self, topic: str) -> WriteDeadLetters:
         settings = self.settings
         return WriteDeadLetters(
-            self.sink, topic, settings.job.value, settings.source.group, settings.outputs.dead_letter_max_bytes
+            self.sink,
+            topic,
+            settings.job.value,
+            settings.source.group,
+            settings.outputs.dead_letter_max_bytes,
+            self.contract.stamp,
         )
 
     def itel_success_sink(self) -> SendMessages:
         topic = self.settings.outputs.itel_success_topic
-        return SendMessages(self.sink, partial(encode_submissions, topic=topic, clock=time.time), time.time)
+        encode = partial(encode_submissions, topic=topic, contract=self.contract.stamp, clock=time.time)
+        return SendMessages(self.sink, encode, time.time)
 
     def tracking_success_sink(self) -> SendMessages:
         topic = self.settings.outputs.tracking_success_topic
@@ -197,8 +205,9 @@ class Wiring:
         return PublishMessages(self.sink, time.time)
 
 
-def _prepare(worker: WorkerSettings, watch: Callable[[], object] | None) -> None:
+def _prepare(worker: WorkerSettings, contract: tuple[str, str, str], watch: Callable[[], object] | None) -> None:
     prepare(worker)
+    metrics.CONTRACT_INFO.labels(*contract).set(1)
     if watch is not None:
         watch()
 

@@ -53,7 +53,8 @@ class DeadLetter(BaseModel):
     ``key``, ``value`` and the values of ``headers`` are standard base64 of the original bytes, or null where the record
     had none. What would make the dead letter too large is left out, first the value, then the headers, then the key,
     and marked as omitted; ``value_size`` (bytes) and ``value_sha256`` (hex) are always there, and the original can be
-    read by its coordinates. ``timestamp`` is Kafka's, null where the record had none. ``group`` is the consumer group.
+    read by its coordinates. ``timestamp`` is Kafka's, null where the record had none. ``group`` is the consumer group,
+    ``contract`` the name, version and hash of the contract, where the letter says so.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -80,6 +81,7 @@ class DeadLetter(BaseModel):
     last_at: AwareDatetime
     job: str
     group: str
+    contract: str | None = None
 
     @property
     def coordinates(self) -> str:
@@ -126,7 +128,7 @@ def decode_replay_note(record: Record) -> ReplayNote | None:
 
 
 def encode_dead_letter(
-    failure: Failure, *, job: str, group: str, max_bytes: int = 900_000
+    failure: Failure, *, job: str, group: str, contract: str | None = None, max_bytes: int = 900_000
 ) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
     """Key, value and headers of a failure's dead letter.
 
@@ -154,6 +156,7 @@ def encode_dead_letter(
         last_at=datetime.fromtimestamp(failure.last_at, UTC),
         job=shorten(job, _NAME_CHARACTERS),
         group=shorten(group, _NAME_CHARACTERS),
+        contract=None if contract is None else shorten(contract, _NAME_CHARACTERS),
     )
     value = _bounded(letter, max_bytes)
     headers = (
@@ -167,6 +170,7 @@ def encode_dead_letter(
         ("x-attempts", str(letter.attempts)),
         ("x-job", letter.job),
         ("x-group", letter.group),
+        *([] if letter.contract is None else [("x-contract", letter.contract)]),
     )
     return letter.coordinates.encode(), value, tuple((name, text.encode()) for name, text in headers)
 
@@ -188,13 +192,17 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _bounded(letter: DeadLetter, max_bytes: int) -> bytes:
-    content = letter.model_dump_json().encode()
+    content = _json(letter)
     for part, nothing in (("value", None), ("headers", []), ("key", None)):
         if len(content) <= max_bytes:
             break
         letter = letter.model_copy(update={part: nothing, f"{part}_omitted": getattr(letter, part) != nothing})
-        content = letter.model_dump_json().encode()
+        content = _json(letter)
     return content
+
+
+def _json(letter: DeadLetter) -> bytes:
+    return letter.model_dump_json(exclude={"contract"} if letter.contract is None else None).encode()
 
 
 def _encoded(content: bytes | None) -> str | None:

@@ -64,7 +64,7 @@ def look_up_exports(
 
     def wanted(task: CabinetTask) -> bool:
         submitted = task.event.task_status in statuses and not task.is_ahead
-        return submitted and task.form is not None and contract.passes(task.form)
+        return submitted and task.form is not None and contract.passes(task.details, task.form, task.event)
 
     def look_up(task: CabinetTask) -> CabinetTask | Failure:
         form = task.form

@@ -20,7 +20,8 @@ class SubmissionResult(BaseModel):
     """A submission that iTel has accepted. ``status`` is the HTTP status of its answer, ``timestamp`` when it came.
 
     ``response`` is the start of the answer's body, at most 500 characters; it may hold personal data, so it is written
-    here and never logged. ``payload_sha256`` (hex) identifies the content that was accepted.
+    here and never logged. ``payload_sha256`` (hex) identifies the content that was accepted. ``itel_task_id`` is what
+    the answer calls it, if it does; ``contract`` is the name, version and hash of the one that made it.
     """
 
     version: Literal[1] = 1
@@ -31,6 +32,8 @@ class SubmissionResult(BaseModel):
     payload_sha256: str
     attempts: int
     timestamp: AwareDatetime
+    itel_task_id: str | None = None
+    contract: str | None = None
 
 
 class TrackingResult(BaseModel):
@@ -47,7 +50,9 @@ class TrackingResult(BaseModel):
     kafka_offset: int
 
 
-def encode_submission_result(submitted: Submitted, now: float) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
+def encode_submission_result(
+    submitted: Submitted, now: float, contract: str | None = None
+) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:
     """Key, value (JSON of SubmissionResult) and headers of a message; the key is the event id, so that a repeat shows.
 
     ``now`` is epoch seconds.
@@ -61,9 +66,11 @@ def encode_submission_result(submitted: Submitted, now: float) -> tuple[bytes, b
         payload_sha256=hashlib.sha256(submission.payload).hexdigest(),
         attempts=submitted.attempts,
         timestamp=datetime.fromtimestamp(now, UTC),
+        itel_task_id=submitted.created_id,
+        contract=contract,
     )
     headers = (("x-assignment-id", str(result.assignment_id).encode()), ("x-status", str(result.status).encode()))
-    return result.event_id.encode(), result.model_dump_json().encode(), headers
+    return result.event_id.encode(), result.model_dump_json(exclude_none=True).encode(), headers
 
 
 def encode_tracking_result(row: Mapping[str, Any]) -> tuple[bytes, bytes, tuple[tuple[str, bytes], ...]]:

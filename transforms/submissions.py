@@ -47,6 +47,8 @@ class Submitted:
     attempts: int
     excerpt: str
     duplicate: bool
+    created_id: str | None = field(default=None, compare=False)
+    """What iTel calls that which has come of it."""
 
 
 def build_submissions(
@@ -58,8 +60,8 @@ def build_submissions(
     clock: Callable[[], float],
 ) -> Iterator[Submission | Failure | Skip]:
     """A submission for each task with one of ``statuses`` whose form the contract's gate lets through; a Failure where
-    the form, or what the contract requires of it, is missing. With it goes what ``shadow`` makes of the form, if it is
-    a contract that reads the same task and has a body for it."""
+    the form, or what the contract requires of it, is missing. With it goes what ``shadow`` makes of the form, if its
+    gate lets it through and it has a body for it, no matter which tasks it reads."""
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
@@ -72,7 +74,7 @@ def build_submissions(
         elif task.form is None:
             error = "ClaimX has no form for this task yet; replay the event once it has"
             yield failure("no_form", error, now, now)
-        elif not contract.passes(task.form):
+        elif not contract.passes(task.details, task.form, event):
             yield Skip(record, "held_by_gate")
         else:
             body = contract.build(task.details, task.form, event, task.project, task.links)
@@ -85,7 +87,7 @@ def build_submissions(
 
 def _shadow(task: CabinetTask, contract: Contract) -> Body | None:
     form = contract.read_form(task.details)
-    if not contract.passes(form):
+    if not contract.passes(task.details, form, task.event):
         return None
     body = contract.build(task.details, form, task.event, task.project, task.links)
     return body if isinstance(body, Body) else None

@@ -216,7 +216,10 @@ def submit(
             if offer and one.shadow:
                 offer(one.shadow, answer.outcome)
         if isinstance(answer, Accepted):
-            return [Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate) for one in batch]
+            return [
+                Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate, answer.created_id)
+                for one in batch
+            ]
         error = f"{answer.error}: {excerpt}" if excerpt else answer.error
         now = clock()
         return [

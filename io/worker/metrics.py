@@ -129,6 +129,9 @@ SHADOW_SUBMISSIONS = _counter(
     "itel",
     "shadow",
 )
+CONTRACT_INFO = _gauge(
+    "contract_info", "Always 1; the labels say which contract the process runs by.", "contract", "version", "sha256"
+)
 CONTRACT_LOOKUPS = _counter(
     "contract_lookups",
     "What a body needs of ClaimX: found, missing, or a link that is not_resolved.",

@@ -220,7 +220,7 @@ def _try_row(row: Mapping[str, Any], new: Contract, old: Contract | None, tally:
     form = new.read_form(details)
     for text in form.unknown_questions:
         tally.questions.setdefault(text[:_CHARACTERS], Found()).add(lambda: assignment)
-    body = new.build(details, form, event) if new.passes(form) else None
+    body = new.build(details, form, event) if new.passes(details, form, event) else None
     if isinstance(body, Body):
         tally.ends["valid"] += 1
     elif body is None:
@@ -232,7 +232,7 @@ def _try_row(row: Mapping[str, Any], new: Contract, old: Contract | None, tally:
     if old is None:
         return
     former_form = old.read_form(details)
-    former = old.build(details, former_form, event) if old.passes(former_form) else None
+    former = old.build(details, former_form, event) if old.passes(details, former_form, event) else None
     if isinstance(body, Body) and isinstance(former, Body):
         if body.payload != former.payload:
             people = (*body.personal, *former.personal)

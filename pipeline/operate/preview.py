@@ -110,7 +110,7 @@ def preview_answer(
     task = _with_lookups(task, context, contract, warnings)
     statuses = frozenset(status.upper() for status in contract.file.tasks.statuses)
     (outcome,) = build_submissions([task], contract=contract, statuses=statuses, clock=now.timestamp)
-    passes = task.form is not None and contract.passes(task.form)
+    passes = task.form is not None and contract.passes(task.details, task.form, event)
     if isinstance(outcome, Failure):
         warnings.append(f"not submitted: {outcome.error}")
     elif not isinstance(outcome, Submission):

@@ -25,7 +25,8 @@ from deltalake.exceptions import DeltaError, DeltaProtocolError, TableNotFoundEr
 
 from itel_cabinet.io.delta import TableSpec, at_once, error_text, open_table
 from itel_cabinet.io.worker import OutageError
-from itel_cabinet.pipeline.tables import TRACKING
+from itel_cabinet.pipeline.tables import FORMS, TRACKING
+from itel_cabinet.transforms.contracts import load_shipped
 from itel_cabinet.transforms.events import parse_timestamp
 
 __all__ = [
@@ -53,6 +54,7 @@ _SETTINGS = {
     "default_null_order": "NULLS_FIRST_ON_ASC_LAST_ON_DESC",  # Spark's
     "autoinstall_known_extensions": "false",  # nothing is fetched
 }
+_SQL_TYPES = {"yes_no": "BOOLEAN", "decimal": "DOUBLE", "integer": "INTEGER", "text": "VARCHAR", "choice": "VARCHAR"}
 # The one function of Spark's that DuckDB has under another name.
 _MACRO = "CREATE TEMPORARY MACRO UNIX_MICROS(instant) AS EPOCH_US(instant)"
 
@@ -262,10 +264,22 @@ class Session:
         if name == TRACKING and self._version is not None:
             table = _at_version(spec, table.version(), self._version)
         with _reading(self._specs):
-            self._engine.register(name, _readable(table))
+            self._register(name, table)
             if name == TRACKING:
                 for statement in _views().values():
                     self._engine.execute(statement)
+
+    def _register(self, name: str, table: DeltaTable) -> None:
+        """Make a table known to DuckDB. Of forms under another contract, the columns that queries ask for and that it
+        does not have are null."""
+        there = {column.name for column in table.schema().fields}
+        asked = load_shipped().questions if name == FORMS else ()
+        missing = [f'NULL::{_SQL_TYPES[one.type]} AS "{one.column}"' for one in asked if one.column not in there]
+        if not missing:
+            self._engine.register(name, _readable(table))
+            return
+        self._engine.register(f"{name}_stored", _readable(table))
+        self._engine.execute(f'CREATE VIEW "{name}" AS SELECT *, {", ".join(missing)} FROM "{name}_stored"')
 
 
 def _readable(table: DeltaTable) -> Any:

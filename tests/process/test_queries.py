@@ -528,6 +528,16 @@ def test_a_version_that_is_not_there(tmp_path: Path, refused: Callable[..., tupl
     assert line.endswith("); `itel-cabinet query history` tells which versions there are")
 
 
+def test_what_another_contract_does_not_ask_is_null(tmp_path: Path, told: Told) -> None:
+    known_history.write(str(tmp_path))
+    forms = DeltaTable(str(tmp_path / FORMS)).to_pyarrow_table()
+    without = forms.drop_columns(["upper_cabinets_lf", "upper_cabinets_damaged"])
+    write_deltalake(str(tmp_path / FORMS), without, mode="overwrite", schema_mode="overwrite")
+    found = {one["section"]: one for one in json.loads(told("damage", f"--tables_root={tmp_path}", "--format=json"))}
+    assert found["upper"] == {"section": "upper", "forms": 0, "damaged_boxes": 0, "linear_feet": 0.0}
+    assert found["lower"] == {"section": "lower", "forms": 1, "damaged_boxes": 3, "linear_feet": 12.5}
+
+
 def test_a_table_of_someone_else(tmp_path: Path, refused: Callable[..., tuple[int, str]]) -> None:
     write_deltalake(str(tmp_path / TRACKING), pa.table({"event_id": ["a"], "kafka_offset": [1]}))
     status, line = refused("users", f"--tables_root={tmp_path}")

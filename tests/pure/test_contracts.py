@@ -181,6 +181,27 @@ def test_padding_repeats_the_whole_until_there_are_enough_words(words: str, leas
     assert len(made) == count or len(made) - count < least
 
 
+def test_a_function_that_fails_costs_its_form_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from itel_cabinet.transforms.contracts import conversions
+
+    class Entry:
+        value = "mine:fail"
+
+        @staticmethod
+        def load() -> Callable[[Any], Any]:
+            return lambda given: {}[given]
+
+    conversions.find_conversion.cache_clear()
+    monkeypatch.setattr(conversions, "entry_points", lambda **wanted: [Entry] if wanted["name"] == "fail" else [])
+    try:
+        contract = small({"from": "form.kind", "do": ["fail"]}, title="with a function that fails")
+    finally:
+        conversions.find_conversion.cache_clear()
+    found = details(group("G", question("Choice", "secret")))
+    made = contract.build(found, contract.read_form(found), event())
+    assert made == Refusal("invalid_payload", "the body cannot be made: KeyError")
+
+
 def test_an_installed_package_adds_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     from itel_cabinet.transforms.contracts import conversions
 
@@ -475,7 +496,7 @@ def test_vars_are_checked_by_name(given_vars: dict[str, str], said: list[str]) -
 def test_a_shipped_contract_is_plain_yaml_that_can_be_changed_and_read_again(name: str) -> None:
     content = yaml.safe_load(shipped_text(name))
     assert {"form", "body", "request"} <= content.keys()
-    assert {"method", "path", "headers"} <= {*content["request"], "headers"}
+    assert {"method", "path", "headers"} <= content["request"].keys()
     again = compile_contract(yaml.safe_dump(content), "again.yaml")
     assert again.file == load_shipped(name).file
     jsonschema.validate(content, make_contract_schema())
@@ -529,7 +550,7 @@ GATE = group("Anywhere", question(" kitchen cabinet DAMAGE present ", "Yes, on t
 def order(*groups: Any, project: Any = PROJECT, links: dict[int, str] | None = None, **changes: Any) -> dict[str, Any]:
     found = details(GATE, *groups, **changes)
     form = VENDOR.read_form(found)
-    assert VENDOR.passes(form)
+    assert VENDOR.passes(found, form, event())
     made = VENDOR.build(found, form, event(), project, links or {})
     assert isinstance(made, Body), made
     sent: dict[str, Any] = json.loads(made.payload)
@@ -636,12 +657,35 @@ def test_without_project_and_adjuster_the_order_has_blanks() -> None:
     ],
 )
 def test_the_gate(answer: Any, passes: bool) -> None:
-    form = VENDOR.read_form(details(group("G", question("Kitchen cabinet damage present", answer))))
-    assert VENDOR.passes(form) == passes
+    found = details(group("G", question("Kitchen cabinet damage present", answer)))
+    assert VENDOR.passes(found, VENDOR.read_form(found), event()) == passes
 
 
 def test_without_the_question_nothing_passes() -> None:
-    assert not VENDOR.passes(VENDOR.read_form(details(group("G", question("Kitchen damage", "Yes")))))
+    found = details(group("G", question("Kitchen damage", "Yes")))
+    assert not VENDOR.passes(found, VENDOR.read_form(found), event())
+
+
+@pytest.mark.parametrize(
+    ("gate", "passes"),
+    [
+        ({"from": "task.status", "equals": "completed"}, True),
+        ({"from": "event.task_id", "in": [1, 2]}, False),
+        ({"any": ["form.boxes", {"from": "customer.email", "present": True}]}, True),
+        ({"all": [{"not": "form.told"}, {"from": "adjuster.0", "present": True}]}, True),
+        ({"from": "vars.team", "equals": "west"}, True),
+    ],
+)
+def test_a_gate_over_task_event_form_and_vars(gate: Any, passes: bool) -> None:
+    tasks = {"ids": [32513], "gate": gate}
+    contract = small(1, tasks=tasks, vars={"team": {"default": "west"}})
+    found = details(group("G", question("Choice", "A")))
+    assert contract.passes(found, contract.read_form(found), event()) == passes
+
+
+def test_a_gate_cannot_ask_what_is_looked_up_after_it() -> None:
+    with pytest.raises(ContractError, match=r"tasks\.gate: nothing is called 'project\.number'"):
+        compile_contract(broken(put("tasks/gate", "project.number")), "mine.yaml")
 
 
 def test_what_breaks_the_schema_names_the_field_and_not_its_value() -> None:

@@ -19,7 +19,14 @@ from itel_cabinet.transforms.contracts.body_schema import BodySchema, compare, f
 from itel_cabinet.transforms.contracts.document import ContractError, Document, Path, Problem, read_document
 from itel_cabinet.transforms.contracts.mapping import Compiler, Facts
 from itel_cabinet.transforms.contracts.model import REFERENCE, ContractFile, FromVar
-from itel_cabinet.transforms.contracts.scope import PhotoFacts, find_photos, group_photos, look_up_question, make_scope
+from itel_cabinet.transforms.contracts.scope import (
+    PhotoFacts,
+    find_photos,
+    group_photos,
+    look_up_question,
+    make_scope,
+    without_exports,
+)
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.forms import Form, FormReader, PhotoQuestion, Positional, Question, Section, TaskDetails
 from itel_cabinet.transforms.wording import normalize
@@ -90,8 +97,8 @@ class Body:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a form cannot be submitted: ``incomplete``, ``invalid_payload``, ``form_changed`` or ``lookup_missing``, and
-    one line without values."""
+    """Why a form cannot be submitted: ``incomplete``, ``invalid_payload`` or ``form_changed``, and one line without
+    values."""
 
     error_class: str
     error: str
@@ -129,11 +136,12 @@ class Contract:
             looked_for.append(question)
             return look_up_question(question)
 
-        compiler = Compiler(make_scope(file), look_for)
+        scope = make_scope(file)
+        compiler, gatekeeper = Compiler(scope, look_for), Compiler(without_exports(scope), look_for)
         body = compiler.object(file.body, ("body",))
         self._make_body = body.make
-        self._gate = None if file.tasks.gate is None else compiler.condition(file.tasks.gate, ("tasks", "gate"))[0]
-        problems += [document.problem(path, said) for path, said in compiler.problems]
+        self._gate = None if file.tasks.gate is None else gatekeeper.condition(file.tasks.gate, ("tasks", "gate"))[0]
+        problems += [document.problem(path, said) for path, said in (*compiler.problems, *gatekeeper.problems)]
         schema_problems = [*find_schema_problems(file.body_schema, ("schema",))]
         if not schema_problems:
             try:
@@ -179,6 +187,11 @@ class Contract:
         return f"{self.file.name} {self.file.version}"
 
     @property
+    def stamp(self) -> str:
+        """What stands in results and dead letters: the label and the beginning of the file's SHA-256."""
+        return f"{self.label} sha256:{self.sha256[:12]}"
+
+    @property
     def task_ids(self) -> frozenset[int]:
         """The task templates whose events are read."""
         return frozenset(self.file.tasks.ids)
@@ -201,9 +214,20 @@ class Contract:
     def needs_links(self) -> bool:
         return self.file.lookups.media is not None
 
-    def passes(self, form: Form) -> bool:
+    def passes(self, details: TaskDetails, form: Form, event: TaskEvent) -> bool:
         """Whether the gate lets a form through; without a gate each."""
-        return self._gate is None or self._gate(Facts({"form": form.answers, "looked_for": form.looked_for}))
+        return self._gate is None or self._gate(Facts(self._sources(details, form, event)))
+
+    def _sources(self, details: TaskDetails, form: Form, event: TaskEvent) -> dict[str, Any]:
+        return {
+            "task": details,
+            "event": event,
+            "customer": details.external_link_data,
+            "form": form.answers,
+            "vars": self._values,
+            "looked_for": form.looked_for,
+            **form.by_position,
+        }
 
     def sent_photos(self, form: Form) -> tuple[int, ...]:
         """The media ids of the photos that iTel has a name for: those whose links are needed."""
@@ -221,31 +245,27 @@ class Contract:
         None is what ClaimX does not have, or was not asked for. Pure; the same bytes for the same form."""
         if form.changes:
             return Refusal("form_changed", f"the form is not what the contract expects: {'; '.join(form.changes[:3])}")
-        facts = Facts(
-            {
-                "task": details,
-                "event": event,
-                "customer": details.external_link_data,
-                "form": form.answers,
-                "vars": self._values,
-                "project": self._read_project(project),
-                "looked_for": form.looked_for,
-                **form.by_position,
-            }
-        )
+        sources = {**self._sources(details, form, event), "project": self._read_project(project)}
         photos: list[PhotoFacts] = []
         if self._uses_photos:
             photos = find_photos(form.photos, self._image_types, links or {})
-            facts.sources = {**facts.sources, "photos": photos, "photo_groups": group_photos(photos)}
-        body = self._make_body(facts)
-        if facts.missing:
-            return Refusal("incomplete", f"required by iTel but missing: {', '.join(facts.missing)}")
+            sources |= {"photos": photos, "photo_groups": group_photos(photos)}
+        facts = Facts(sources)
+        try:
+            body = self._make_body(facts)
+            payload = to_json(body)
+        except Exception as error:  # of a conversion that someone has added, say: one form's fault, not the job's
+            return Refusal("invalid_payload", f"the body cannot be made: {type(error).__name__}")
+        field = self.file.request.key.body
+        key = None if field is None else body[field]
+        missing = [*facts.missing, *([field] if field is not None and key is None else [])]
+        if missing:
+            return Refusal("incomplete", f"required by iTel but missing: {', '.join(dict.fromkeys(missing))}")
         if errors := self._schema.errors(body):
             return Refusal("invalid_payload", f"the body breaks the contract's schema: {'; '.join(errors)}")
-        field = self.file.request.key.body
-        key = None if field is None else str(body[field])
+        key = None if key is None else str(key)
         passing = (*([] if key is None else [key]), *(one.url for one in photos if one.url and "?" in one.url))
-        return Body(to_json(body), key, _personal(details, form, project, facts.personal), passing)
+        return Body(payload, key, _personal(details, form, project, facts.personal), passing)
 
     def _read_project(self, answer: Mapping[str, Any] | None) -> dict[str, str | None]:
         wanted = self.file.lookups.project

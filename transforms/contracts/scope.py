@@ -12,7 +12,15 @@ from itel_cabinet.transforms.contracts.model import ContractFile
 from itel_cabinet.transforms.forms import Photo
 from itel_cabinet.transforms.wording import normalize
 
-__all__ = ["PhotoFacts", "PhotoGroup", "find_photos", "group_photos", "look_up_question", "make_scope"]
+__all__ = [
+    "PhotoFacts",
+    "PhotoGroup",
+    "find_photos",
+    "group_photos",
+    "look_up_question",
+    "make_scope",
+    "without_exports",
+]
 
 _TASK: Mapping[str, Kind] = {
     "assignment_id": "integer",
@@ -88,6 +96,11 @@ def make_scope(file: ContractFile) -> Scope:
         "photo_groups": ("group", Source(_GROUP, attrgetter)),
     }
     return Scope(sources, collections)
+
+
+def without_exports(scope: Scope) -> Scope:
+    """What is known before ClaimX's exports are looked up: all but the project and the photos' links."""
+    return Scope({name: source for name, source in scope.sources.items() if name != "project"}, {})
 
 
 def _place(name: str) -> Callable[[Any], Any]:
