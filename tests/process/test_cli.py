@@ -262,7 +262,7 @@ def test_preview_is_what_a_run_stores_and_sends(stack: Stack, printed: Printed, 
         path = tmp_path / f"{assignment_id}.json"
         path.write_text(json.dumps(stack.claimx.task(assignment_id)))
         previewed = json.loads(printed.stdout("preview", str(path)))
-        assert list(previewed) == ["form", "attachments", "payload", "warnings"]
+        assert list(previewed) == ["form", "attachments", "payload", "request", "gate", "warnings"]
         assert previewed["form"] == shown(form)
         stored = [shown(row) for row in photos if row["assignment_id"] == assignment_id]
         assert sorted(previewed["attachments"], key=by_photo) == sorted(stored, key=by_photo)

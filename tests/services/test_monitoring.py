@@ -25,6 +25,7 @@ from itel_cabinet.io.worker.metrics import CATALOGUE, REGISTRY
 from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker, FlinkCluster, Prometheus, free_port, promtool, with_durations
 from itel_cabinet.pipeline.tables import FORMS, TRACKING
+from itel_cabinet.transforms.contracts import shipped_text
 from monitoring.dashboards import DASHBOARDS, FOLDER, render
 from tests.support.asked import Asked
 from tests.support.jobs import TOPICS, Stack, every, wait_for
@@ -226,8 +227,12 @@ def feed(stack: Stack) -> Feed:
     return Feed(stack, Generator(12, start=datetime.now(UTC), shares=GOOD))
 
 
-def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometheus) -> None:
+def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometheus, tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
+    contract = yaml.safe_load(shipped_text("cabinet_repair"))
+    contract["lookups"] = {"project": {"fields": {"number": "data.project.projectNumber"}}}
+    (tmp_path / "contract.yaml").write_text(yaml.safe_dump(contract), encoding="utf-8")
+    of_the_contract = {"contract": tmp_path / "contract.yaml", "itel_shadow_url": stack.itel.url}
     prometheus.watch(ports)
     generator = Generator(13, start=datetime.now(UTC))
     servers, topic = stack.broker.bootstrap_servers, stack.topic("enriched")
@@ -248,7 +253,7 @@ def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometh
 
     with (
         stack.running("trigger", metrics_port=ports[0]),
-        stack.running("cabinet", metrics_port=ports[1], media_root=stack.media_uri),
+        stack.running("cabinet", metrics_port=ports[1], media_root=stack.media_uri, **of_the_contract),
         every(0.3, feed),
     ):
         try:
