@@ -121,23 +121,39 @@ def scrub(text: str, submissions: Iterable[Submission]) -> str:
 def scrub_texts(text: str, people: Iterable[str]) -> str:
     """As :func:`scrub`, of these values."""
     spellings = sorted({form for value in people for form in _spellings(value)}, key=len)
-    if not spellings:
-        return text
-    # In one pass, the longest first: a short value must not be sought in the mark that another has left.
-    anyone = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in reversed(spellings))
-    text = re.sub(anyone, _REDACTED, text, flags=re.IGNORECASE)
+    one_line = " ".join(text.split()).lower()
+    there = [one for one in spellings if _may_hold(text, one_line, one)]
+    if there:
+        # In one pass, the longest first: a short value must not be sought in the mark that another has left.
+        anyone = "|".join(r"\s+".join(map(re.escape, spelling.split())) for spelling in reversed(there))
+        text = re.sub(anyone, _REDACTED, text, flags=re.IGNORECASE)
     tail = max((_tail(text, spelling) for spelling in spellings), default=0)
     return text[: len(text) - tail] + _REDACTED if tail else text
 
 
+def _may_hold(text: str, one_line: str, spelling: str) -> bool:
+    """Whether a text may hold a value: quick to see, while a pattern of all of them costs most where none is there."""
+    return spelling.lower() in one_line if text.isascii() and spelling.isascii() else True
+
+
 def _spellings(value: str) -> set[str]:
     """A value as it is and as JSON has it, with plain and with escaped letters; words parted by single spaces."""
-    written = (value, *(json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)))
+    written: tuple[str, ...] = (value,)
+    if not (value.isascii() and value.isprintable()) or '"' in value or "\\" in value:
+        written += tuple(json.dumps(value, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
     return {" ".join(form.split()) for form in written}
 
 
 def _tail(text: str, spelling: str) -> int:
     """How many characters at the end of ``text`` are the beginning of a value, if they are enough to tell."""
     longest = min(len(text), len(spelling))
-    lengths = range(longest, _SHORTEST_TAIL - 1, -1)
-    return next((n for n in lengths if text[-n:].lower() == spelling[:n].lower()), 0)
+    if not (text.isascii() and spelling.isascii()):
+        lengths = range(longest, _SHORTEST_TAIL - 1, -1)
+        return next((n for n in lengths if text[-n:].lower() == spelling[:n].lower()), 0)
+    end, value = text[len(text) - longest :].lower(), spelling.lower()
+    start = end.find(value[:_SHORTEST_TAIL])
+    while 0 <= start <= longest - _SHORTEST_TAIL:
+        if value.startswith(end[start:]):
+            return longest - start
+        start = end.find(value[:_SHORTEST_TAIL], start + 1)
+    return 0
