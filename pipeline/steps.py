@@ -58,6 +58,7 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
             else:
                 results.append(outcome)
         OUTCOMES.add(self._stage, good=len(results) + skips.total(), failed=len(failures))
+        OUTCOMES.add_skips(skips)
         for reason, count in skips.items():
             metrics.RECORDS_SKIPPED.labels(reason).inc(count)
             Metrics.counter(NAMESPACE, f"skipped:{reason}").inc(count)

@@ -151,6 +151,7 @@ class Health:
             "waiting_for": waits,
             "failing": failing,
             "unknown_questions": self.outcomes.questions,
+            **({"skipped": skips} if (skips := self.outcomes.skips) else {}),
         }
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 
 __all__ = ["OUTCOMES", "Outcomes"]
 
@@ -28,11 +28,23 @@ class Outcomes:
         self._counts: dict[str, deque[tuple[float, int, int]]] = {}
         self._questions: dict[str, None] = {}
         self._notes: dict[str, str] = {}
+        self._skips: Counter[str] = Counter()
 
     def add(self, stage: str, *, good: int, failed: int) -> None:
         """Record how many items of a stage went on and how many became failures."""
         with self._lock:
             self._counts.setdefault(stage, deque(maxlen=_MOST_KEPT)).append((self._clock(), good, failed))
+
+    def add_skips(self, skips: Mapping[str, int]) -> None:
+        """Record how many items were left alone, by reason."""
+        with self._lock:
+            self._skips.update(skips)
+
+    @property
+    def skips(self) -> dict[str, int]:
+        """How many items were left alone since the process began, by reason."""
+        with self._lock:
+            return dict(sorted(self._skips.items()))
 
     def add_question(self, question: str) -> str:
         """Remember a question that is not known; the text that it is counted under: ``other`` beyond the first 50."""

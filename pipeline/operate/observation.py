@@ -291,6 +291,7 @@ class _Answer(BaseModel):
     waiting_for: list[str] = []
     failing: list[str] = []
     unknown_questions: list[str] = []
+    skipped: dict[str, int] = {}
 
 
 def look_at_worker(url: str, job: str, group: str) -> Worker:
@@ -341,6 +342,9 @@ def _worker(url: str, answer: _Answer) -> Worker:
             detail = f"says that it is stuck: {beat}, {answer.stuck_after_seconds:.0f} s are allowed"
     if questions:
         detail += f"; questions that are not known: {', '.join(questions)}"
+    if answer.skipped:
+        skips = (f"{shorten(reason, 50)} {count}" for reason, count in [*answer.skipped.items()][:10])
+        detail += f"; skipped: {', '.join(skips)}"
     return Worker(
         url=url,
         state=WorkerState(answer.status),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from contextlib import closing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import requests
@@ -23,6 +25,9 @@ from itel_cabinet.io.worker import (
 from itel_cabinet.io.worker.health import Health, Pulse
 from itel_cabinet.io.worker.outcomes import Outcomes
 from itel_cabinet.local.services import free_port
+from itel_cabinet.pipeline.operate import WorkerState
+from itel_cabinet.pipeline.operate.observation import look_at_worker
+from tests.support.faulty_server import FaultyServer
 
 
 def settings(port: int = 0, stuck_after_seconds: float = 30.0) -> WorkerSettings:
@@ -72,6 +77,23 @@ def test_unknown_questions_are_listed_within_bounds() -> None:
     labels = [outcomes.add_question(f"q{n}") for n in (*range(50), 7, 50)]
     assert labels == [*(f"q{n}" for n in (*range(50), 7)), "other"]
     assert Health(settings(), outcomes=outcomes).document()["unknown_questions"] == [f"q{n}" for n in range(50)]
+
+
+def test_what_was_skipped_is_reported_by_reason_and_seen_from_outside() -> None:
+    outcomes = Outcomes()
+    outcomes.add_skips({"other_task": 2, "held_by_gate": 1})
+    outcomes.add_skips({"held_by_gate": 2})
+    document = Health(settings(), outcomes=outcomes).document()
+    assert document["skipped"] == {"held_by_gate": 3, "other_task": 2}
+
+    def answer(handler: Any) -> None:
+        body = json.dumps(document).encode()
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    with FaultyServer(answer) as server:
+        worker = look_at_worker(server.url, document["job"], document["group"])
+    assert worker.state is WorkerState.OK
+    assert worker.detail.endswith("; skipped: held_by_gate 3, other_task 2")
 
 
 def test_a_process_is_ok_until_it_has_done_nothing_for_too_long() -> None:
