@@ -118,6 +118,11 @@ class FencedTable:
             return WriteResult(self.spec.name, None, [], [])
         return self._patiently(lambda conflicts: replace(self._attempt(rows), conflicts=conflicts))
 
+    def add_columns(self) -> None:
+        """Give the table the columns of the specification that it lacks, as nullable. Idempotent; :meth:`write` does so
+        too. Raises as that does."""
+        self._patiently(lambda _: self._refreshed())
+
     def select(self, columns: Sequence[str], where: str) -> list[Row]:
         """Some columns of the rows that meet a condition in SQL, as of now. Raises as :meth:`write` does."""
 

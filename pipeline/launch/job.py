@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import TableError, create_table
+from itel_cabinet.io.delta import FencedTable, TableError, create_table
 from itel_cabinet.io.http import ConnectionSettings
 from itel_cabinet.io.kafka import Cluster, check_group, leave_group, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
@@ -60,7 +60,7 @@ class JobFailedError(RefusedError):
 
 
 def check(settings: Settings) -> None:
-    """Refuse what is known to go wrong, within 30 seconds. Creates missing tables. Raises LaunchError."""
+    """Refuse what is known to go wrong, within 30 seconds. Creates missing tables and columns. Raises LaunchError."""
     wiring = Wiring(settings)
     with _naming("triggers", RulesError):
         _ = wiring.trigger_rules
@@ -81,7 +81,9 @@ def check(settings: Settings) -> None:
             with _naming("partition_by", ValueError):
                 specs = wiring.tables.values()
             for spec in specs:
-                create_table(spec)
+                there = create_table(spec).schema.names
+                if {*spec.schema.names} - {*there}:
+                    FencedTable(spec).add_columns()
     except KafkaException as error:
         raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None
     except (TableError, OutageError) as error:

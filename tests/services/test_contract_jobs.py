@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator, Request, Response
+from itel_cabinet.pipeline.contracts import load_contract
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS
 from itel_cabinet.transforms.contracts import Body, compile_contract, shipped_text
 from itel_cabinet.transforms.forms import parse_details
+from tests.process.test_history import changed_contract
 from tests.pure.test_contracts import ADJUSTER, GATE, VARS
 from tests.support.cabinet_samples import answer, event, group, question, tracking_message
-from tests.support.jobs import Stack, wait_for
+from tests.support.jobs import Stack, every, wait_for
+from tests.support.stored_history import specs_at, stored_rows
 
 pytestmark = pytest.mark.services
 
+COMMAND = str(Path(sys.executable).with_name("itel-cabinet"))
 KEY = "subscription-s3cr3t"
 VENDOR = compile_contract(shipped_text("vendor"), "vendor", VARS, True)
 PHOTOS = group("Photos", question("Upload Overview Photo(s)", [11, 12]))
@@ -194,3 +205,67 @@ def test_each_submission_goes_to_a_second_endpoint_too(stack: Stack, itel: Refus
     assert sorted(one.idempotency_key for one in itel.submissions()) == ["1-e-1", "3-e-3"]
     assert stack.dead_letters("itel_errors") == []
     assert len(stack.broker.read(stack.topic("success"))) == 3
+
+
+# ----------------------------------------------------------------------------------------------------- forms made again
+
+
+def test_forms_are_made_again_beside_a_job_that_writes(stack: Stack, tmp_path: Path) -> None:
+    """Killed twice; at the end the rows are those of a job that had the contract from the start."""
+    _, contract = changed_contract(tmp_path)
+    shares = Shares(late=0, repeated=0, other_task=0, bad=0, completed_without_form=0, resubmitted=0.15)
+    generator = Generator(6, start=datetime.now(UTC), shares=shares)
+
+    def feed(number: int) -> None:
+        messages = generator.tracking_messages(number)
+        produce(stack.broker.bootstrap_servers, stack.topic("tracking"), messages, stack.claimx)
+
+    def rederive(crash_at: str | None = None) -> subprocess.CompletedProcess[str]:
+        command = [
+            COMMAND,
+            "tables",
+            "rederive",
+            f"--tables_root={stack.tables_uri}",
+            f"--contract={contract}",
+            "--json",
+        ]
+        environment = {**os.environ, **({"ITEL_CABINET_CRASH_AT": crash_at} if crash_at else {})}
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+    feed(150)
+    stack.run("tracking")
+    with stack.running("tracking", contract=contract), every(0.2, lambda: feed(10)):
+        wait_for(lambda: stack.table(FORMS).num_rows > 60, "the job under the new contract writes")
+        for point in (f"before-commit:{FORMS}", f"after-commit:{FORMS}"):
+            assert rederive(point).returncode == -signal.SIGKILL
+        ended = rederive()
+        assert ended.returncode == 0, ended.stderr
+    stack.run("tracking", contract=contract)
+    assert rederive().returncode == 0
+    specs = specs_at(Path(stack.tables_uri), load_contract(contract, complete=False))
+    stack.run("tracking", contract=contract, tables_root=tmp_path / "expected", consumer_group=f"{stack.prefix}.again")
+    expected = specs_at(tmp_path / "expected", load_contract(contract, complete=False))
+    kept = [{k: v for k, v in row.items() if k != "additional_notes"} for row in stored_rows(specs[FORMS])]
+    assert kept == stored_rows(expected[FORMS])
+    assert stored_rows(specs[ATTACHMENTS], active=True) == stored_rows(expected[ATTACHMENTS], active=True)
+    again = json.loads(rederive().stdout)
+    assert [(one["changed"], one["added"], one["removed"]) for one in again["tables"]] == [(0, 0, 0)] * 2
+
+
+def test_a_new_question_is_a_column_from_the_launch_on_and_another_type_is_refused(
+    stack: Stack, tmp_path: Path
+) -> None:
+    _, contract = changed_contract(tmp_path)
+    tell(stack, 1, GATE, task_id=32513)
+    stack.run("tracking")
+    assert "morning" not in stack.table(FORMS).schema.names
+    stack.run("tracking", contract=contract)  # no record is left for it
+    assert stack.table(FORMS).column("morning").to_pylist() == [None]
+    content = yaml.safe_load(Path(contract).read_text(encoding="utf-8"))
+    next(one for one in content["form"]["questions"] if one["column"] == "countertops_lf")["type"] = "text"
+    content["body"]["countertopsLf"] = None  # else the file contradicts itself, and is refused before that
+    Path(contract).write_text(yaml.safe_dump(content), encoding="utf-8")
+    with stack.running("tracking", contract=contract, until_caught_up="true") as job:
+        assert job.wait(60) == 1
+    (line,) = [one for one in job.errors.splitlines() if "countertops_lf" in one]
+    assert "column 'countertops_lf' is double in the table, and 'countertops_lf' is string in the job" in line
