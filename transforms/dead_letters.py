@@ -12,9 +12,18 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from itel_cabinet.transforms.records import Failure, Record
 
@@ -82,6 +91,13 @@ class DeadLetter(BaseModel):
     job: str
     group: str
     contract: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_an_unknown_contract(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = serialize(self)
+        if self.contract is None:
+            content.pop("contract", None)
+        return content
 
     @property
     def coordinates(self) -> str:
@@ -192,17 +208,13 @@ def shorten(text: str, limit: int) -> str:
 
 
 def _bounded(letter: DeadLetter, max_bytes: int) -> bytes:
-    content = _json(letter)
+    content = letter.model_dump_json().encode()
     for part, nothing in (("value", None), ("headers", []), ("key", None)):
         if len(content) <= max_bytes:
             break
         letter = letter.model_copy(update={part: nothing, f"{part}_omitted": getattr(letter, part) != nothing})
-        content = _json(letter)
+        content = letter.model_dump_json().encode()
     return content
-
-
-def _json(letter: DeadLetter) -> bytes:
-    return letter.model_dump_json(exclude={"contract"} if letter.contract is None else None).encode()
 
 
 def _encoded(content: bytes | None) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from itel_cabinet.transforms.contracts import (
@@ -358,6 +358,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         "directive that is not known",
     ),
     "each of nothing": (put("body/images", {"each": "pictures", "item": 1}), "body.images.each: no such list"),
+    "each of a list": (put("body/images/each", []), "body.images.each: no such list"),
     "each without item": (put("body/images", {"each": "photos"}), "body.images: each needs an item"),
     "where an unknown field": (put("body/images/where", ["size"]), "body.images.where[0]: no such field"),
     "a photo outside": (put("body/claim_number", {"from": "photo.url"}), "nothing is called 'photo.url'"),
@@ -444,6 +445,7 @@ def test_what_is_no_such_file_is_refused(content: str, said: str) -> None:
     assert any(said in line for line in str(refusal.value).splitlines()), str(refusal.value)
 
 
+@settings(derandomize=True, max_examples=200)
 @given(st.data())
 def test_any_file_that_is_bent_is_refused_or_compiles(data: st.DataObject) -> None:
     content = yaml.safe_load(shipped_text("vendor"))

@@ -226,7 +226,7 @@ class Compiler:
 
     def _each(self, content: dict[str, Any], path: Path) -> Node:
         name = content["each"]
-        if name not in self.scope.collections:
+        if not isinstance(name, str) or name not in self.scope.collections:
             self._refuse((*path, "each"), f"no such list: there are {', '.join(self.scope.collections)}")
             return _constant(None, path)
         self.uses_photos = True
