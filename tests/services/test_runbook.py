@@ -107,8 +107,11 @@ class Site:
         self.receipts += produce(self.broker.bootstrap_servers, TOPIC, messages, self.claimx)
 
     def settle(self, group: str = GROUP) -> None:
-        ends = self.broker.end_offsets(TOPIC)
-        wait_for(lambda: self.broker.committed(group, TOPIC) == ends, f"{group} at the end of {TOPIC}", 120)
+        # The ends as they are at each look: what a command has only just written may not be among them at the first.
+        def settled() -> bool:
+            return self.broker.committed(group, TOPIC) == self.broker.end_offsets(TOPIC)
+
+        wait_for(settled, f"{group} at the end of {TOPIC}", 120, pause=0.2)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = DeltaTable(self.folder / "tables" / table).to_pyarrow_table().to_pylist()
