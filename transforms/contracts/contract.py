@@ -18,7 +18,7 @@ from pydantic_core import to_json
 from itel_cabinet.transforms.contracts.body_schema import BodySchema, compare, find_schema_problems
 from itel_cabinet.transforms.contracts.document import ContractError, Document, Path, Problem, read_document
 from itel_cabinet.transforms.contracts.mapping import Compiler, Facts
-from itel_cabinet.transforms.contracts.model import REFERENCE, ContractFile, FromVar
+from itel_cabinet.transforms.contracts.model import OWN_HEADERS, REFERENCE, ContractFile, FromVar
 from itel_cabinet.transforms.contracts.scope import (
     PhotoFacts,
     find_photos,
@@ -359,11 +359,10 @@ def _find_contradictions(file: ContractFile) -> Iterator[tuple[Path, str]]:
 
 
 def _find_header_problems(file: ContractFile) -> Iterator[tuple[Path, str]]:
-    own = {"content-length", "content-type", "host", "authorization", "transfer-encoding", "connection"}
     seen = set()
     for name, value in file.request.headers.items():
         place: Path = ("request", "headers", name)
-        if name.lower() in own:
+        if name.lower() in OWN_HEADERS:
             yield place, "is set by the program; authorization is request.auth's"
         if name.lower() in seen or name.lower() == (file.request.key.header or "").lower():
             yield place, "given twice"

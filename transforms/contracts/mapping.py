@@ -86,7 +86,6 @@ class Node:
     kind: Kind
     constant: bool = False
     value: Any = None
-    may_be_null: bool = True
     fields: Mapping[str, Node] = field(default_factory=dict)
     item: Node | None = None
     path: Path = ()
@@ -153,7 +152,7 @@ class Compiler:
         def make(facts: Facts) -> dict[str, Any]:
             return {name: make_field(facts) for name, make_field in fields}
 
-        return replace(_together(nodes.values(), make, "object", path), fields=nodes, may_be_null=False)
+        return replace(_together(nodes.values(), make, "object", path), fields=nodes)
 
     def _from(self, content: dict[str, Any], path: Path) -> Node:
         return self._finished(self._read(content["from"], (*path, "from")), content, path)
@@ -220,7 +219,6 @@ class Compiler:
             _together([then, otherwise], make, kind, path),
             fields=then.fields if kind == "object" else {},
             item=then.item,
-            may_be_null=then.may_be_null or otherwise.may_be_null,
             paths=then.paths | otherwise.paths | read,
         )
 
@@ -255,7 +253,7 @@ class Compiler:
             facts.item = around
             return made
 
-        return replace(_together([item], make, "list", path), item=item, may_be_null=False)
+        return replace(_together([item], make, "list", path), item=item)
 
     def _object(self, content: dict[str, Any], path: Path) -> Node:
         fields = content["object"]
@@ -271,7 +269,7 @@ class Compiler:
             made = makes(facts)
             return made if any(value is not None for value in made.values()) else make_else(facts)
 
-        return replace(node, make=make, constant=False, may_be_null=True)
+        return replace(node, make=make, constant=False)
 
     def _value(self, content: dict[str, Any], path: Path) -> Node:
         return _constant(content["value"], path)
@@ -304,7 +302,7 @@ class Compiler:
             make = _noting_missing(make, ".".join(str(part) for part in path[1:]))
         if default is not None and _kind_of(default) != kind:
             kind = "any"
-        return replace(node, make=make, kind=kind, path=path, may_be_null=default is None and not required)
+        return replace(node, make=make, kind=kind, path=path)
 
     def _steps(self, steps: Any, path: Path) -> list[Any]:
         if isinstance(steps, list):
@@ -509,9 +507,7 @@ _KIND_NAMES = {"object": "an object", "list": "a list"}
 
 
 def _constant(value: Any, path: Path, fields: Mapping[str, Node] | None = None) -> Node:
-    return Node(
-        lambda _: value, _kind_of(value), True, value, may_be_null=value is None, fields=fields or {}, path=path
-    )
+    return Node(lambda _: value, _kind_of(value), True, value, fields=fields or {}, path=path)
 
 
 def _together(nodes: Iterable[Node], make: Make, kind: Kind, path: Path) -> Node:

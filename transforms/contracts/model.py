@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from itel_cabinet.transforms.contracts.conversions import CONVERSIONS
 
 __all__ = [
+    "OWN_HEADERS",
     "AnswerRule",
     "Answers",
     "Batch",
@@ -34,7 +35,7 @@ __all__ = [
 _LATER = {name: {"$comment": f"#/$defs/{name}"} for name in ("Value", "Condition")}
 _PLACEHOLDERS = ("assignment_id", "project_id", "task_id", "event_id")
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$"
-_OWN_HEADERS = frozenset({"content-length", "content-type", "host", "authorization", "transfer-encoding", "connection"})
+OWN_HEADERS = frozenset({"content-length", "content-type", "host", "authorization", "transfer-encoding", "connection"})
 _NAME = r"^[a-z][a-z0-9_]{0,62}$"
 REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)")
 
