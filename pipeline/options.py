@@ -373,6 +373,10 @@ class TablesOptions(_Group):
     """Object-store options of delta-rs as a JSON object; secrets belong in the environment."""
     partition_by: CommaList = ("year", "month", "day")
     """Partition columns of the tracking table, when it is created."""
+    ledger: Literal["on", "off"] = "off"
+    """Keep a row of each submission's end, and send nothing that it says iTel has; on by itself with --tables_root."""
+    submission_bodies: Literal["on", "off"] = "on"
+    """With the ledger: keep what was sent, in a table of its own."""
 
 
 class MediaOptions(_Group):
@@ -508,6 +512,15 @@ class Settings(_Group):
     @property
     def fetches_media(self) -> bool:
         return self.media.fetch == "on" and self.job.writes_tables
+
+    @property
+    def keeps_ledger(self) -> bool:
+        """Whether what becomes of submissions is kept in a table, and looked up there before anything is sent."""
+        return self.tables.ledger == "on" and self.job.calls_itel
+
+    @property
+    def keeps_bodies(self) -> bool:
+        return self.keeps_ledger and self.tables.submission_bodies == "on"
 
     @property
     def submitted_statuses(self) -> frozenset[str]:
@@ -724,8 +737,9 @@ def _fill_in(options: dict[str, Any], contract: Contract | None) -> dict[str, An
     """The options with what the job, the contract, the environment and the other options say where they say nothing."""
     environment = {name: os.environ[variable] for name, variable in ENVIRONMENT.items() if os.environ.get(variable)}
     media = {"media": "on"} if options.get("media_root") else {}
+    ledger = {"ledger": "on"} if options.get("tables_root") else {}
     said = _contract_defaults(contract) if contract else {}
-    return {**said, **environment, **JOB_DEFAULTS[Job(options["job"])], **media, **options}
+    return {**said, **environment, **JOB_DEFAULTS[Job(options["job"])], **media, **ledger, **options}
 
 
 _HINTS = {
@@ -739,8 +753,11 @@ _HINTS = {
 
 def _find_missing(options: Mapping[str, Any]) -> list[OptionError]:
     """What this job needs and others do not."""
-    needed = [*required_options(Job(options["job"])), *(["media_root"] if options.get("media") == "on" else [])]
-    return [OptionError.missing(name, _HINTS[name]) for name in needed if not options.get(name)]
+    job = Job(options["job"])
+    needed = [*required_options(job), *(["media_root"] if options.get("media") == "on" else [])]
+    if job.calls_itel and options.get("ledger") == "on":
+        needed.append("tables_root")
+    return [OptionError.missing(name, _HINTS[name]) for name in dict.fromkeys(needed) if not options.get(name)]
 
 
 def _describe(problem: Mapping[str, Any]) -> OptionError:

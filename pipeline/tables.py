@@ -1,26 +1,31 @@
-"""The three tables: where they are, what is in them, how rows get there."""
+"""The tables: where they are, what is in them, how rows get there, and which job writes which."""
 
 from __future__ import annotations
 
 from functools import partial
 
 from itel_cabinet.io.delta import Append, TableSpec, Upsert
-from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.pipeline.options import Job, Settings
 from itel_cabinet.transforms.contracts import Contract
+from itel_cabinet.transforms.ledger import BODIES_SCHEMA, LEDGER_SCHEMA
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, TRACKING_SCHEMA, make_forms_schema
 
-__all__ = ["ATTACHMENTS", "FORMS", "TRACKING", "table_specs"]
+__all__ = ["ATTACHMENTS", "BODIES", "FORMS", "LEDGER", "TRACKING", "table_specs", "tables_of_job"]
 
 TRACKING = "itel_cabinet_task_tracking"
 FORMS = "claimx_itel_forms"
 ATTACHMENTS = "claimx_itel_attachments"
+LEDGER = "itel_cabinet_submissions"
+BODIES = "itel_cabinet_submission_bodies"
 
 # The order is total: the event's time, then Kafka's coordinates for events of the same microsecond.
 _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
+# Fixed, since a lookup by an event reads its day alone.
+_BY_DAY = ("year", "month", "day")
 
 
 def table_specs(settings: Settings, contract: Contract | None = None) -> dict[str, TableSpec]:
-    """The specifications of the three tables under ``--tables_root``, by name; of the forms' columns as a contract has
+    """The specifications of all tables under ``--tables_root``, by name; of the forms' columns as a contract has
     them, by default that of the settings."""
     root = settings.tables.root.rstrip("/")
     contract = contract or settings.contract.loaded
@@ -57,4 +62,26 @@ def table_specs(settings: Settings, contract: Contract | None = None) -> dict[st
                 touch=("event_id", "kafka_topic", "updated_at"),
             ),
         ),
+        # One row for each end that a completed event has come to: settled once, refused once for each reason, and all
+        # that once more for each resubmission.
+        LEDGER: spec(
+            uri=f"{root}/{LEDGER}",
+            schema=LEDGER_SCHEMA,
+            mode=Append(identity=("event_id", "settled", "reason", "resubmission")),
+            partition_by=_BY_DAY,
+        ),
+        # One row for each body that iTel was sent for an event.
+        BODIES: spec(
+            uri=f"{root}/{BODIES}",
+            schema=BODIES_SCHEMA,
+            mode=Append(identity=("event_id", "body_sha256", "contract_name")),
+            partition_by=_BY_DAY,
+        ),
     }
+
+
+def tables_of_job(job: Job, *, ledger: bool = True, bodies: bool = True) -> tuple[str, ...]:
+    """The names of the tables that a job writes; of those about submissions only what it is to keep."""
+    tracked = (TRACKING, FORMS, ATTACHMENTS) if job.writes_tables else ()
+    kept = {LEDGER: ledger, BODIES: ledger and bodies} if job.calls_itel else {}
+    return (*tracked, *(name for name, is_kept in kept.items() if is_kept))

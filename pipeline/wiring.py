@@ -25,7 +25,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_rows,
     encode_submissions,
 )
-from itel_cabinet.pipeline.tables import table_specs
+from itel_cabinet.pipeline.tables import table_specs, tables_of_job
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
@@ -108,7 +108,7 @@ class Wiring:
             published=tuple(sorted(filter(None, topics))),
             apis=("claimx", "itel") if calls_itel and settings.itel.folder is None else ("claimx",),
             outcomes=OUTCOMES if calls_itel else (),
-            tables=tuple(spec.name for spec in self.tables.values()) if writes_tables else (),
+            tables=tuple(self.tables),
         )
 
     @cached_property
@@ -173,7 +173,10 @@ class Wiring:
 
     @cached_property
     def tables(self) -> dict[str, TableSpec]:
-        return table_specs(self.settings)
+        """Those that the job writes, by name."""
+        specs = table_specs(self.settings)
+        kept = tables_of_job(self.settings.job, ledger=self.settings.keeps_ledger, bodies=self.settings.keeps_bodies)
+        return {name: specs[name] for name in kept}
 
     def dead_letter_sink(self) -> WriteDeadLetters:
         return self._make_sink_for_failures(self.settings.outputs.dead_letter_topic)

@@ -1,4 +1,4 @@
-"""The rows of the three tables, and their Arrow schemas.
+"""The rows of the tables of events, forms and photos, and their Arrow schemas.
 
 Every row made here fits its schema: whole numbers are within 64 bits, text is valid Unicode, and instants are aware and
 in UTC. All functions are pure and thread-safe; ``now`` (aware) is when the row is made.

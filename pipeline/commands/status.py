@@ -192,6 +192,7 @@ def _subject(
     from itel_cabinet.io.http import check_url
     from itel_cabinet.pipeline.operate import Subject
     from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
+    from itel_cabinet.pipeline.tables import tables_of_job
     from itel_cabinet.pipeline.topics import ITEL_ERRORS
 
     for url in metrics_urls:
@@ -200,9 +201,12 @@ def _subject(
         except ValueError as error:
             raise CommandError(f"--metrics_url: {error}", wrong_use=True) from None
     kind = Job(job.value)
-    if tables_root and not kind.writes_tables:
+    written = tables_of_job(kind)
+    if tables_root and not written:
         raise CommandError(f"--tables_root: the job {job.value} writes no tables: leave it out", wrong_use=True)
-    tables = tables_at(tables_root, storage_options) if tables_root else None
+    tables = None
+    if tables_root:
+        tables = {name: spec for name, spec in tables_at(tables_root, storage_options).items() if name in written}
     errors = [dead_letter_topic or JOB_DEFAULTS[kind]["dead_letter_topic"]]
     if kind.calls_itel:
         errors.append(itel_errors_topic or ITEL_ERRORS)

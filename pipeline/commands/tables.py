@@ -84,10 +84,12 @@ def rederive_tables(
     from itel_cabinet.io.delta import create_table, table_exists
     from itel_cabinet.io.worker import prepare
     from itel_cabinet.pipeline.operate import rederive
+    from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 
     prepare()
     loaded = load_contract(contract, {}, complete=False)
-    specs = tables_at(tables_root, storage_options, loaded)
+    every = tables_at(tables_root, storage_options, loaded)
+    specs = {name: every[name] for name in (TRACKING, FORMS, ATTACHMENTS)}
     console = Console(stderr=True)
     with working():
         for spec in specs.values():

@@ -77,13 +77,12 @@ def check(settings: Settings) -> None:
             get_objects(settings.media_settings().store).check()
     try:
         _check_kafka(wiring)
-        if settings.job.writes_tables:
-            with _naming("partition_by", ValueError):
-                specs = wiring.tables.values()
-            for spec in specs:
-                there = create_table(spec).schema.names
-                if {*spec.schema.names} - {*there}:
-                    FencedTable(spec).add_columns()
+        with _naming("partition_by", ValueError):
+            specs = wiring.tables.values()
+        for spec in specs:
+            there = create_table(spec).schema.names
+            if {*spec.schema.names} - {*there}:
+                FencedTable(spec).add_columns()
     except KafkaException as error:
         raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None
     except (TableError, OutageError) as error:
@@ -188,7 +187,7 @@ def _describe(settings: Settings) -> str:
     """What a job reads, from where, and what it writes, in one line."""
     wiring, source, outputs = Wiring(settings), settings.source, settings.outputs
     goals = [f"topic {name}" for name in sorted(wiring.trigger_topics)] if settings.job is Job.TRIGGER else []
-    goals += [spec.uri for spec in wiring.tables.values()] if settings.job.writes_tables else []
+    goals += [spec.uri for spec in wiring.tables.values()]
     if settings.job.calls_itel:
         goals.append(f"iTel at {settings.itel.folder or settings.itel.base_url}")
     templates = ", ".join(map(str, sorted(wiring.task_ids)))

@@ -21,7 +21,6 @@ from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic, describe_table_error
-from itel_cabinet.pipeline.tables import TRACKING
 from itel_cabinet.transforms.dead_letters import shorten
 
 __all__ = ["NEWEST_LETTERS", "GroupView", "Observer", "Subject", "look_at_worker"]
@@ -180,7 +179,8 @@ class Observer:
             return _Sample(self._clock(), "", _unseen(error, self._subject.bootstrap_servers), {})
         fences: Mapping[int, int] = {}
         if self._subject.tables is not None:
-            spec = self._subject.tables[TRACKING]
+            # The tracking table, or of a job without it the one whose rows it writes first.
+            spec = next(iter(self._subject.tables.values()))
             ids = {spec.fence_id(topic.topic_id, p): p for p in topic.partitions}
             try:
                 glance = glance_at_table(spec.uri, spec.storage_options, fences=ids)
@@ -267,7 +267,9 @@ def _unseen(error: KafkaException | UnknownTopicError, bootstrap_servers: str) -
 
 def _table(name: str, spec: TableSpec) -> TableSeen:
     """Raises OutageError."""
-    written = next((c for c in ("processed_timestamp", "updated_at") if c in spec.schema.names), "event_timestamp")
+    written = next(
+        (c for c in ("processed_timestamp", "updated_at", "created_at") if c in spec.schema.names), "event_timestamp"
+    )
     glance = glance_at_table(spec.uri, spec.storage_options, newest=("event_timestamp", written))
     if glance is None:
         return TableSeen(name, None)

@@ -72,7 +72,7 @@ def rederive(
     same. Holds in memory what it changes, some 15 KB a form.
 
     Args:
-        specs: of the three tables, as the contract has them.
+        specs: of the tables of events, forms and photos, as the contract has them.
         contract: reads the forms.
         now: aware; ``updated_at`` of what changes.
         dry_run: commit nothing.

@@ -36,7 +36,7 @@ from itel_cabinet.pipeline.commands.examples import EXAMPLES
 from itel_cabinet.pipeline.launch import parse_arguments, with_template
 from itel_cabinet.pipeline.operate import NotAnAnswerError, preview_answer
 from itel_cabinet.pipeline.options import ENVIRONMENT, Settings, option_fields
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING, table_specs
 from itel_cabinet.pipeline.topics import TOPICS
 from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory
@@ -46,6 +46,7 @@ from tests.support.printed import Printed
 
 COMMAND = str(Path(sys.executable).with_name("itel-cabinet"))
 NOW = datetime(2026, 1, 10, 16, tzinfo=UTC)
+TABLES = (TRACKING, FORMS, ATTACHMENTS, LEDGER, BODIES)
 # What a row has from its event, or from the moment it is written.
 OF_THE_RUN = {"event_id", "event_timestamp", "ingested_at", "created_at", "updated_at"} | {
     f"kafka_{part}" for part in ("topic", "topic_id", "partition", "offset")
@@ -170,8 +171,8 @@ WRONG_USE = {
         "--consumer_group: goes with one JOB: ask for each job by itself",
     ),
     "tables of a job without": (
-        ["status", "api", "--tables_root=t", "--bootstrap_servers=127.0.0.1:1"],
-        "--tables_root: the job api writes no tables: leave it out",
+        ["status", "trigger", "--tables_root=t", "--bootstrap_servers=127.0.0.1:1"],
+        "--tables_root: the job trigger writes no tables: leave it out",
     ),
     "no address": (
         ["status", "api", "--metrics_url=localhost:9400", "--bootstrap_servers=127.0.0.1:1"],
@@ -358,6 +359,8 @@ def test_tables_create_dry_run(printed: Printed, tmp_path: Path, dry_run: str) -
         f"{root}/{TRACKING}: would be created (25 columns, partitioned by year, month, day)",
         f"{root}/{FORMS}: would be created (62 columns)",
         f"{root}/{ATTACHMENTS}: would be created (20 columns)",
+        f"{root}/{LEDGER}: would be created (32 columns, partitioned by year, month, day)",
+        f"{root}/{BODIES}: would be created (14 columns, partitioned by year, month, day)",
     ]
     assert not root.exists()
 
@@ -367,10 +370,8 @@ def test_tables_create_and_again(printed: Printed, tmp_path: Path) -> None:
     first = printed.stdout(*arguments).splitlines()
     assert first[0] == f"{tmp_path}/{TRACKING}: created (25 columns, partitioned by year, month)"
     assert DeltaTable(str(tmp_path / TRACKING)).metadata().partition_columns == ["year", "month"]
-    assert printed.stdout(*arguments).splitlines() == [
-        f"{tmp_path}/{name}: exists, left alone" for name in (TRACKING, FORMS, ATTACHMENTS)
-    ]
-    assert [DeltaTable(str(tmp_path / name)).version() for name in (TRACKING, FORMS, ATTACHMENTS)] == [0, 0, 0]
+    assert printed.stdout(*arguments).splitlines() == [f"{tmp_path}/{name}: exists, left alone" for name in TABLES]
+    assert [DeltaTable(str(tmp_path / name)).version() for name in TABLES] == [0] * len(TABLES)
 
 
 def test_tables_create_refuses_in_one_line(printed: Printed, tmp_path: Path) -> None:
@@ -411,12 +412,12 @@ def test_tables_describe(printed: Printed, tmp_path: Path) -> None:
     assert tracking["fences"] == {"itel-cabinet/1/ThisTopic/2": 42}
     assert [commit["version"] for commit in tracking["commits"]] == [1, 0]
     assert [column["name"] for column in tracking["columns"]] == table.spec.schema.names
-    assert [one["version"] for one in others] == [0, 0]
+    assert [one["version"] for one in others] == [0, 0, 0, 0]
 
 
 def test_tables_describe_what_is_missing(printed: Printed, tmp_path: Path) -> None:
     assert printed.stdout("tables", "describe", f"--tables_root={tmp_path}") == (
-        f"missing: {TRACKING}, {FORMS}, {ATTACHMENTS}; `itel-cabinet tables create` makes them\n"
+        f"missing: {', '.join(TABLES)}; `itel-cabinet tables create` makes them\n"
     )
 
 
