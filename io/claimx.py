@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from itel_cabinet.io.batch_limits import FETCHED
 from itel_cabinet.io.http import CallError, Connection, ConnectionSettings, Meaning, Reply, get_connection
 from itel_cabinet.io.worker import SettingError, describe_error, metrics, once_per_process, retry_outage
-from itel_cabinet.transforms.enrichment import TaskLookupError
+from itel_cabinet.transforms.enrichment import TaskLookupError, Trace
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
 from itel_cabinet.transforms.json_text import read_json
 
@@ -123,13 +123,14 @@ class ClaimX(Generic[T]):
         self._cache = TTLCache(CACHE_BYTES, self.settings.cache_seconds, timer=self.clock, getsizeof=_size)
 
     def task_details(
-        self, assignment_id: int | str, *, not_before: float, fresh: bool = False
+        self, assignment_id: int | str, *, not_before: float, fresh: bool = False, trace: Trace | None = None
     ) -> Answer[T] | LookupRefused:
         """The task of an assignment (or what the settings' subject is), as of after ``not_before`` (by ``clock``) if it
         comes from the cache.
 
         Give the moment at which the event was here: an answer fetched before might show the task as it was before the
-        event. ``fresh`` goes past the cache. Only parsed answers are cached.
+        event. ``fresh`` goes past the cache. Only parsed answers are cached. ``trace`` gives the headers of the
+        call: it is in the trace of the record that caused it, no matter how many are answered from the cache then.
 
         A 2xx that is not JSON is tried again like a fault on the way, which it mostly is (a cut body, a proxy's page),
         and becomes a LookupRefused if it stays so; a page for people (a login's) is an outage. Raises
@@ -157,7 +158,8 @@ class ClaimX(Generic[T]):
 
         path = self.settings.path.replace(self.settings.placeholder, quote(str(assignment_id), safe=""))
         try:
-            reply = self.connection.call("GET", path, judge=judge)
+            headers = trace(f"{path} again" if fresh else path) if trace else None
+            reply = self.connection.call("GET", path, headers=headers, judge=judge)
         except CallError as error:
             if error.kind == "too_large":
                 return LookupRefused("wrong_shape", None, error.attempts, f"ClaimX: {error}")
@@ -257,15 +259,17 @@ class WaitingLookup(Generic[T]):
         """See transforms.enrichment.TaskLookup."""
         return self.client.clock()
 
-    def task(self, assignment_id: int | str, *, not_before: float, fresh: bool = False) -> T:
+    def task(
+        self, assignment_id: int | str, *, not_before: float, fresh: bool = False, trace: Trace | None = None
+    ) -> T:
         """The task of an assignment; see transforms.enrichment.TaskLookup."""
         with metrics.LOOKUP_SECONDS.time():
-            return self._task(assignment_id, not_before, fresh)
+            return self._task(assignment_id, not_before, fresh, trace)
 
-    def _task(self, assignment_id: int | str, not_before: float, fresh: bool) -> T:
+    def _task(self, assignment_id: int | str, not_before: float, fresh: bool, trace: Trace | None) -> T:
         try:
             answer = retry_outage(
-                lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh),
+                lambda: self.client.task_details(assignment_id, not_before=not_before, fresh=fresh, trace=trace),
                 what="ClaimX",
                 seconds=self.outage_seconds if self.on_outage == "wait" else 0.0,
                 is_outage=lambda error: self.on_outage == "wait" and isinstance(error, ClaimXOutageError),

@@ -23,7 +23,7 @@ from itel_cabinet.io.http import (
     get_downloads,
 )
 from itel_cabinet.io.worker import once_per_process, retry_outage
-from itel_cabinet.transforms.enrichment import TaskLookupError
+from itel_cabinet.transforms.enrichment import TaskLookupError, Trace
 from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.lookups import SentLinks, expiry_of
 from itel_cabinet.transforms.photos import PhotoError, parse_links
@@ -67,22 +67,22 @@ class ClaimXExports:
     downloads: Downloads | None
     now: Callable[[], float] = time.time
 
-    def project(self, project_id: str) -> Mapping[str, Any] | None:
+    def project(self, project_id: str, trace: Trace) -> Mapping[str, Any] | None:
         """See Exports; answers are cached for ``cache_seconds``."""
         assert self.projects is not None
         try:
-            return self.projects.task(project_id, not_before=-math.inf)
+            return self.projects.task(project_id, not_before=-math.inf, trace=trace)
         except TaskLookupError as error:
             if error.error_class == "unknown_project":
                 return None
             raise
 
-    def links(self, project_id: str, media_ids: Sequence[int]) -> SentLinks:
+    def links(self, project_id: str, media_ids: Sequence[int], trace: Trace) -> SentLinks:
         """See Exports."""
-        found, kept = self._links(project_id, media_ids)
+        found, kept = self._links(project_id, media_ids, trace)
         late = [media_id for media_id, url in found.items() if self._ends_soon(url)]
         if late:
-            again, kept_again = self._links(project_id, late)
+            again, kept_again = self._links(project_id, late, trace)
             found |= again
             kept = kept - {*late} | kept_again
         return SentLinks(found, len(kept))
@@ -91,12 +91,12 @@ class ClaimXExports:
         links, ends = self.settings.links, expiry_of(url)
         return links is not None and ends is not None and ends.timestamp() - self.now() < links.margin_seconds
 
-    def _links(self, project_id: str, media_ids: Sequence[int]) -> tuple[dict[int, str], set[int]]:
+    def _links(self, project_id: str, media_ids: Sequence[int], trace: Trace) -> tuple[dict[int, str], set[int]]:
         """The links, and those of them that are as ClaimX gives them, though a redirect was wanted."""
         found: dict[int, str] = {}
         kept: set[int] = set()
         for start in range(0, len(media_ids), _IDS_A_CALL):
-            for media_id, url in self._listed(project_id, media_ids[start : start + _IDS_A_CALL]).items():
+            for media_id, url in self._listed(project_id, media_ids[start : start + _IDS_A_CALL], trace).items():
                 try:
                     found[media_id] = self._resolved(url)
                 except DownloadError as error:
@@ -112,7 +112,7 @@ class ClaimXExports:
             return url
         return self.downloads.target(url, self.connection.headers_for)
 
-    def _listed(self, project_id: str, media_ids: Sequence[int]) -> Mapping[int, str]:
+    def _listed(self, project_id: str, media_ids: Sequence[int], trace: Trace) -> Mapping[int, str]:
         links = self.settings.links
         assert links is not None
         path = links.path.replace("{project_id}", quote(project_id, safe=""))
@@ -120,7 +120,7 @@ class ClaimXExports:
 
         def ask() -> Mapping[int, str]:
             try:
-                reply = self.connection.call("GET", path)
+                reply = self.connection.call("GET", path, headers=trace(path))
             except CallError as error:
                 raise ClaimXOutageError(str(error), error.attempts) from None
             if not reply.ok:

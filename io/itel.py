@@ -27,6 +27,7 @@ from itel_cabinet.io.http import (
 from itel_cabinet.io.worker import SettingError, crash_points, once_per_process, retry_outage
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected
+from itel_cabinet.transforms.trace_context import trace_call
 
 __all__ = [
     "DUPLICATE_BY_KEY",
@@ -149,15 +150,16 @@ class Request:
 
 
 def make_request(settings: ItelSettings, submission: Submission) -> Request:
-    """How a submission is sent; its key is the event's id, or what its body has as one."""
+    """How a submission is sent, in the trace of its record; its key is the event's id, or what its body has as one."""
     event_id, key = submission.event_id, idempotency_key(submission.event_id)
     own = (event_id, key, f"{submission.assignment_id}-{event_id}")
     names = own if submission.key is None else (submission.key,)
-    return Request(fill_path(settings.path, submission), _headers(settings, key), names)
+    return Request(fill_path(settings.path, submission), _headers(settings, key, submission), names)
 
 
-def _headers(settings: ItelSettings, key: str) -> dict[str, str]:
-    headers = {"Content-Type": "application/json", **dict(settings.headers)}
+def _headers(settings: ItelSettings, key: str, first: Submission) -> dict[str, str]:
+    own = trace_call(first.record, settings.connection.name)
+    headers = {"Content-Type": "application/json", **dict(settings.headers), **own}
     if settings.idempotency_header:
         headers[settings.idempotency_header] = key
     return headers
@@ -181,12 +183,12 @@ class HttpItel:
         return self._send(self.settings.method, request, submission.payload)
 
     def submit_batch(self, batch: Sequence[Submission]) -> Accepted | Rejected:
-        """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`.
+        """Post ``{"tasks": [...], "batch_size": n}`` under :func:`batch_key`, in the trace of the first one's record.
 
         A 4xx is a refusal, no matter what its body says: what already exists may be one of many.
         """
         body = b'{"tasks":[%b],"batch_size":%d}' % (b",".join(one.payload for one in batch), len(batch))
-        headers = _headers(self.settings, batch_key([one.event_id for one in batch]))
+        headers = _headers(self.settings, batch_key([one.event_id for one in batch]), batch[0])
         return self._send("POST", Request(self.settings.batch_path, headers, ()), body)
 
     def _send(self, method: str, request: Request, body: bytes) -> Accepted | Rejected:

@@ -76,8 +76,9 @@ class Photos:
         for start in range(0, len(media_ids), _IDS_A_CALL):
             some = media_ids[start : start + _IDS_A_CALL]
             path = self.path.replace("{project_id}", quote(album.project_id, safe=""))
+            path = path.replace("{media_ids}", ",".join(map(str, some)))
             try:
-                reply = self.claimx.call("GET", path.replace("{media_ids}", ",".join(map(str, some))))
+                reply = self.claimx.call("GET", path, headers=album.trace(path) if album.trace else None)
             except CallError as error:
                 raise PhotoError("metadata", f"ClaimX: {error.kind}") from None
             if not reply.ok:

@@ -38,7 +38,7 @@ from itel_cabinet.io.photos import MediaSettings
 from itel_cabinet.io.worker import LogFormat, RefusedError
 from itel_cabinet.pipeline import topics
 from itel_cabinet.pipeline.contracts import load_contract
-from itel_cabinet.transforms.contracts import SHIPPED, Contract, ContractError, FromVar, Secret
+from itel_cabinet.transforms.contracts import OWN_HEADERS, SHIPPED, Contract, ContractError, FromVar, Secret
 
 __all__ = [
     "ENVIRONMENT",
@@ -174,6 +174,12 @@ def _check_kafka_config(config: dict[str, str]) -> dict[str, str]:
             raise ValueError(f"{key} cannot be set: use --{option}")
     client_config("", config)
     return config
+
+
+def _check_key_header(name: str) -> str:
+    if name.lower() in OWN_HEADERS:
+        raise ValueError(f"{name} is a header that the program sets to something else")
+    return name
 
 
 def _check_shadow_url(url: str) -> str:
@@ -317,7 +323,9 @@ class ItelOptions(ApiOptions):
     """How submissions are sent, in place of the contract's."""
     auth: Reference = "bearer:env:ITEL_CABINET_API_TOKEN"
     """As --claimx_auth, in place of the contract's."""
-    idempotency_header: str = Field(default="Idempotency-Key", pattern="^[A-Za-z0-9-]*$")
+    idempotency_header: Annotated[str, AfterValidator(_check_key_header)] = Field(
+        default="Idempotency-Key", pattern="^[A-Za-z0-9-]*$"
+    )
     """The header that carries the event id, in place of the contract's; empty: none."""
     statuses: CommaList = Field(default=("COMPLETED",), min_length=1)
     """Task statuses that are submitted, separated by commas, in place of the contract's."""

@@ -18,6 +18,7 @@ from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.results import encode_submission_result, encode_tracking_result
 from itel_cabinet.transforms.rows import record_of
 from itel_cabinet.transforms.submissions import Submitted
+from itel_cabinet.transforms.trace_context import read_trace
 from itel_cabinet.transforms.triggers import Publication
 
 __all__ = ["PublishMessages", "SendMessages", "WriteDeadLetters", "encode_rows", "encode_submissions"]
@@ -77,6 +78,7 @@ def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message
                 "topic_id": record.topic_id,
                 "partition": record.partition,
                 "offset": record.offset,
+                "trace_id": read_trace(record).trace_id,
             },
         )
     if len(failures) > _MOST_LOGGED:

@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from itel_cabinet.transforms.records import Failure, Record
+from itel_cabinet.transforms.trace_context import trace_message
 
 __all__ = [
     "DeadLetter",
@@ -149,7 +150,8 @@ def encode_dead_letter(
     """Key, value and headers of a failure's dead letter.
 
     The key is the record's coordinates, so that a repeat shows. The value is JSON of at most ``max_bytes`` (about 5,000
-    are always needed). The headers have the same in short. ``error`` becomes one line of at most 500 characters.
+    are always needed). ``error`` becomes one line of at most 500 characters. The headers have the same in short,
+    and the record's trace context.
     """
     record = failure.record
     original = record.value or b""
@@ -188,7 +190,8 @@ def encode_dead_letter(
         ("x-group", letter.group),
         *([] if letter.contract is None else [("x-contract", letter.contract)]),
     )
-    return letter.coordinates.encode(), value, tuple((name, text.encode()) for name, text in headers)
+    encoded = tuple((name, text.encode()) for name, text in headers)
+    return letter.coordinates.encode(), value, encoded + trace_message(record, "dead letter")
 
 
 def decode_dead_letter(value: bytes) -> DeadLetter:

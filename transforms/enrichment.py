@@ -12,6 +12,7 @@ from itel_cabinet.transforms.events import ClaimXEvent, IncompleteTaskError, Tas
 from itel_cabinet.transforms.forms import Form, TaskDetails
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Record
+from itel_cabinet.transforms.trace_context import trace_call
 
 __all__ = [
     "COMPLETED",
@@ -20,6 +21,7 @@ __all__ = [
     "Photograph",
     "TaskLookup",
     "TaskLookupError",
+    "Trace",
     "enrich",
     "look_up_missing_tasks",
     "make_task",
@@ -29,6 +31,10 @@ COMPLETED = "COMPLETED"
 _COMPLETED_EVENT = "CUSTOM_TASK_COMPLETED"
 
 Made = TypeVar("Made")
+
+
+Trace = Callable[[str], Mapping[str, str]]
+"""Gives the headers that put a call, of this name, into a record's trace."""
 
 
 class TaskLookupError(Exception):
@@ -46,8 +52,12 @@ class TaskLookup(Protocol):
     def now(self) -> float:
         """This moment, by the clock of this process that ``not_before`` is compared with: it is never set back."""
 
-    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+    def task(
+        self, assignment_id: int, *, not_before: float, fresh: bool = False, trace: Trace | None = None
+    ) -> TaskDetails:
         """The task of an assignment as fetched after ``not_before``, from a cache unless ``fresh``.
+
+        ``trace`` is called only where ClaimX is.
 
         Raises:
             TaskLookupError: no later call will succeed either.
@@ -247,7 +257,8 @@ def _fetch(
     first_at = clock()
     failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
     try:
-        return make(claimx.task(event.assignment_id, not_before=not_before, fresh=fresh))
+        trace = partial(trace_call, record)
+        return make(claimx.task(event.assignment_id, not_before=not_before, fresh=fresh, trace=trace))
     except TaskLookupError as error:
         return failure(error.error_class, str(error), first_at, clock(), error.attempts)
     except IncompleteTaskError as error:

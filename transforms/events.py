@@ -29,6 +29,7 @@ from pydantic_core import to_json
 from itel_cabinet.transforms.json_text import read_charset, read_json
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.replays import is_for_other_group
+from itel_cabinet.transforms.trace_context import trace_message
 
 __all__ = [
     "INT64_MAX",
@@ -331,12 +332,14 @@ def make_tracking_message(
 
 
 def make_tracking_headers(message: Mapping[str, Any], source: Record) -> tuple[tuple[str, bytes], ...]:
-    """The Kafka headers of a tracking message; ``x-source`` is the record it was made from, so that a repeat shows."""
+    """The Kafka headers of a tracking message; ``x-source`` is the record it was made from, so that a repeat shows, and
+    the trace context is that record's."""
     return (
         ("x-trigger-name", message["trigger_name"].encode()),
         ("x-task-id", str(message["task_id"]).encode()),
         ("x-event-type", message["event_type"].encode()),
         ("x-source", source.coordinates.encode()),
+        *trace_message(source, "publish"),
     )
 
 

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 from itel_cabinet.transforms.contracts import Contract
-from itel_cabinet.transforms.enrichment import CabinetTask, TaskLookupError
+from itel_cabinet.transforms.enrichment import CabinetTask, TaskLookupError, Trace
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.trace_context import trace_call
 
 __all__ = ["Exports", "SentLinks", "expiry_of", "look_up_exports"]
 
@@ -29,10 +30,10 @@ class SentLinks:
 class Exports(Protocol):
     """ClaimX's exports as the step sees them. Implementations are thread-safe and wait until an outage ends."""
 
-    def project(self, project_id: str) -> Mapping[str, Any] | None:
+    def project(self, project_id: str, trace: Trace) -> Mapping[str, Any] | None:
         """ClaimX's answer about a project; None if it knows none such. Raises TaskLookupError."""
 
-    def links(self, project_id: str, media_ids: Sequence[int]) -> SentLinks:
+    def links(self, project_id: str, media_ids: Sequence[int], trace: Trace) -> SentLinks:
         """Where these photos are; those that ClaimX does not list, or that lead where no link may, are left out.
         Raises TaskLookupError."""
 
@@ -70,18 +71,18 @@ def look_up_exports(
         form = task.form
         if form is None or not wanted(task):
             return task
-        event, first_at = task.event, clock()
+        event, first_at, trace = task.event, clock(), partial(trace_call, task.record)
         failure = partial(Failure, task.record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
         try:
             if lookups.project is not None:
-                project = client.project(event.project_id)
+                project = client.project(event.project_id, trace)
                 count("project", "missing" if project is None else "found", 1)
                 if project is None and lookups.project.missing == "hold":
                     return failure("lookup_missing", "ClaimX has no export of the project", first_at, clock())
                 task = replace(task, project=project)
             sent = contract.sent_photos(form)
             if lookups.media is not None and sent:
-                links = client.links(event.project_id, sent)
+                links = client.links(event.project_id, sent, trace)
                 missing = len(set(sent) - links.urls.keys())
                 count("media", "found", len(links.urls) - links.kept)
                 count("media", "not_resolved", links.kept)

@@ -12,12 +12,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
-from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
+from itel_cabinet.transforms.enrichment import CabinetTask, Photograph, Trace
 from itel_cabinet.transforms.events import INT64_MAX
 from itel_cabinet.transforms.json_text import read_json
+from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.trace_context import trace_call
 
 __all__ = [
     "MEDIA_FOLDER",
@@ -57,12 +60,13 @@ class PhotoError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Album:
-    """The photos of one form, each once."""
+    """The photos of one form, each once; ``trace`` puts what ClaimX is asked into its record's trace."""
 
     project_id: str
     task_id: int
     assignment_id: int
     media_ids: tuple[int, ...]
+    trace: Trace | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +194,13 @@ def fetch_photos(
         count: is called with an outcome (``stored``, ``known``, or the reason why not) and a number of photos.
     """
     wanted: dict[tuple[str, int, int], dict[int, None]] = {}
+    records: dict[tuple[str, int, int], Record] = {}
     for task in tasks:
         if task.form:
             key = (task.event.project_id, task.event.task_id, task.event.assignment_id)
             wanted.setdefault(key, {}).update(dict.fromkeys(photo.claim_media_id for photo in task.form.photos))
-    albums = {key: Album(*key, tuple(ids)) for key, ids in wanted.items() if ids}
+            records.setdefault(key, task.record)
+    albums = {key: Album(*key, tuple(ids), partial(trace_call, records[key])) for key, ids in wanted.items() if ids}
     if not albums:
         return [*tasks]
     found = fetch_album_photos(

@@ -1,6 +1,7 @@
 """How a replayed record is marked: for which group it is, which record it repeats, and what has been done already.
 
-A replay is the original's bytes on the original's topic, under new coordinates, with four headers more. All functions
+A replay is the original's bytes on the original's topic, under new coordinates, with four headers more, and in the
+original's trace. All functions
 are pure and thread-safe.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 
 from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.trace_context import TRACE_HEADERS, make_trace, read_own_trace
 
 __all__ = [
     "REPLAY_COUNT",
@@ -52,7 +54,8 @@ def count_replays(record: Record) -> int:
 def make_replay_headers(
     record: Record, *, group: str, count: int, tracked: bool
 ) -> tuple[tuple[str, bytes | None], ...]:
-    """The headers of a replay of ``record``: its own, without those of an earlier replay, and ours.
+    """The headers of a replay of ``record``: its own, without those of an earlier replay, and ours. The trace context
+    of a record that has no valid one is made of its coordinates, and the replay has others: so it is put in.
 
     Args:
         group: the consumer group that is to read it.
@@ -60,6 +63,10 @@ def make_replay_headers(
         tracked: the event has its row in the tracking table.
     """
     own = tuple((name, value) for name, value in record.headers if name not in _OURS)
+    if read_own_trace(record) is None:
+        made = make_trace(record.coordinates).headers.items()
+        own = tuple((name, value) for name, value in own if name.lower() not in TRACE_HEADERS)
+        own += tuple((name, value.encode()) for name, value in made)
     marks: tuple[tuple[str, bytes | None], ...] = (
         (REPLAY_FOR, group.encode()),
         (REPLAY_OF, record.coordinates.encode()),

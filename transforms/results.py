@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import AwareDatetime, BaseModel
 
 from itel_cabinet.transforms.submissions import Submitted
+from itel_cabinet.transforms.trace_context import trace_message
 
 __all__ = ["SubmissionResult", "TrackingResult", "encode_submission_result", "encode_tracking_result"]
 
@@ -69,7 +70,11 @@ def encode_submission_result(
         itel_task_id=submitted.created_id,
         contract=contract,
     )
-    headers = (("x-assignment-id", str(result.assignment_id).encode()), ("x-status", str(result.status).encode()))
+    headers = (
+        ("x-assignment-id", str(result.assignment_id).encode()),
+        ("x-status", str(result.status).encode()),
+        *trace_message(submission.record, "result"),
+    )
     return result.event_id.encode(), result.model_dump_json(exclude_none=True).encode(), headers
 
 

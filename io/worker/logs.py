@@ -1,8 +1,8 @@
 """What log lines look like: text for a terminal, a JSON object each for a log collector.
 
 A JSON line has ``timestamp``, ``level``, ``logger``, ``message``, ``job`` and ``group``; a line about a record also
-``stage``, ``error_class``, ``event_id``, ``assignment_id``, ``topic``, ``topic_id``, ``partition`` and ``offset``. No
-line holds personal data or a secret.
+``stage``, ``error_class``, ``event_id``, ``assignment_id``, ``topic``, ``topic_id``, ``partition``, ``offset`` and
+``trace_id``. No line holds personal data or a secret.
 """
 
 from __future__ import annotations

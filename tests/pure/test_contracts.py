@@ -299,6 +299,14 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
         put("request/headers", {"Content-Length": "7"}),
         "request.headers.Content-Length: is set by",
     ),
+    "a header of the trace context": (
+        put("request/headers", {"TraceParent": "00-1"}),
+        "request.headers.TraceParent: is set by",
+    ),
+    "a key in a header of ours": (
+        put("request/key", {"header": "tracestate"}),
+        "request.key.header: is a header that the program sets",
+    ),
     "a header of no var": (put("request/headers", {"X-A": {"var": "key"}}), "request.headers.X-A.var: no var key"),
     "a secret itself": (
         put("request/headers", {"X-A": {"secret": "hunter2"}}),

@@ -28,6 +28,7 @@ from itel_cabinet.transforms.results import (
 )
 from itel_cabinet.transforms.rows import make_tracking_row
 from itel_cabinet.transforms.submissions import Submission, Submitted
+from itel_cabinet.transforms.trace_context import trace_message
 from tests.support.cabinet_samples import ASSIGNMENT_ID, details, event, record
 
 MAX_BYTES = 900_000
@@ -82,6 +83,7 @@ def test_the_format() -> None:
         ("x-attempts", b"3"),
         ("x-job", b"tracking"),
         ("x-group", b"itel_cabinet_group"),
+        *trace_message(source, "dead letter"),
     )
     assert decode_dead_letter(value).coordinates == key.decode()
     assert decode_dead_letter(value).record() == source
@@ -222,7 +224,8 @@ def test_a_success() -> None:
     submitted = Submitted(submission, 201, 2, "ok \ud800" + "é" * 600, duplicate=False)
     key, value, headers = encode_submission_result(submitted, LAST)
     assert key == b"e-1"
-    assert headers == (("x-assignment-id", b"5430007"), ("x-status", b"201"))
+    trace = trace_message(record(b""), "result")
+    assert headers == (("x-assignment-id", b"5430007"), ("x-status", b"201"), *trace)
     assert json.loads(value) == {
         "version": 1,
         "event_id": "e-1",

@@ -39,7 +39,7 @@ class Lookup:
     def now(self) -> float:
         return ARRIVED
 
-    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
         with self._lock:
             self.overlapped |= assignment_id in self._running
             self._running.add(assignment_id)
@@ -154,7 +154,7 @@ def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
         def now(self) -> float:
             return ARRIVED
 
-        def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+        def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
             raise OSError(f"{assignment_id} {not_before > 0} {fresh}")
 
     with pytest.raises(OSError, match="7 True False"):

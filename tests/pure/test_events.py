@@ -24,6 +24,7 @@ from itel_cabinet.transforms.events import (
     parse_timestamp,
 )
 from itel_cabinet.transforms.records import Failure, Skip
+from itel_cabinet.transforms.trace_context import trace_message
 from tests.support.cabinet_samples import TASK_IDS, answer, record, tracking_message
 
 NOW = 1_768_057_500.5
@@ -391,6 +392,7 @@ def test_the_headers_tell_where_it_came_from() -> None:
         ("x-task-id", b"32513"),
         ("x-event-type", b"CUSTOM_TASK_COMPLETED"),
         ("x-source", b"AbCdEfGhIjKlMnOpQrStUv/2/41"),
+        *trace_message(record(b""), "publish"),
     )
 
 

@@ -15,6 +15,7 @@ from itel_cabinet.transforms.enrichment import KnownTask, TaskLookupError, look_
 from itel_cabinet.transforms.events import ClaimXEvent, TaskEvent, parse_claimx_event, parse_event
 from itel_cabinet.transforms.forms import TaskDetails
 from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.trace_context import trace_message
 from itel_cabinet.transforms.triggers import Publication, Rules, apply_rules, load_default_rules, load_rules
 from tests.support.cabinet_samples import TASK_IDS, details, record
 
@@ -41,7 +42,7 @@ class Lookup:
     def now(self) -> float:
         return NOW_HERE
 
-    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False) -> TaskDetails:
+    def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
         self.calls.append((assignment_id, not_before, fresh))
         answer = self.answers[assignment_id]
         if isinstance(answer, TaskLookupError):
@@ -183,6 +184,7 @@ def test_a_message_is_published_as_the_other_jobs_read_it() -> None:
         ("x-task-id", b"32513"),
         ("x-event-type", b"CUSTOM_TASK_ASSIGNED"),
         ("x-source", b"AbCdEfGhIjKlMnOpQrStUv/2/41"),
+        *trace_message(task.record, "publish"),
     )
     event = parse_event(record(publication.value), 0.0, task_ids=TASK_IDS)
     assert isinstance(event, TaskEvent)

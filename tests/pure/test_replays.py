@@ -19,6 +19,7 @@ from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.replays import count_replays, has_row, is_for_other_group, make_replay_headers
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
+from itel_cabinet.transforms.trace_context import read_trace
 from tests.support.cabinet_samples import details, event, group, parse_form, question, record, tracking_message
 
 
@@ -30,10 +31,12 @@ def replayed(source: Record, *, count: int = 1, tracked: bool = False, group: st
 
 def test_a_replay_keeps_the_original_s_headers_and_adds_its_marks() -> None:
     source = record(b"x", headers=(("x-task-id", b"32513"), ("none", None), ("x-task-id", b"\x00")))
+    made = read_trace(source).traceparent.encode()
     assert replayed(source, count=2, tracked=True).headers == (
         ("x-task-id", b"32513"),
         ("none", None),
         ("x-task-id", b"\x00"),
+        ("traceparent", made),
         ("x-replay-for", b"g"),
         ("x-replay-of", b"AbCdEfGhIjKlMnOpQrStUv/2/41"),
         ("x-replay-count", b"2"),
@@ -42,10 +45,12 @@ def test_a_replay_keeps_the_original_s_headers_and_adds_its_marks() -> None:
 
 
 def test_a_replay_of_a_replay_bears_only_its_own_marks() -> None:
-    first = replayed(record(b"x", headers=(("a", b"b"),)), tracked=True)
+    original = record(b"x", headers=(("a", b"b"),))
+    first = replayed(original, tracked=True)
     second = replayed(first, count=2, offset=91)
     assert second.headers == (
         ("a", b"b"),
+        ("traceparent", read_trace(original).traceparent.encode()),
         ("x-replay-for", b"g"),
         ("x-replay-of", b"AbCdEfGhIjKlMnOpQrStUv/2/90"),
         ("x-replay-count", b"2"),

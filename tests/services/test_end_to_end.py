@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from tests.support.jobs import Stack, wait_for
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 CLOCK_COLUMNS = {"processed_timestamp", "ingested_at", "created_at", "updated_at"}
+TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-01")
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 
 Row = dict[str, Any]
@@ -265,7 +267,9 @@ def test_trigger_feeds_tracking(stack: Stack) -> None:
         details = produced.details if told.get("task") else stack.claimx.task(produced.assignment_id or 0)
         assert details is not None
         assert message.key == str(produced.assignment_id).encode()
-        assert dict(message.headers) == {
+        headers = dict(message.headers)
+        assert TRACEPARENT.fullmatch((headers.pop("traceparent") or b"").decode())
+        assert headers == {
             "x-trigger-name": b"iTel Cabinet Repair Form Task",
             "x-task-id": b"32513",
             "x-event-type": told["event_type"].encode(),

@@ -13,9 +13,10 @@ from itel_cabinet.transforms.contracts.contract import (
     shipped_text,
 )
 from itel_cabinet.transforms.contracts.document import ContractError, Problem
-from itel_cabinet.transforms.contracts.model import AnswerRule, FromVar, Secret, make_contract_schema
+from itel_cabinet.transforms.contracts.model import OWN_HEADERS, AnswerRule, FromVar, Secret, make_contract_schema
 
 __all__ = [
+    "OWN_HEADERS",
     "SHIPPED",
     "AnswerRule",
     "Body",

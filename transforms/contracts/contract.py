@@ -359,6 +359,8 @@ def _find_contradictions(file: ContractFile) -> Iterator[tuple[Path, str]]:
 
 
 def _find_header_problems(file: ContractFile) -> Iterator[tuple[Path, str]]:
+    if (file.request.key.header or "").lower() in OWN_HEADERS:
+        yield ("request", "key", "header"), "is a header that the program sets to something else"
     seen = set()
     for name, value in file.request.headers.items():
         place: Path = ("request", "headers", name)

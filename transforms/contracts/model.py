@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from itel_cabinet.transforms.contracts.conversions import CONVERSIONS
+from itel_cabinet.transforms.trace_context import TRACE_HEADERS
 
 __all__ = [
     "OWN_HEADERS",
@@ -35,7 +36,10 @@ __all__ = [
 _LATER = {name: {"$comment": f"#/$defs/{name}"} for name in ("Value", "Condition")}
 _PLACEHOLDERS = ("assignment_id", "project_id", "task_id", "event_id")
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}$"
-OWN_HEADERS = frozenset({"content-length", "content-type", "host", "authorization", "transfer-encoding", "connection"})
+OWN_HEADERS = TRACE_HEADERS | {
+    *("content-length", "content-type", "host", "authorization", "transfer-encoding", "connection")
+}
+"""What the program sets by itself, in lower case: a contract can name none of them."""
 _NAME = r"^[a-z][a-z0-9_]{0,62}$"
 REFERENCE = re.compile(r"(env:[A-Za-z_][A-Za-z0-9_]*|file:/.+)")
 
