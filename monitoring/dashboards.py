@@ -390,11 +390,13 @@ TRACKING = _dashboard(
             ),
             Graph(
                 "Read again",
-                "Dropped: rows that the table has, of records read again. Late: below the fence, but missing.",
+                "Dropped: rows that the table has, of records read again. Late: below the fence, but missing. "
+                "Suppressed: of what was erased.",
                 "cps",
                 {
                     "{{table}} dropped": _rate("rows_replayed_total", "table"),
                     "{{table}} late": _rate("records_late_total", "table"),
+                    "{{table}} suppressed": _rate("rows_suppressed_total", "table"),
                 },
             ),
             Graph(

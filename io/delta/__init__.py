@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
+from itel_cabinet.io.delta.erasure import Deleted, announce, delete_rows, find_rows
 from itel_cabinet.io.delta.fences import Move, carry_out, fences_at, plan_fences, plan_restore, rows_from
 from itel_cabinet.io.delta.inspect import (
     at_once,
@@ -20,7 +21,18 @@ from itel_cabinet.io.delta.inspect import (
     table_exists,
 )
 from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, vacuum
-from itel_cabinet.io.delta.spec import Append, Row, RowError, TableError, TableSpec, TableState, Upsert, WriteResult
+from itel_cabinet.io.delta.spec import (
+    Append,
+    Row,
+    RowError,
+    SuppressionList,
+    TableError,
+    TableSpec,
+    TableState,
+    Upsert,
+    WriteResult,
+)
+from itel_cabinet.io.delta.suppressions import Suppressions, get_suppressions
 from itel_cabinet.io.delta.table import FencedTable, get_table
 
 if TYPE_CHECKING:
@@ -29,22 +41,29 @@ if TYPE_CHECKING:
 __all__ = [
     "SAFE_RETENTION_HOURS",
     "Append",
+    "Deleted",
     "FencedTable",
     "Move",
     "Row",
     "RowError",
+    "SuppressionList",
+    "Suppressions",
     "TableError",
     "TableSpec",
     "TableState",
     "Upsert",
     "WriteResult",
     "WriteToDelta",
+    "announce",
     "at_once",
     "carry_out",
     "create_table",
+    "delete_rows",
     "describe_table",
     "error_text",
     "fences_at",
+    "find_rows",
+    "get_suppressions",
     "get_table",
     "glance_at_table",
     "open_table",

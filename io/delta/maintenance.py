@@ -24,7 +24,7 @@ from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 from itel_cabinet.io.worker import full_jitter
 
-__all__ = ["SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
+__all__ = ["PARQUET", "SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ SAFE_RETENTION_HOURS = 168
 _TRIES = 10
 _CONFLICT_WAITS = (0.2, 5.0)  # seconds: the first and the longest, before jitter
 # A row may hold a whole answer of ClaimX's size; of the usual million such rows a row group would be gigabytes.
-_PARQUET = WriterProperties(max_row_group_size=32_768, compression="SNAPPY")
+PARQUET = WriterProperties(max_row_group_size=32_768, compression="SNAPPY")
 _TARGET_BYTES = 100 * 1024 * 1024  # delta-rs's own, where a table has no delta.targetFileSize
 _HOURS = {"week": 168.0, "day": 24.0, "hour": 1.0, "minute": 1 / 60, "second": 1 / 3600}
 
@@ -84,7 +84,7 @@ def optimize(
             table = open_table(spec)
             start = table.version()
             act = functools.partial(table.optimize.z_order, z_order) if z_order else table.optimize.compact
-            return table, start, int(act(target_size=target_bytes, writer_properties=_PARQUET)["numFilesRemoved"])
+            return table, start, int(act(target_size=target_bytes, writer_properties=PARQUET)["numFilesRemoved"])
 
         (table, start, rewritten), conflicts = _against_others(spec, attempt, sleep, random)
         after = file_sizes(table)

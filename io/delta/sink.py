@@ -63,7 +63,7 @@ class WriteToDelta(beam.PTransform):  # type: ignore[misc]
     All rows of a bundle are one commit. Nothing is shuffled: where the source confirms its records when a bundle ends,
     they are durable by then. Exceptions of :meth:`FencedTable.write` fail the bundle. Results are in the global window
     and bear the bundle's latest timestamp. Counters, in the namespace ``delta``: ``rows_written``, ``rows_replayed``,
-    ``commits``, ``conflicts``.
+    ``rows_suppressed``, ``commits``, ``conflicts``.
     """
 
     spec: TableSpec
@@ -85,7 +85,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
 
     def __init__(self, spec: TableSpec) -> None:
         self._spec = spec
-        names = ("rows_written", "rows_replayed", "commits", "conflicts")
+        names = ("rows_written", "rows_replayed", "rows_suppressed", "commits", "conflicts")
         self._counters = {name: Metrics.counter("delta", name) for name in names}
 
     def start_bundle(self) -> None:
@@ -109,6 +109,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         self._measure(result)
         self._counters["rows_written"].inc(len(result.written))
         self._counters["rows_replayed"].inc(len(result.replayed))
+        self._counters["rows_suppressed"].inc(result.suppressed)
         self._counters["commits"].inc(result.version is not None)
         self._counters["conflicts"].inc(result.conflicts)
         yield WindowedValue(result, self._latest, (GlobalWindow(),))
@@ -118,6 +119,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         metrics.ROWS_WRITTEN.labels(table).inc(len(result.written))
         metrics.ROWS_REPLAYED.labels(table).inc(len(result.replayed))
         metrics.RECORDS_LATE.labels(table).inc(result.late)
+        metrics.ROWS_SUPPRESSED.labels(table).inc(result.suppressed)
         if result.version is not None:
             metrics.COMMITS.labels(table).inc()
         if result.written and self._earliest > MIN_TIMESTAMP:  # without timestamps nothing is known of age

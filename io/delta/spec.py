@@ -15,6 +15,7 @@ __all__ = [
     "Pairs",
     "Row",
     "RowError",
+    "SuppressionList",
     "TableError",
     "TableGlance",
     "TableSpec",
@@ -74,13 +75,30 @@ class Upsert:
 
 
 @dataclass(frozen=True)
+class SuppressionList:
+    """Where the list is of what must not be written (again), and how a row is compared with it. Hashable.
+
+    ``ids``: a kind of entries, such as ``customer``, and the column that holds its id, in turn. See
+    :mod:`itel_cabinet.io.delta.suppressions`.
+    """
+
+    uri: str
+    ids: tuple[tuple[str, str], ...]
+    storage_options: Pairs = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "storage_options", tuple(sorted(dict(self.storage_options).items())))
+
+
+@dataclass(frozen=True)
 class TableSpec:
     """A table and how it is written. Hashable and picklable; equal specifications share one handle a process.
 
     ``storage_options`` (may hold secrets: not in the repr) and ``properties`` (set on creation) may be mappings.
     ``source`` names the columns of topic id, partition and offset. ``compact_every``: the table's small files are
     compacted after so many commits of a process, 0 for never. ``outage_seconds``: how long an unreachable store, or
-    losing against other writers, is borne.
+    losing against other writers, is borne. ``suppressed``: rows that are on this list are not written. ``statistics``:
+    the columns whose least and greatest values a new table's log keeps, by default the first 32.
     """
 
     uri: str
@@ -93,11 +111,15 @@ class TableSpec:
     fence_prefix: str = "itel-cabinet/1"
     compact_every: int = 100
     outage_seconds: float = 120.0
+    suppressed: SuppressionList | None = None
+    statistics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("storage_options", "properties"):
             object.__setattr__(self, name, tuple(sorted(dict(getattr(self, name)).items())))
         named: dict[str, tuple[str, ...]] = {"source": self.source, "partition_by": self.partition_by}
+        named |= {"statistics": self.statistics}
+        named |= {"suppressed": tuple(column for _, column in self.suppressed.ids) if self.suppressed else ()}
         if isinstance(self.mode, Append):
             named |= {"identity": self.mode.identity}
         if isinstance(self.mode, Upsert):
@@ -139,7 +161,8 @@ class WriteResult:
 
     An upsert's rows that were older than the table's count as written. ``version`` is the commit's, None where there
     was nothing to change. ``conflicts`` counts how often others' commits made the sink decide again, ``late`` the
-    records that were written though they lie below a fence.
+    records that were written though they lie below a fence, ``suppressed`` the rows that are on the list of what must
+    not be written: they are neither ``written`` nor ``replayed``.
     """
 
     table: str
@@ -148,6 +171,7 @@ class WriteResult:
     replayed: list[Row]
     conflicts: int = 0
     late: int = 0
+    suppressed: int = 0
 
 
 @dataclass(frozen=True)

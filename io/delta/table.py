@@ -62,6 +62,7 @@ from itel_cabinet.io.delta.spec import (
     Upsert,
     WriteResult,
 )
+from itel_cabinet.io.delta.suppressions import ANNOUNCED, Suppressions, get_suppressions
 from itel_cabinet.io.worker import OutageError, crash_points, full_jitter, metrics, once_per_process, retry_outage
 
 __all__ = [
@@ -208,6 +209,8 @@ class FencedTable:
 
     def _attempt(self, rows: Sequence[Row]) -> WriteResult:
         table = self._refreshed()
+        given, rows = len(rows), self._keep_others(rows)
+        unwanted = given - len(rows)
         fence = functools.partial(self._fence, table)
         fresh, replayed, offsets = split_by_fence(self.spec, rows, fence)
         late = _late_records(self.spec, table, replayed)
@@ -220,7 +223,7 @@ class FencedTable:
         fences = {self.spec.fence_id(*at): offset for at, offset in offsets.items()}
         write = self._plan(table, fresh) if fresh else None
         if write is None:
-            return WriteResult(self.spec.name, None, fresh, replayed)
+            return WriteResult(self.spec.name, None, fresh, replayed, suppressed=unwanted)
 
         version = table.version()
         if isinstance(self.spec.mode, Upsert):
@@ -232,7 +235,7 @@ class FencedTable:
         if table.version() == version + 1:  # else others' commits lie between, with fences that were not read
             self._fences |= fences
             self._fences_version = table.version()
-        result = WriteResult(self.spec.name, table.version(), fresh, replayed, late=len(late))
+        result = WriteResult(self.spec.name, table.version(), fresh, replayed, late=len(late), suppressed=unwanted)
         self._compact(table)
         return result
 
@@ -261,6 +264,7 @@ class FencedTable:
     def _revise(self, rows: Sequence[Row], gone: Sequence[Row], columns: Sequence[str]) -> int:
         table, mode = self._refreshed(), self.spec.mode
         assert isinstance(mode, Upsert)
+        rows = self._keep_others(rows)
         key = _first_key(mode)
         schema = pa.schema([f.with_nullable(True) for f in self.spec.schema])
         given = to_arrow(self.spec, [*rows, *gone], schema).to_pylist()
@@ -299,17 +303,32 @@ class FencedTable:
 
     def _refreshed(self) -> DeltaTable:
         """The handle at the newest version, checked against the specification, with all its columns."""
+        opened = self._handle is None
         if self._handle is None:
             self._handle = open_table(self.spec) if self._seen else open_or_create(self.spec)[0]
             self._seen, self._fences_version = True, -1
         table = self._handle
         table.update_incremental()
         missing = check_writable(self.spec, table)
+        if self._suppressions is not None:
+            announced = int(table.metadata().configuration.get(ANNOUNCED, -1))
+            # A new table has nothing announced in it; what was on the list before it was made counts all the same.
+            if opened or announced > self._suppressions.version:
+                self._suppressions.refresh(at_least=announced)
         if missing:
             table.alter.add_columns(missing)
         if table.version() != self._fences_version:
             self._fences, self._fences_version = {}, table.version()
         return table
+
+    @functools.cached_property
+    def _suppressions(self) -> Suppressions | None:
+        place = self.spec.suppressed
+        return None if place is None else get_suppressions(place.uri, place.storage_options, place.ids)
+
+    def _keep_others(self, rows: Sequence[Row]) -> Sequence[Row]:
+        """The rows that may be written, as of the version that the handle is at."""
+        return rows if self._suppressions is None else self._suppressions.keep_others(rows)
 
     def _fence(self, table: DeltaTable, topic_id: str, partition: int) -> int | None:
         app = self.spec.fence_id(topic_id, partition)

@@ -157,6 +157,7 @@ SUBMISSIONS = _counter(
 
 ROWS_WRITTEN = _counter("rows_written", "Rows committed.", "table")
 ROWS_REPLAYED = _counter("rows_replayed", "Rows that the fence knew as committed.", "table")
+ROWS_SUPPRESSED = _counter("rows_suppressed", "Rows left out at the commit, as they are of what was erased.", "table")
 RECORDS_LATE = _counter("records_late", "Records below the fence that the table did not have, and has now.", "table")
 COMMITS = _counter("commits", "Versions of the table made.", "table")
 COMMIT_CONFLICTS = _counter("commit_conflicts", "Commits decided again, since another writer came first.", "table")
@@ -204,7 +205,10 @@ def start_at_zero(expected: ExpectedLabels) -> None:
         (expected.published, (MESSAGES_PUBLISHED, PUBLISH_FAILURES)),
         (expected.apis, (HTTP_RETRIES, HTTP_LIMITED, HTTP_CALLS_FAILED, BREAKER_OPEN)),
         (expected.outcomes, (SUBMISSIONS,)),
-        (expected.tables, (ROWS_WRITTEN, ROWS_REPLAYED, RECORDS_LATE, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES)),
+        (
+            expected.tables,
+            (ROWS_WRITTEN, ROWS_REPLAYED, ROWS_SUPPRESSED, RECORDS_LATE, COMMITS, COMMIT_CONFLICTS, COMMIT_FAILURES),
+        ),
     ):
         for label in labels:
             for metric in metrics:
