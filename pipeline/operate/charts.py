@@ -8,24 +8,24 @@ from datetime import date, timedelta
 
 __all__ = ["Bar", "BarChart", "Column", "ColumnChart", "Tick", "bar_chart", "column_chart", "number"]
 
-_WIDTH = 640
-_LABELS = 215  # left of the bars
-_VALUES = 70  # right of them
-_ROW = 30
-_LONGEST_LABEL = 26
+# As wide as a phone shows it at about its own size, so that the text of a chart can be read there too.
+_WIDTH = 400
+_VALUES = 70  # right of the bars
+_ROW = 44
+_LABEL = 20  # of a row, above its bar
+_LONGEST_LABEL = 50
 _PLOT_HEIGHT = 180
 _MOST_DAYS = 60
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A bar from ``x`` on; ``label`` is whole, ``short`` what there is room for."""
+    """A bar from the left on, its label above it; ``label`` is whole, ``short`` what there is room for."""
 
     label: str
     short: str
     value: float
     shown: str
-    x: float
     y: float
     width: float
     height: float
@@ -91,17 +91,16 @@ def number(value: float) -> str:
 def bar_chart(rows: Sequence[tuple[str, float]]) -> BarChart:
     """A bar for each (label, value); values are not negative."""
     most = max((value for _, value in rows), default=0)
-    room = _WIDTH - _LABELS - _VALUES
+    room = _WIDTH - _VALUES
     bars = [
         Bar(
             label=label,
             short=label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…",
             value=value,
             shown=number(value),
-            x=_LABELS,
-            y=place * _ROW + 5,
+            y=place * _ROW + _LABEL,
             width=round(room * value / most, 1) if most else 0,
-            height=_ROW - 10,
+            height=_ROW - _LABEL - 8,
         )
         for place, (label, value) in enumerate(rows)
     ]
@@ -119,7 +118,7 @@ def column_chart(rows: Mapping[date, tuple[int, int]]) -> ColumnChart | None:
     most = max(map(max, counts))
     step = _step(most)
     top = max(step, step * -(-most // step))
-    left, above = 48, 10
+    left, above = 44, 10
     pitch = (_WIDTH - left) / length
     unit = _PLOT_HEIGHT / top
     floor = above + _PLOT_HEIGHT

@@ -259,6 +259,31 @@ def test_a_browser_has_nothing_to_complain_of(known: Report, tmp_path: Path, bro
     assert page.picture.startswith(b"\x89PNG")
 
 
+_ON_A_PHONE = """({
+    sideways: document.documentElement.scrollWidth - innerWidth,
+    smallest: Math.min(...[...document.querySelectorAll("svg text")].map(
+        text => parseFloat(getComputedStyle(text).fontSize) * text.getScreenCTM().a)),
+    outside: [...document.querySelectorAll("svg text")].filter(text => {
+        const [own, chart] = [text, text.closest("svg")].map(one => one.getBoundingClientRect());
+        return own.left < chart.left - 1 || own.right > chart.right + 1;
+    }).map(text => text.textContent),
+    broken: [...document.querySelectorAll("td.whole")].filter(cell => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return new Set([...range.getClientRects()].map(line => Math.round(line.top))).size > 1;
+    }).map(cell => cell.textContent),
+})"""
+
+
+def test_it_can_be_read_on_a_phone(known: Report, tmp_path: Path, browser: Browser) -> None:
+    """The text of charts is large enough and inside of them, ids stand on one line, the page does not move sideways."""
+    file = tmp_path / "report.html"
+    file.write_text(render(known), encoding="utf-8")
+    shown = browser.open(file, width=390, height=844, ask=_ON_A_PHONE).answer
+    assert shown["smallest"] >= 11
+    assert {**shown, "smallest": None} == {"sideways": 0, "smallest": None, "outside": [], "broken": []}
+
+
 def test_a_browser_would_complain(known: Report, tmp_path: Path, browser: Browser) -> None:
     """That nothing is found above means something: here the page has a script, a picture and a style of its own."""
     file = tmp_path / "report.html"

@@ -36,11 +36,13 @@ _SWITCHES = [
 @dataclass
 class Page:
     """A page that has been loaded. ``requests`` are the addresses of all that it asked for but itself, even where its
-    policy has stopped it; ``complaints`` the console's errors and warnings, exceptions, and what the policy says.
+    policy has stopped it; ``complaints`` the console's errors and warnings, exceptions, and what the policy says;
+    ``answer`` the value of the expression that it was asked.
     """
 
     text: str
     picture: bytes
+    answer: Any = None
     requests: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
@@ -54,8 +56,9 @@ class Browser:
         self._last = 0
         self._events: list[dict[str, Any]] = []
 
-    def open(self, file: Path, *, width: int = 1400, height: int = 1500, dark: bool = False) -> Page:
-        """Open a file in a page of its own, wait until it is loaded and at rest, and tell what happened."""
+    def open(self, file: Path, *, width: int = 1400, height: int = 1500, dark: bool = False, ask: str = "null") -> Page:
+        """Open a file in a page of its own, wait until it is loaded and at rest, and tell what happened; ``ask`` is an
+        expression in its JavaScript."""
         url = file.absolute().as_uri()
         self._events.clear()
         target = self._call("Target.createTarget", url="about:blank")["targetId"]
@@ -76,9 +79,10 @@ class Browser:
         ):
             self._next("Page.navigate")
         shown = self._call("Runtime.evaluate", session, expression="document.body.innerText")
+        asked = self._call("Runtime.evaluate", session, expression=ask, returnByValue=True)
         picture = self._call("Page.captureScreenshot", session, format="png", captureBeyondViewport=True)
         self._call("Target.closeTarget", targetId=target)
-        page = Page(shown["result"]["value"], base64.b64decode(picture["data"]))
+        page = Page(shown["result"]["value"], base64.b64decode(picture["data"]), asked["result"].get("value"))
         for event in self._events:
             if event.get("sessionId") == session:
                 _tell(page, event, url)
