@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from itel_cabinet.io.delta import TableSpec
-    from itel_cabinet.pipeline.operate import FailureCount, Query
+    from itel_cabinet.pipeline.operate import FailureCount
+    from itel_cabinet.pipeline.queries import Query
 
 __all__ = ["query", "questions", "report"]
 
@@ -66,7 +67,7 @@ def query(
     storage_options: StorageOptions = "{}",
 ) -> None:
     """Ask the tables one of the twelve questions, each event counted once; without NAME, list them."""
-    from itel_cabinet.pipeline.operate import QueryError, Session, bind, catalogue, find
+    from itel_cabinet.pipeline.queries import QueryError, Session, bind, catalogue, find
 
     if name is None:
         listed = [(one.number, one.name, one.purpose, _usage(one)) for one in catalogue()]
@@ -94,7 +95,8 @@ def questions(
 
     The form's owners may have added them, or changed their words. Their answers are in the column raw_data.
     """
-    from itel_cabinet.pipeline.operate import Session, find, rank_unknown_questions
+    from itel_cabinet.pipeline.operate import rank_unknown_questions
+    from itel_cabinet.pipeline.queries import Session, find
 
     with reading(), Session(table_specs_of(tables_root, storage_options)) as session:
         found = rank_unknown_questions(session.run(find("drifted-forms"), {}).rows)
@@ -136,7 +138,7 @@ def table_specs_of(tables_root: str | None, storage_options: str) -> dict[str, T
 def reading() -> Iterator[None]:
     """What cannot be read in here, as one line."""
     from itel_cabinet.io.worker import OutageError
-    from itel_cabinet.pipeline.operate import TableMissingError
+    from itel_cabinet.pipeline.queries import TableMissingError
 
     try:
         yield
@@ -161,7 +163,8 @@ def report(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Write one HTML page about the tasks, with charts: it opens without a network and shows nobody's data."""
-    from itel_cabinet.pipeline.operate import Session, gather, render
+    from itel_cabinet.pipeline.operate import gather, render
+    from itel_cabinet.pipeline.queries import Session
 
     specs = table_specs_of(tables_root, storage_options)
     failures = None

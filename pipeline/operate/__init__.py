@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     )
     from itel_cabinet.pipeline.operate.observation import GroupView, Observer, Subject
     from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
-    from itel_cabinet.pipeline.operate.queries import (
-        Query,
-        QueryError,
-        Session,
-        TableMissingError,
-        bind,
-        catalogue,
-        find,
-    )
     from itel_cabinet.pipeline.operate.questions import UnknownQuestion, rank_unknown_questions
     from itel_cabinet.pipeline.operate.readers import (
         ReadingGroup,
@@ -69,16 +60,12 @@ __all__ = [
     "Offsets",
     "Outcome",
     "PreviewContext",
-    "Query",
-    "QueryError",
     "ReadingGroup",
     "RecentLetters",
     "Replay",
     "Replayer",
     "Revision",
-    "Session",
     "Subject",
-    "TableMissingError",
     "Tables",
     "UnknownQuestion",
     "Unseen",
@@ -86,12 +73,9 @@ __all__ = [
     "WorkerState",
     "backfill_photos",
     "backtest",
-    "bind",
-    "catalogue",
     "describe_left_behind",
     "error_log",
     "failure_counts",
-    "find",
     "find_job",
     "gather",
     "judge",
@@ -126,7 +110,6 @@ __getattr__, _, _ = lazy_loader.attach(
         ],
         "observation": ["GroupView", "Observer", "Subject"],
         "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],
-        "queries": ["Query", "QueryError", "Session", "TableMissingError", "bind", "catalogue", "find"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
         "rederive": ["Revision", "rederive"],

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart, number
 from itel_cabinet.pipeline.operate.dead_letters import FailureCount
-from itel_cabinet.pipeline.operate.queries import Session, bind, find
+from itel_cabinet.pipeline.queries import Session, bind, find
 from itel_cabinet.transforms.dead_letters import shorten
 
 __all__ = ["Report", "gather", "render"]

@@ -68,8 +68,8 @@ from itel_cabinet.pipeline.commands import app as cli
 cli.main(["tables", "create", "--tables_root={tmp_path}"])
 cli.main(["tables", "describe", "--tables_root={tmp_path}"])
 cli.main(["query", "latest-events", "--tables_root={tmp_path}"])
-for part in ("commands.status_view", "topics", *(
-    "operate." + part for part in ("dead_letters", "observation", "queries", "replay", "report", "verdict")
+for part in ("commands.status_view", "queries", "topics", *(
+    "operate." + part for part in ("dead_letters", "observation", "replay", "report", "verdict")
 )):
     importlib.import_module("itel_cabinet.pipeline." + part)
 for part in ("delta.fences", "delta.maintenance", "kafka.groups"):

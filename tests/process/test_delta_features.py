@@ -30,7 +30,7 @@ from itel_cabinet.io.delta import (
     vacuum,
 )
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.operate import Session, find
+from itel_cabinet.pipeline.queries import Session, find
 from itel_cabinet.pipeline.tables import TRACKING
 from tests.support import known_history
 from tests.support.delta_rows import READINGS, reading

@@ -21,7 +21,7 @@ from sqlglot import exp
 
 from itel_cabinet.io.delta import FencedTable
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.operate import Query, QueryError, Session, bind, catalogue, find
+from itel_cabinet.pipeline.queries import Query, QueryError, Session, bind, catalogue, find
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.transforms.enrichment import make_task
 from itel_cabinet.transforms.rows import make_form_rows

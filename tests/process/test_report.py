@@ -16,9 +16,10 @@ import pytest
 
 from itel_cabinet.local.services import Broker
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.operate import FailureCount, Session, gather, render
+from itel_cabinet.pipeline.operate import FailureCount, gather, render
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
 from itel_cabinet.pipeline.operate.report import Report
+from itel_cabinet.pipeline.queries import Session
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure, Record
 from tests.conftest import TopicFactory

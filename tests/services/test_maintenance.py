@@ -45,8 +45,8 @@ from itel_cabinet.io.delta.maintenance import Vacuumed
 from itel_cabinet.io.kafka import Cluster
 from itel_cabinet.local.samples import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.services import Broker
-from itel_cabinet.pipeline.operate import Session, bind, catalogue
 from itel_cabinet.pipeline.options import Settings
+from itel_cabinet.pipeline.queries import Session, bind, catalogue
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
 from itel_cabinet.transforms.rows import make_tracking_row
 from tests.conftest import TopicFactory

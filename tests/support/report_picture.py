@@ -11,7 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from itel_cabinet.pipeline.operate import FailureCount, Session, gather, render
+from itel_cabinet.pipeline.operate import FailureCount, gather, render
+from itel_cabinet.pipeline.queries import Session
 from tests.support import known_history
 from tests.support.chromium import started
 from tests.support.known_history import Told, form

@@ -42,8 +42,8 @@ __all__ = [
     "find",
 ]
 
-Kind = Literal["integer", "month", "time", "version"]
-Value = int | datetime | None
+Kind = Literal["integer", "month", "time", "version", "words"]
+Value = int | str | datetime | None
 
 _HISTORY = "table_history"
 _MOST = 2**63 - 1
@@ -70,7 +70,7 @@ class TableMissingError(Exception):
 @dataclass(frozen=True, slots=True)
 class Parameter:
     """What a query takes: an ``integer`` (not negative), a ``month`` (``2026-01``), a ``time`` (ISO; UTC where it names
-    no zone) or a ``version`` of the tracking table.
+    no zone), a ``version`` of the tracking table, or ``words`` with commas between them.
     """
 
     name: str
@@ -98,10 +98,19 @@ class Query:
 
     def reads(self, names: Iterable[str]) -> list[str]:
         """Those of ``names`` that the query, or a view that it reads, is made of."""
-        words = set(re.findall(r"\w+", self.sql))
-        if words & set(_views()):
-            words |= {word for view in _views().values() for word in re.findall(r"\w+", view)}
+        words = set(re.findall(r"\w+", " ".join([self.sql, *(_views()[view] for view in self.views)])))
         return [name for name in names if name in words]
+
+    @property
+    def views(self) -> list[str]:
+        """The views that the query reads, each behind those that it reads itself."""
+        text = self.sql
+        found = []
+        for view, statement in reversed(_views().items()):
+            if re.search(rf"\b{view}\b", text):
+                found.append(view)
+                text += statement
+        return found[::-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +161,13 @@ def bind(query: Query, given: Mapping[str, str], *, now: datetime) -> dict[str, 
     for parameter in query.parameters:
         text = given.get(parameter.name, parameter.default)
         if text is None and parameter.required:
-            example = {"integer": "5430007", "month": "2026-01", "time": "2026-01-10T15:00", "version": "0"}
+            example = {
+                "integer": "5430007",
+                "month": "2026-01",
+                "time": "2026-01-10T15:00",
+                "version": "0",
+                "words": "COMPLETED",
+            }
             raise QueryError(
                 f"query {query.name} needs {parameter.name}, {parameter.meaning}: "
                 f"--param {parameter.name}={example[parameter.kind]}"
@@ -161,7 +176,7 @@ def bind(query: Query, given: Mapping[str, str], *, now: datetime) -> dict[str, 
     return values
 
 
-def _value(parameter: Parameter, text: str, now: datetime) -> int | datetime:
+def _value(parameter: Parameter, text: str, now: datetime) -> Value:
     def refused(must_be: str) -> QueryError:
         return QueryError(f"parameter {parameter.name} must be {must_be}, got {text[:100]!r}")
 
@@ -170,6 +185,10 @@ def _value(parameter: Parameter, text: str, now: datetime) -> int | datetime:
             if not re.fullmatch(r"[0-9]{1,19}", text) or int(text) > _MOST:
                 raise refused(f"a whole number from 0 to {_MOST}")
             return int(text)
+        case "words":
+            if not re.fullmatch(r"[\w.-]+(,[\w.-]+)*", text):
+                raise refused("words with commas between them, such as COMPLETED,CLOSED")
+            return text
         case "month":
             parts = re.fullmatch(r"(?!0000)([0-9]{4})-(0[1-9]|1[0-2])", text)
             if not parts:
@@ -238,6 +257,11 @@ class Session:
             if name not in self._there:
                 self._provide(name)
                 self._there.add(name)
+        for view in query.views:
+            if view not in self._there:
+                with _reading(self._specs):
+                    self._engine.execute(_views()[view])
+                self._there.add(view)
         bound = {p.name: values[p.name] for p in query.parameters if p.kind != "version"}
         with _reading(self._specs):
             # Spark's `:name` is DuckDB's `$name`.
@@ -265,9 +289,6 @@ class Session:
             table = _at_version(spec, table.version(), self._version)
         with _reading(self._specs):
             self._register(name, table)
-            if name == TRACKING:
-                for statement in _views().values():
-                    self._engine.execute(statement)
 
     def _register(self, name: str, table: DeltaTable) -> None:
         """Make a table known to DuckDB. Of forms under another contract, the columns that queries ask for and that it
