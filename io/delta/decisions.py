@@ -2,92 +2,107 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import Field, Schema
 from deltalake.schema import PrimitiveType
 
-from itel_cabinet.io.delta.spec import Row, RowError, TableError, TableSpec, Upsert
+from itel_cabinet.io.delta.rows import Rows, gather, last_of_each, missing_source, number, rows_in
+from itel_cabinet.io.delta.spec import Given, Row, RowError, TableError, TableSpec, Upsert
 
 __all__ = [
-    "Coordinates",
     "Decision",
     "columns_of_other_versions",
-    "coordinates",
     "decide",
     "leave_newer",
     "marked_schema",
     "missing_columns",
+    "offsets_of",
     "split_by_fence",
-    "to_arrow",
 ]
-
-Values = tuple[Any, ...]
-Coordinates = tuple[str, int, int]
-
-
-def coordinates(spec: TableSpec, row: Row) -> Coordinates:
-    """Topic id, partition and offset of the record that a row comes from. Raises RowError."""
-    try:
-        topic_id, partition, offset = (row[column] for column in spec.source)
-        return str(topic_id), partition + 0, offset + 0
-    except (KeyError, TypeError):
-        raise RowError(f"a row lacks its source: {', '.join(spec.source)} must be a text and two integers") from None
 
 
 def split_by_fence(
     spec: TableSpec,
-    rows: Sequence[Row],
+    rows: Given,
     fence: Callable[[str, int], int | None],
-    late: Collection[Coordinates] = (),
-) -> tuple[list[Row], list[Row], dict[tuple[str, int], int]]:
+    late: pa.Table | None = None,
+) -> tuple[Rows, Rows, dict[tuple[str, int], int]]:
     """Split rows into those to write and those written before, and say where the fences must then stand.
 
-    ``fence(topic_id, partition)`` is the first offset not yet committed, or None; records that are ``late`` are written
-    though they lie below it. Only partitions with rows to write have a new fence: their highest offset + 1, never below
-    the old one. Order is kept.
+    ``fence(topic_id, partition)`` is the first offset not yet committed, or None; records of ``late`` (a table of
+    coordinates) are written though they lie below it. Only partitions with rows to write have a new fence: their
+    highest offset + 1, never below the old one. Order is kept. Raises RowError for rows without a source.
     """
-    fresh: list[Row] = []
-    replayed: list[Row] = []
+    table = gather(spec, rows)
     old: dict[tuple[str, int], int] = {}
     new: dict[tuple[str, int], int] = {}
-    for row in rows:
-        record = topic_id, partition, offset = coordinates(spec, row)
+    below = None
+    for topic_id, partition, offsets in offsets_of(spec, table):
         at = topic_id, partition
-        if at not in old:
-            old[at] = fence(*at) or 0
-        if offset < old[at] and record not in late:
-            replayed.append(row)
-            continue
-        new[at] = max(new.get(at, old[at]), offset + 1)
-        fresh.append(row)
-    return fresh, replayed, new
+        old[at], new[at] = fence(*at) or 0, offsets.stop
+        if offsets.start < old[at]:
+            of_partition = _below(spec, table, topic_id, partition, old[at])
+            below = of_partition if below is None else pc.or_(below, of_partition)
+    if below is None:
+        return Rows(table), Rows(table.slice(0, 0)), new
+    if late is not None and late.num_rows:
+        below = pc.and_not(below, rows_in(table, late, spec.source))
+    fresh, replayed = table.filter(pc.invert(below)), table.filter(below)
+    new = {(t, p): max(offsets.stop, old[t, p]) for t, p, offsets in offsets_of(spec, fresh)}
+    return Rows(fresh), Rows(replayed), new
+
+
+def offsets_of(spec: TableSpec, table: pa.Table) -> list[tuple[str, int, range]]:
+    """Topic ids and partitions of the rows, with the span from the first to the last offset. Raises RowError."""
+    topic, partition, offset = spec.source
+    if not table.num_rows:
+        return []
+    if {*spec.source} - {*table.column_names} or any(table[column].null_count for column in spec.source):
+        raise missing_source(spec)
+    spans = table.select(spec.source).group_by([topic, partition], use_threads=False)
+    spans = spans.aggregate([(offset, "min"), (offset, "max")])
+    columns = (topic, partition, f"{offset}_min", f"{offset}_max")
+    return [
+        (topic_id, number, range(first, last + 1))
+        for topic_id, number, first, last in zip(*(spans[c].to_pylist() for c in columns), strict=True)
+    ]
+
+
+def _below(spec: TableSpec, table: pa.Table, topic_id: str, partition: int, fence: int) -> pa.ChunkedArray:
+    topic_column, partition_column, offset_column = (table[column] for column in spec.source)
+    of_topic, of_partition = pc.equal(topic_column, topic_id), pc.equal(partition_column, partition)
+    return pc.and_(pc.and_(of_topic, of_partition), pc.less(offset_column, fence))
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What an upsert changes: rows to ``put`` (insert or update), and rows to ``touch``: those that leave their set."""
+    """What an upsert changes: rows to ``put`` (insert or update), and rows to ``touch``: those that leave their set,
+    with the columns that they take."""
 
-    put: list[Row]
-    touch: list[Row]
+    put: Sequence[Row]
+    touch: Sequence[Row]
 
 
-def decide(spec: TableSpec, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
+def decide(spec: TableSpec, incoming: Given, existing: Given) -> Decision:
     """Say what ``incoming`` rows change in a table that holds ``existing`` ones.
 
-    ``existing`` need only hold the keys and the order, and may hold rows that ``incoming`` does not meet. Values must
-    be comparable as they are: both sides come from Arrow.
+    ``existing`` need only hold the keys and the order, and may hold rows that ``incoming`` does not meet. Raises
+    RowError for a null key.
     """
-    assert isinstance(spec.mode, Upsert)
-    return (_decide_sets if spec.mode.members_of else _decide_rows)(spec, spec.mode, incoming, existing)
+    mode = spec.mode
+    assert isinstance(mode, Upsert)
+    new, there = gather(spec, incoming), gather(spec, existing).select([*dict.fromkeys((*mode.keys, *mode.order))])
+    if not mode.members_of:
+        _check_keys(spec, new, mode.keys)
+        return Decision(Rows(new.take(_winners(mode, new, there, mode.keys))), Rows(there.slice(0, 0)))
+    return _decide_sets(spec, mode, new, there)
 
 
-def leave_newer(
-    spec: TableSpec, revised: Sequence[Row], gone: Sequence[Row], existing: Sequence[Row]
-) -> tuple[list[Row], list[Row]]:
+def leave_newer(spec: TableSpec, revised: pa.Table, gone: pa.Table, existing: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Of rows that were ``revised`` and those that are to be ``gone``, those whose group the table does not have newer.
 
     A group are the rows that agree on ``members_of``, or on the keys. ``existing`` need only hold the keys and the
@@ -96,77 +111,87 @@ def leave_newer(
     mode = spec.mode
     assert isinstance(mode, Upsert)
     by = mode.members_of or mode.keys
-    stored, groups = _grouped(existing, by), _grouped((*revised, *gone), by)
-    newer = {key for key, rows in groups.items() if key in stored and _rank(stored[key], mode) > _rank(rows, mode)}
-    kept = [row for row in revised if _values(row, by) not in newer]
-    return kept, [row for row in gone if _values(row, by) not in newer]
+    columns = [*dict.fromkeys((*mode.keys, *mode.order))]
+    given = pa.concat_tables([revised.select(columns), gone.select(columns)])
+    newer = existing.take(_winners(mode, existing, given, by))
+    kept, left = (rows.filter(pc.invert(rows_in(rows, newer, by))) for rows in (revised, gone))
+    return kept, left
 
 
-def _decide_rows(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
-    stored = _grouped(existing, mode.keys)
-    newest: dict[Values, Row] = {}
-    for row in incoming:
-        key = _key(spec, row, mode.keys)
-        if key not in newest or _rank([row], mode) >= _rank([newest[key]], mode):
-            newest[key] = row
-    return Decision(
-        put=[row for key, row in newest.items() if key not in stored or _rank([row], mode) > _rank(stored[key], mode)],
-        touch=[],
-    )
+def _winners(mode: Upsert, ours: pa.Table, theirs: pa.Table, by: Sequence[str]) -> pa.Array:
+    """Positions in ``ours``, ascending: of each group, those of ``by``, its newest row, the last of equals, where it is
+    newer than all of ``theirs``. A null is the oldest.
+    """
+    columns = [*dict.fromkeys((*by, *mode.order))]
+    both = pa.concat_tables([ours.select(columns), theirs.select(columns)])
+    ranks = both.select([*dict.fromkeys(mode.order)])
+    ranks = ranks.append_column(_GROUP, number(both, by)).append_column(_PLACE, pa.arange(0, both.num_rows))
+    keys = [(name, "ascending", "at_start") for name in (_GROUP, *mode.order, _PLACE)]
+    ordered = pc.sort_indices(ranks, sort_keys=keys)
+    newest = ordered.take(last_of_each(ranks[_GROUP].combine_chunks().take(ordered)))
+    return newest.filter(pc.less(newest, ours.num_rows)).sort()
 
 
-def _decide_sets(spec: TableSpec, mode: Upsert, incoming: Sequence[Row], existing: Sequence[Row]) -> Decision:
+def _decide_sets(spec: TableSpec, mode: Upsert, incoming: pa.Table, existing: pa.Table) -> Decision:
     assert mode.active is not None
     own_keys = [k for k in mode.keys if k not in mode.members_of]
-    stored = _grouped(existing, mode.members_of)
-    newest: dict[Values, list[Row]] = {}
-    for rows in _grouped(incoming, (*mode.members_of, *spec.source)).values():
-        group = _key(spec, rows[0], mode.members_of)
-        if group not in newest or _rank(rows, mode) >= _rank(newest[group], mode):
-            newest[group] = rows
+    _check_keys(spec, incoming, mode.members_of)
+    # A set's place in a tie is that of its first row, so sets are gathered before they are compared.
+    set_of = number(incoming, (*mode.members_of, *spec.source))
+    incoming = incoming.take(pc.sort_indices(set_of))
+    set_of = set_of.sort()
+    winners = _winners(mode, incoming, existing, mode.members_of)
+    of_winners = pc.is_in(set_of, value_set=set_of.take(winners))
+    rows = incoming.filter(of_winners)
+    first = rows.take(_first_of_each(number(rows, mode.members_of)))
 
-    put: list[Row] = []
-    touch: list[Row] = []
-    for group, rows in newest.items():
-        there = stored.get(group, [])
-        if there and _rank(rows, mode) <= _rank(there, mode):
-            continue
-        members = {_key(spec, r, mode.keys): r for r in rows if any(r[k] is not None for k in own_keys)}
-        put += members.values()
-        if not members and not there:
-            put.append({**rows[0], **{k: _blank(spec, k) for k in own_keys}, mode.active: False})
-        taken = {c: rows[0][c] for c in (*mode.order, *spec.source, *mode.touch)} | {mode.active: False}
-        left = dict.fromkeys(key for row in there if (key := _values(row, mode.keys)) not in members)
-        touch += [taken | dict(zip(mode.keys, key, strict=True)) for key in left]
-    return Decision(put, touch)
+    blank = pc.is_null(rows[own_keys[0]])
+    for key in own_keys[1:]:
+        blank = pc.and_(blank, pc.is_null(rows[key]))
+    members = rows.filter(pc.invert(blank))
+    _check_keys(spec, members, mode.keys)
+    members = members.take(last_of_each(number(members, mode.keys)))
 
+    unknown = pc.invert(pc.or_(rows_in(first, members, mode.members_of), rows_in(first, existing, mode.members_of)))
+    markers = first.filter(unknown)
+    for key in own_keys:
+        markers = _set(markers, key, _blank(spec, key))
+    put = pa.concat_tables([members, _set(markers, mode.active, False)])
 
-def _grouped(rows: Iterable[Row], columns: Sequence[str]) -> dict[Values, list[Row]]:
-    groups: dict[Values, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(_values(row, columns), []).append(row)
-    return groups
-
-
-def _values(row: Row, columns: Iterable[str]) -> Values:
-    return tuple(row[c] for c in columns)
-
-
-def _key(spec: TableSpec, row: Row, columns: Sequence[str]) -> Values:
-    key = _values(row, columns)
-    if None in key:
-        raise RowError(f"{spec}: the key column {columns[key.index(None)]!r} is null in a row")
-    return key
+    left = existing.select(mode.keys).filter(rows_in(existing, first, mode.members_of))
+    left = left.filter(pc.invert(rows_in(left, members, mode.keys)))
+    left = left.take(last_of_each(number(left, mode.keys)))
+    both = number(pa.concat_tables([first.select(mode.members_of), left.select(mode.members_of)]), mode.members_of)
+    of_set = pc.index_in(both.slice(first.num_rows), value_set=both.slice(0, first.num_rows))
+    taken = [c for c in dict.fromkeys((*mode.order, *spec.source, *mode.touch)) if c not in (*mode.keys, mode.active)]
+    touch = first.select(taken).take(of_set)
+    for key in mode.keys:
+        touch = touch.append_column(key, left[key])
+    return Decision(Rows(put), Rows(touch.append_column(mode.active, pa.repeat(False, touch.num_rows))))
 
 
-def _rank(rows: Iterable[Row], mode: Upsert) -> Values:
-    """The place in the order of the newest of ``rows``, comparable; a null is the oldest."""
-    return max(tuple((False,) if row[c] is None else (True, row[c]) for c in mode.order) for row in rows)
+def _first_of_each(numbers: pa.Array) -> pa.Array:
+    last = last_of_each(numbers[::-1])
+    return pc.subtract(len(numbers) - 1, last).sort()
 
 
-def _blank(spec: TableSpec, column: str) -> Any:
+def _set(table: pa.Table, column: str, value: object) -> pa.Table:
+    field = table.schema.field(column)
+    values = pa.repeat(pa.scalar(value, type=field.type), table.num_rows)
+    return table.set_column(table.column_names.index(column), field, values)
+
+
+def _check_keys(spec: TableSpec, rows: pa.Table, keys: Sequence[str]) -> None:
+    for key in keys:
+        if rows[key].null_count:
+            raise RowError(f"{spec}: the key column {key!r} is null in a row")
+
+
+def _blank(spec: TableSpec, column: str) -> object:
     return 0 if pa.types.is_integer(spec.schema.field(column).type) else ""
 
+
+_GROUP, _PLACE = "__group", "__place"  # beside a decision's columns: which rows belong together, and their order
 
 _WRITER = "writer"  # in a column's metadata: the fence prefix of who writes it
 
@@ -220,28 +245,3 @@ def _mark(spec: TableSpec) -> dict[str, str]:
 
 def _type_name(column: Field) -> str:
     return str(column.type.type) if isinstance(column.type, PrimitiveType) else str(column.type.to_json())
-
-
-def to_arrow(spec: TableSpec, rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
-    """Rows as a table of ``schema``; a key that a row lacks is null. Raises RowError."""
-    unknown = set[str]().union(*rows) - set(spec.schema.names)
-    if unknown:
-        raise RowError(f"{spec}: a row has the column {min(unknown)!r}, which the schema lacks")
-    return pa.table([_column(spec, [row.get(f.name) for row in rows], f) for f in schema], schema=schema)
-
-
-def _column(spec: TableSpec, values: list[Any], column: pa.Field) -> pa.Array:
-    def refused(what: str) -> RowError:
-        return RowError(f"{spec}: column {column.name!r} is {column.type}, which {what} does not fit")
-
-    if not column.nullable and None in values:
-        raise RowError(f"{spec}: column {column.name!r} is NOT NULL, and a row has no value for it")
-    try:
-        return pa.array(values, type=column.type)
-    except (pa.ArrowException, OverflowError, TypeError, ValueError):
-        for value in values:
-            try:
-                pa.array([value], type=column.type)
-            except (pa.ArrowException, OverflowError, TypeError, ValueError):
-                raise refused(f"a value of type {type(value).__name__}") from None
-        raise refused("the whole of its values") from None

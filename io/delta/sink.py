@@ -35,10 +35,11 @@ How it holds stands at :class:`~itel_cabinet.io.delta.table.FencedTable`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.coders import registry
 from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
@@ -46,19 +47,20 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
 from itel_cabinet.io.batches import UnweighedCoder
-from itel_cabinet.io.delta.spec import Row, TableSpec, WriteResult
+from itel_cabinet.io.delta.spec import Given, Row, TableSpec, WriteResult
 from itel_cabinet.io.delta.table import get_table
 from itel_cabinet.io.worker import beat, metrics
 
 __all__ = ["WriteToDelta"]
 
-registry.register_coder(WriteResult, UnweighedCoder)
+for _batch in (WriteResult, pa.Table, pa.RecordBatch):
+    registry.register_coder(_batch, UnweighedCoder)
 
 
 @dataclass(eq=False)
 class WriteToDelta(beam.PTransform):  # type: ignore[misc]
-    """PCollection of rows, or better of sequences of rows -> PCollection of :class:`WriteResult`, one a bundle with
-    rows.
+    """PCollection of rows, of sequences of rows, or best of Arrow tables and record batches, in any mixture ->
+    PCollection of :class:`WriteResult`, one a bundle with rows.
 
     All rows of a bundle are one commit. Nothing is shuffled: where the source confirms its records when a bundle ends,
     they are durable by then. Exceptions of :meth:`FencedTable.write` fail the bundle. Results are in the global window
@@ -89,12 +91,14 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         self._counters = {name: Metrics.counter("delta", name) for name in names}
 
     def start_bundle(self) -> None:
-        self._rows: list[Row] = []
+        self._rows: list[Row | pa.Table | pa.RecordBatch] = []
         self._earliest, self._latest = MAX_TIMESTAMP, MIN_TIMESTAMP
 
-    def process(self, element: Row | Sequence[Row], timestamp: Timestamp = beam.DoFn.TimestampParam) -> None:
+    def process(self, element: Row | Given, timestamp: Timestamp = beam.DoFn.TimestampParam) -> None:
         self._earliest, self._latest = min(self._earliest, timestamp), max(self._latest, timestamp)
-        if isinstance(element, Mapping):
+        if isinstance(element, pa.Table | pa.RecordBatch):
+            self._rows += [element] * bool(element.num_rows)
+        elif isinstance(element, Mapping):
             self._rows.append(element)
         else:
             self._rows.extend(element)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,7 @@ import pyarrow as pa
 __all__ = [
     "RETENTION",
     "Append",
+    "Given",
     "Pairs",
     "Row",
     "RowError",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 Row = Mapping[str, Any]
+Given = pa.Table | pa.RecordBatch | Sequence[Row | pa.Table | pa.RecordBatch]
+"""Rows to write: mappings, or batches of columns (at less cost), or both in one sequence."""
 Pairs = Mapping[str, str] | tuple[tuple[str, str], ...]
 
 RETENTION = "delta.setTransactionRetentionDuration"
@@ -159,7 +162,8 @@ class WriteResult:
     """What became of one bundle's rows, in their order: ``written`` now, or ``replayed``: committed by an earlier
     commit.
 
-    An upsert's rows that were older than the table's count as written. ``version`` is the commit's, None where there
+    Both are made into mappings when one looks at them, and counted without that. An upsert's rows that were older than
+    the table's count as written. ``version`` is the commit's, None where there
     was nothing to change. ``conflicts`` counts how often others' commits made the sink decide again, ``late`` the
     records that were written though they lie below a fence, ``suppressed`` the rows that are on the list of what must
     not be written: they are neither ``written`` nor ``replayed``.
@@ -167,8 +171,8 @@ class WriteResult:
 
     table: str
     version: int | None
-    written: list[Row]
-    replayed: list[Row]
+    written: Sequence[Row]
+    replayed: Sequence[Row]
     conflicts: int = 0
     late: int = 0
     suppressed: int = 0

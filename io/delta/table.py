@@ -25,24 +25,22 @@ import logging
 import random as _random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Transaction, WriterProperties, write_deltalake
 from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.table import TableMerger
 
 from itel_cabinet.io.delta.decisions import (
-    Coordinates,
-    Decision,
     columns_of_other_versions,
-    coordinates,
     decide,
     leave_newer,
+    offsets_of,
     split_by_fence,
-    to_arrow,
 )
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
@@ -55,8 +53,10 @@ from itel_cabinet.io.delta.inspect import (
     open_table,
     refusal,
 )
+from itel_cabinet.io.delta.rows import Rows, complete, gather, last_of_each, number, rows_in
 from itel_cabinet.io.delta.spec import (
     Append,
+    Given,
     Row,
     TableSpec,
     Upsert,
@@ -109,15 +109,17 @@ class FencedTable:
         self._fences_version = -1
         self._commits = 0
 
-    def write(self, rows: Sequence[Row]) -> WriteResult:
+    def write(self, rows: Given) -> WriteResult:
         """Commit those of ``rows`` that are not committed yet, all in one version, and say which were which.
 
-        Idempotent: after an exception or a crash, even if the commit was made, write the same rows again.
-        Raises RowError and TableError with nothing written, and OutageError after ``outage_seconds``.
+        A batch's columns have the specification's types; those that it lacks are null. Idempotent: after an exception
+        or a crash, even if the commit was made, write the same rows again. Raises RowError and TableError with nothing
+        written, and OutageError after ``outage_seconds``.
         """
-        if not rows:
+        if not len(rows):
             return WriteResult(self.spec.name, None, [], [])
-        return self._patiently(lambda conflicts: replace(self._attempt(rows), conflicts=conflicts))
+        gathered = functools.cache(functools.partial(gather, self.spec, rows))  # once the table is known to fit
+        return self._patiently(lambda conflicts: replace(self._attempt(gathered), conflicts=conflicts))
 
     def add_columns(self) -> None:
         """Give the table the columns of the specification that it lacks, as nullable. Idempotent; :meth:`write` does so
@@ -207,27 +209,27 @@ class FencedTable:
                 raise
         raise AssertionError("the waits never end")
 
-    def _attempt(self, rows: Sequence[Row]) -> WriteResult:
-        table = self._refreshed()
-        given, rows = len(rows), self._keep_others(rows)
-        unwanted = given - len(rows)
+    def _attempt(self, gathered: Callable[[], pa.Table]) -> WriteResult:
+        table, given = self._refreshed(), gathered()
+        rows = self._keep_others(given)
+        unwanted = given.num_rows - rows.num_rows
         fence = functools.partial(self._fence, table)
         fresh, replayed, offsets = split_by_fence(self.spec, rows, fence)
-        late = _late_records(self.spec, table, replayed)
-        if late:
+        late = _late_records(self.spec, table, replayed.table)
+        if late.num_rows:
             _LOGGER.warning(
                 "%s: %d records below the fence are not in the table, and are written now; the first is %s/%d/%d",
-                self.spec, len(late), *min(late),
+                self.spec, late.num_rows, *min(zip(*late.to_pydict().values(), strict=True)),
             )  # fmt: skip
             fresh, replayed, offsets = split_by_fence(self.spec, rows, fence, late)
         fences = {self.spec.fence_id(*at): offset for at, offset in offsets.items()}
-        write = self._plan(table, fresh) if fresh else None
+        write = self._plan(table, fresh.table) if fresh else None
         if write is None:
             return WriteResult(self.spec.name, None, fresh, replayed, suppressed=unwanted)
 
         version = table.version()
         if isinstance(self.spec.mode, Upsert):
-            fences[f"{self.spec.fence_prefix}/upsert"] = version + 1
+            fences[_upsert_fence(self.spec)] = version + 1
         crash_points.maybe_crash(f"before-commit:{self.spec.name}")
         # delta-rs's own retries stay on: they re-base over commits that share no fence with this one, and only those.
         write(CommitProperties(app_transactions=[Transaction(app, at) for app, at in fences.items()]))
@@ -235,7 +237,7 @@ class FencedTable:
         if table.version() == version + 1:  # else others' commits lie between, with fences that were not read
             self._fences |= fences
             self._fences_version = table.version()
-        result = WriteResult(self.spec.name, table.version(), fresh, replayed, late=len(late), suppressed=unwanted)
+        result = WriteResult(self.spec.name, table.version(), fresh, replayed, late=late.num_rows, suppressed=unwanted)
         self._compact(table)
         return result
 
@@ -243,19 +245,9 @@ class FencedTable:
         table, mode = self._refreshed(), self.spec.mode
         assert isinstance(mode, Upsert)
         given = dict.fromkeys((*mode.keys, column, *(c for row in rows for c in row)))
-        source = to_arrow(self.spec, rows, pa.schema([self.spec.schema.field(c).with_nullable(True) for c in given]))
-        key = _first_key(mode)
-        merger = table.merge(
-            source,
-            " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), _among(key, {row[key] for row in rows}, "t.")]),
-            source_alias="s",
-            target_alias="t",
-            writer_properties=_PARQUET,
-            streamed_exec=False,
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(f"{self.spec.fence_prefix}/upsert", table.version() + 1)]
-            ),
-        ).when_matched_update(
+        source = gather(self.spec, rows)
+        source = complete(self.spec, source, pa.schema([self.spec.schema.field(c).with_nullable(True) for c in given]))
+        merger = _merger(self.spec, table, source, source[_first_key(mode)]).when_matched_update(
             {f"`{c}`": f"s.`{c}`" for c in given if c not in mode.keys}, predicate=f"t.`{column}` IS NULL"
         )
         crash_points.maybe_crash(f"before-commit:{self.spec.name}")
@@ -264,32 +256,19 @@ class FencedTable:
     def _revise(self, rows: Sequence[Row], gone: Sequence[Row], columns: Sequence[str]) -> int:
         table, mode = self._refreshed(), self.spec.mode
         assert isinstance(mode, Upsert)
-        rows = self._keep_others(rows)
-        key = _first_key(mode)
         schema = pa.schema([f.with_nullable(True) for f in self.spec.schema])
-        given = to_arrow(self.spec, [*rows, *gone], schema).to_pylist()
-        existing = _rows_met(self.spec, key, table, given)
-        kept, left = leave_newer(self.spec, given[: len(rows)], given[len(rows) :], existing)
-        if not kept and not left:
+        revised, removed = (complete(self.spec, gather(self.spec, part), schema) for part in (rows, gone))
+        revised = self._keep_others(revised)
+        existing = _rows_met(self.spec, table, pa.concat_tables([revised, removed]))
+        kept, left = leave_newer(self.spec, revised, removed, existing)
+        source = pa.concat_tables([kept, left])
+        if not source.num_rows:
             return 0
-        source = to_arrow(self.spec, [*kept, *left], schema)
-        source = source.append_column(_GONE, pa.array([False] * len(kept) + [True] * len(left), type=pa.bool_()))
+        flags = pa.concat_arrays([pa.repeat(False, kept.num_rows), pa.repeat(True, left.num_rows)])
         taken = [column for column in columns if column not in mode.keys]
         updates = {f"`{c}`": _newer(mode, c) for c in taken if c in self.spec.schema.names}
         updates |= {f"`{c}`": "NULL" for c in columns_of_other_versions(self.spec, table.schema())}
-        merger = table.merge(
-            source,
-            " AND ".join(
-                [*(f"t.`{k}` = s.`{k}`" for k in mode.keys), _among(key, {row[key] for row in (*kept, *left)}, "t.")]
-            ),
-            source_alias="s",
-            target_alias="t",
-            writer_properties=_PARQUET,
-            streamed_exec=False,
-            commit_properties=CommitProperties(
-                app_transactions=[Transaction(f"{self.spec.fence_prefix}/upsert", table.version() + 1)]
-            ),
-        )
+        merger = _merger(self.spec, table, source.append_column(_GONE, flags), source[_first_key(mode)])
         merger = merger.when_matched_delete(predicate=f"s.`{_GONE}`")
         if updates:
             merger = merger.when_matched_update(updates, predicate=f"NOT s.`{_GONE}`")
@@ -299,7 +278,7 @@ class FencedTable:
         crash_points.maybe_crash(f"before-commit:{self.spec.name}")
         merger.execute()
         crash_points.maybe_crash(f"after-commit:{self.spec.name}")
-        return len(kept) + len(left)
+        return int(source.num_rows)
 
     def _refreshed(self) -> DeltaTable:
         """The handle at the newest version, checked against the specification, with all its columns."""
@@ -326,9 +305,9 @@ class FencedTable:
         place = self.spec.suppressed
         return None if place is None else get_suppressions(place.uri, place.storage_options, place.ids)
 
-    def _keep_others(self, rows: Sequence[Row]) -> Sequence[Row]:
+    def _keep_others(self, rows: pa.Table) -> pa.Table:
         """The rows that may be written, as of the version that the handle is at."""
-        return rows if self._suppressions is None else self._suppressions.keep_others(rows)
+        return rows if self._suppressions is None else self._suppressions.keep_other_columns(rows)
 
     def _fence(self, table: DeltaTable, topic_id: str, partition: int) -> int | None:
         app = self.spec.fence_id(topic_id, partition)
@@ -336,26 +315,29 @@ class FencedTable:
             self._fences[app] = table.transaction_version(app)
         return self._fences[app]
 
-    def _plan(self, table: DeltaTable, rows: list[Row]) -> Callable[[CommitProperties], None] | None:
+    def _plan(self, table: DeltaTable, rows: pa.Table) -> Callable[[CommitProperties], None] | None:
         """The commit that brings ``rows`` into the table, or None where they change nothing."""
         required = {f.name for f in table.schema().fields if not f.nullable}
         required |= {f.name for f in self.spec.schema if not f.nullable}
         # Nullability as in the table, where delta-rs would quietly drop a NOT NULL.
         schema = pa.schema([f.with_nullable(f.name not in required) for f in self.spec.schema])
         if isinstance(self.spec.mode, Append):
-            return functools.partial(_append, table, to_arrow(self.spec, rows, schema))
-        # Through Arrow, so that both sides of a comparison have the same types; null keys mark empty sets here.
-        incoming = to_arrow(self.spec, rows, pa.schema([f.with_nullable(True) for f in schema])).to_pylist()
-        key = _first_key(self.spec.mode)
-        existing = _rows_met(self.spec, key, table, incoming)
-        decision = decide(self.spec, incoming, existing)
-        if not decision.put and not decision.touch:
+            return functools.partial(_append, table, complete(self.spec, rows, schema))
+        existing = _rows_met(self.spec, table, rows)
+        decision = decide(self.spec, rows, existing)
+        put, touch = _table_of(decision.put), _table_of(decision.touch)
+        if not put.num_rows and not touch.num_rows:
             return None
-        met = {row[key] for row in existing} & {row[key] for row in (*decision.put, *decision.touch)}
-        if not met:  # nothing to update: an append costs the same at any size of the table
-            return functools.partial(_append, table, to_arrow(self.spec, decision.put, schema))
-        source = _merge_source(self.spec, decision, schema)
-        return functools.partial(_merge, self.spec, table, source, _among(key, met, "t."))
+        key = _first_key(self.spec.mode)
+        put = complete(self.spec, put, schema)
+        changed = pa.chunked_array([*put[key].chunks, *touch[key].chunks], type=put[key].type)
+        met = changed.filter(pc.is_in(changed, value_set=existing[key].combine_chunks()))
+        if not len(met):  # nothing to update: an append costs the same at any size of the table
+            return functools.partial(_append, table, put)
+        nullable = pa.schema([f.with_nullable(True) for f in schema])  # touched rows hold only what they take
+        source = pa.concat_tables([put.cast(nullable), complete(self.spec, touch, nullable)])
+        flags = pa.concat_arrays([pa.repeat(False, put.num_rows), pa.repeat(True, touch.num_rows)])
+        return functools.partial(_merge, self.spec, table, source.append_column(_TOUCH, flags), met)
 
     def _compact(self, table: DeltaTable) -> None:
         self._commits += 1
@@ -379,69 +361,85 @@ def _first_key(mode: Upsert) -> str:
     return (mode.members_of or mode.keys)[0]
 
 
-def _late_records(spec: TableSpec, table: DeltaTable, below: Sequence[Row]) -> set[Coordinates]:
-    """Which records of the rows below the fence the table does not have: by their coordinates and what else tells
-    records apart, or, of an upsert, by what they would change.
+def _upsert_fence(spec: TableSpec) -> str:
+    """The id that all upserts of a table share, so that of two at once one decides again."""
+    return f"{spec.fence_prefix}/upsert"
+
+
+def _table_of(rows: Sequence[Row]) -> pa.Table:
+    assert isinstance(rows, Rows)
+    return rows.table
+
+
+def _late_records(spec: TableSpec, table: DeltaTable, below: pa.Table) -> pa.Table:
+    """Coordinates of those records of the rows below the fence that the table does not have: by their coordinates and
+    what else tells records apart, or, of an upsert, by what they would change.
     """
-    if not below:
-        return set()
+    if not below.num_rows:
+        return below.select(spec.source)
     if isinstance(spec.mode, Upsert):
         keys = spec.mode.members_of or spec.mode.keys
-        incoming = to_arrow(spec, below, pa.schema([f.with_nullable(True) for f in spec.schema])).to_pylist()
-        decision = decide(spec, incoming, _rows_met(spec, keys[0], table, incoming))
-        changed = {tuple(row[k] for k in keys) for row in (*decision.put, *decision.touch)}
-        return {coordinates(spec, row) for row in below if tuple(row[k] for k in keys) in changed}
-    columns = (*spec.source, *spec.mode.identity)
-    found = {
-        tuple(row[c] for c in columns)
-        for (topic_id, partition), offsets in _spans(spec, below).items()
-        for row in pa.table(
-            table.scan(columns=list(columns), predicate=among_records(spec, topic_id, partition, offsets))
-        ).to_pylist()
-    }
-    return {coordinates(spec, row) for row in below if tuple(row[c] for c in columns) not in found}
+        decision = decide(spec, below, _rows_met(spec, table, below))
+        changed = pa.concat_tables([_table_of(part).select(keys) for part in (decision.put, decision.touch)])
+        late = below.filter(rows_in(below, changed, keys))
+    else:
+        columns = [*spec.source, *spec.mode.identity]
+        schema = below.select(columns).schema
+        found = [
+            pa.table(table.scan(columns=columns, predicate=among_records(spec, topic_id, partition, offsets)))
+            for topic_id, partition, offsets in offsets_of(spec, below)
+        ]
+        there = pa.concat_tables([part.cast(schema) for part in found])
+        late = below.filter(pc.invert(rows_in(below, there, columns)))
+    late = late.select(spec.source)
+    return late.take(last_of_each(number(late, spec.source)))
 
 
-def _spans(spec: TableSpec, rows: Sequence[Row]) -> dict[tuple[str, int], range]:
-    """From the first to the last offset of each topic and partition."""
-    spans: dict[tuple[str, int], range] = {}
-    for topic_id, partition, offset in (coordinates(spec, row) for row in rows):
-        span = spans.get((topic_id, partition), range(offset, offset))
-        spans[topic_id, partition] = range(min(span.start, offset), max(span.stop, offset + 1))
-    return spans
-
-
-def _rows_met(spec: TableSpec, key: str, table: DeltaTable, incoming: Sequence[Row]) -> list[Row]:
+def _rows_met(spec: TableSpec, table: DeltaTable, incoming: pa.Table) -> pa.Table:
     """Keys and order of the table's rows that ``incoming`` may meet, found by the first key alone."""
     assert isinstance(spec.mode, Upsert)
-    values = {row[key] for row in incoming} - {None}
-    if not values:
-        return []
-    columns = pa.schema([spec.schema.field(c) for c in dict.fromkeys((*spec.mode.keys, *spec.mode.order))])
+    key = _first_key(spec.mode)
+    names = dict.fromkeys((*spec.mode.keys, *spec.mode.order))
+    columns = pa.schema([spec.schema.field(c).with_nullable(True) for c in names])
+    wanted = incoming[key].unique().drop_null()
+    if not len(wanted):
+        return columns.empty_table()
     try:
-        met = pa.table(table.scan(columns=columns.names, predicate=_among(key, values))).cast(columns)
+        met = pa.table(table.scan(columns=columns.names, predicate=_among(key, wanted))).cast(columns)
     except pa.ArrowInvalid as error:
         raise OSError(str(error)) from error  # how delta-rs tells that a file cannot be read
-    wanted = pa.array(list(values), type=spec.schema.field(key).type)
-    rows: list[Row] = met.filter(pc.is_in(met[key], wanted)).to_pylist()
-    return rows
+    return met.filter(pc.is_in(met[key], value_set=wanted))
 
 
-def _among(column: str, values: Iterable[Any], alias: str = "") -> str:
+def _among(column: str, values: pa.Array | pa.ChunkedArray, alias: str = "") -> str:
     """A condition that holds for these values, and perhaps for some between them; delta-rs skips files by it."""
-    ordered = sorted(values)
+    distinct = values.unique()
     # A long list costs delta-rs more, for each file of the table, than reading the range between.
-    if len(ordered) <= _MOST_LITERALS:
-        return f"{alias}`{column}` IN ({', '.join(map(literal, ordered))})"
-    return f"{alias}`{column}` BETWEEN {literal(ordered[0])} AND {literal(ordered[-1])}"
+    if len(distinct) <= _MOST_LITERALS:
+        return f"{alias}`{column}` IN ({', '.join(map(literal, sorted(distinct.to_pylist())))})"
+    first, last = (literal(bound.as_py()) for bound in pc.min_max(distinct).values())
+    return f"{alias}`{column}` BETWEEN {first} AND {last}"
 
 
-def _merge_source(spec: TableSpec, decision: Decision, schema: pa.Schema) -> pa.Table:
-    put = to_arrow(spec, decision.put, schema)
-    nullable = pa.schema([f.with_nullable(True) for f in schema])  # touched rows hold only what they take
-    data = pa.concat_tables([put.cast(nullable), to_arrow(spec, decision.touch, nullable)])
-    flags = [False] * len(decision.put) + [True] * len(decision.touch)
-    return data.append_column(_TOUCH, pa.array(flags, type=pa.bool_()))
+def _merger(
+    spec: TableSpec, table: DeltaTable, source: pa.Table, met: pa.ChunkedArray, commit: CommitProperties | None = None
+) -> TableMerger:
+    """A merge of ``source`` (``s``) into the table (``t``) by the keys, decided on at the handle's version.
+
+    ``met``: values of the first key by which rows of the table are met; all other rows are new.
+    """
+    mode = spec.mode
+    assert isinstance(mode, Upsert)
+    return table.merge(
+        source,
+        " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), _among(_first_key(mode), met, "t.")]),
+        source_alias="s",
+        target_alias="t",
+        writer_properties=_PARQUET,
+        streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
+        commit_properties=commit
+        or CommitProperties(app_transactions=[Transaction(_upsert_fence(spec), table.version() + 1)]),
+    )
 
 
 def _newer(mode: Upsert, column: str) -> str:
@@ -451,23 +449,15 @@ def _newer(mode: Upsert, column: str) -> str:
     return f"coalesce(s.`{column}`, t.`{column}`)" if column in mode.keep_if_null else f"s.`{column}`"
 
 
-def _merge(spec: TableSpec, table: DeltaTable, source: pa.Table, among: str, commit: CommitProperties) -> None:
-    """Update and insert what ``source`` holds. ``among``: where in the table its rows are met; all others are new."""
+def _merge(
+    spec: TableSpec, table: DeltaTable, source: pa.Table, met: pa.ChunkedArray, commit: CommitProperties
+) -> None:
+    """Update and insert what ``source`` holds."""
     mode = spec.mode
     assert isinstance(mode, Upsert)
-
-    merger = table.merge(
-        source,
-        " AND ".join([*(f"t.`{k}` = s.`{k}`" for k in mode.keys), among]),
-        source_alias="s",
-        target_alias="t",
-        writer_properties=_PARQUET,
-        streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
-        commit_properties=commit,
-    )
     newest = {f"`{c}`": _newer(mode, c) for c in spec.schema.names if c not in mode.keys}
     newest |= {f"`{c}`": "NULL" for c in columns_of_other_versions(spec, table.schema())}
-    merger = merger.when_matched_update(newest, predicate=f"NOT s.`{_TOUCH}`")
+    merger = _merger(spec, table, source, met, commit).when_matched_update(newest, predicate=f"NOT s.`{_TOUCH}`")
     if mode.members_of:
         taken = dict.fromkeys((*mode.order, *spec.source, *mode.touch, mode.active))
         merger = merger.when_matched_update(

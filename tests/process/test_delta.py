@@ -107,6 +107,58 @@ def test_a_null_in_a_not_null_column_is_refused(tmp_path: Path) -> None:
         FencedTable(spec).write([source(0)])
 
 
+# Batches of columns
+
+
+def batch_of(*rows: dict[str, object], columns: tuple[str, ...] = tuple(READINGS.names)) -> pa.Table:
+    return pa.Table.from_pylist(list(rows), schema=READINGS).select(columns)
+
+
+def test_batches_are_written_as_rows_are_alone_and_mixed_with_them(tmp_path: Path) -> None:
+    spec = readings(tmp_path)
+    table = FencedTable(spec)
+    without_value = batch_of(source(2), columns=("kafka_offset", "kafka_topic_id", "kafka_partition"))
+    elements = [reading(0), *batch_of(reading(1)).to_batches(), without_value, batch_of(), reading(3)]
+    result = table.write(elements)
+    assert (result.version, len(result.written), len(result.replayed)) == (1, 4, 0)
+    assert result.written == [reading(0), reading(1), {"value": None, **source(2)}, reading(3)]
+    again = table.write(batch_of(*(reading(o) for o in range(5))))
+    assert (again.written, [row["kafka_offset"] for row in again.replayed]) == ([reading(4)], [0, 1, 2, 3])
+    assert table.write(batch_of(reading(9)).to_batches()[0]).written == [reading(9)]
+    assert stored(spec, "kafka_offset", "value") == [(0, "v0"), (1, "v1"), (2, None), (3, "v3"), (4, "v4"), (9, "v9")]
+    assert table.write(batch_of()).version is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "complaint"),
+    [
+        (
+            batch_of(reading(0)).set_column(0, "value", pa.array([7])),
+            "column 'value' is string, and int64 in a batch",
+        ),
+        (
+            batch_of(reading(0)).append_column("surname", pa.array(["x"])),
+            "a batch has the column 'surname', which the schema lacks",
+        ),
+        (batch_of(reading(0), columns=("value", "kafka_offset")), "a row lacks its source: kafka_topic_id, kafka_part"),
+        (batch_of({**reading(0), "kafka_offset": None}), "a row lacks its source: kafka_topic_id, kafka_partition"),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, batch: pa.Table, complaint: str) -> None:
+    spec = readings(tmp_path)
+    with pytest.raises(RowError, match=re.escape(complaint)) as caught:
+        FencedTable(spec).write([reading(1), batch])
+    assert "\n" not in str(caught.value)
+    assert version(spec) == 0
+
+
+def test_a_batch_may_not_lack_a_not_null_column(tmp_path: Path) -> None:
+    schema = pa.schema([pa.field("value", pa.string(), nullable=False), *SOURCE])
+    spec = readings(tmp_path, schema=schema)
+    with pytest.raises(RowError, match="'value' is NOT NULL, and a row has no value for it"):
+        FencedTable(spec).write(batch_of(source(0), columns=tuple(READINGS.names[1:])))
+
+
 # Specifications
 
 
@@ -426,7 +478,7 @@ def test_the_example_in_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.M
 def test_a_pipeline_writes_rows_and_batches_and_tells_what_it_did(tmp_path: Path, runner: str) -> None:
     spec = readings(tmp_path)
     FencedTable(spec).write([reading(0)])
-    elements = [reading(0), [reading(1), reading(2)], [], (reading(3),)]
+    elements = [reading(0), batch_of(reading(1), reading(2)), [], batch_of(), (reading(3),)]
     with TestPipeline(runner=runner) as pipeline:
         results = (
             pipeline
