@@ -1,6 +1,7 @@
 """The commands of `itel-cabinet` that come with the local tools: sample events, and simulators of both APIs.
 
-The distribution `itel-cabinet-local` registers them as entry points; a production install is without them.
+The distribution `itel-cabinet-local` registers them as entry points; a production install is without them. To be
+listed by `itel-cabinet --help` this module is imported, so what takes long to import is imported in the functions.
 """
 
 from __future__ import annotations
@@ -9,12 +10,10 @@ from collections import Counter
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.pipeline.commands import (
     BROKER_SECONDS,
     DEFAULT_CONTRACT,
@@ -31,7 +30,9 @@ from itel_cabinet.pipeline.commands import (
     read_vars,
 )
 from itel_cabinet.pipeline.topics import CLAIMX_EVENTS, TASK_EVENTS
-from itel_cabinet.transforms.contracts import Contract, FromVar
+
+if TYPE_CHECKING:
+    from itel_cabinet.transforms.contracts import Contract
 
 __all__ = ["produce", "simulate"]
 
@@ -68,6 +69,7 @@ def produce(
 ) -> None:
     """Write sample events to a topic, good and bad ones, and the forms behind them to a ClaimX simulator."""
     import requests
+    from rich.console import Console
     from rich.progress import track
 
     from itel_cabinet.io.kafka import Cluster
@@ -158,6 +160,8 @@ def simulate(
 
 def _headers(contract: Contract) -> dict[str, str]:
     """What iTel demands of each call beside its token: the contract's headers, with the secrets in."""
+    from itel_cabinet.transforms.contracts import FromVar
+
     headers: dict[str, str] = {}
     for name, value in contract.file.request.headers.items():
         match value:
@@ -171,6 +175,8 @@ def _headers(contract: Contract) -> dict[str, str]:
 
 
 def _secret(option: str, reference: str | None) -> str | None:
+    from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
+
     if reference is None:
         return None
     try:

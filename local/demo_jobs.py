@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Protocol
 
 from itel_cabinet.local.services import Broker, FlinkCluster, Guarded, Job
-from itel_cabinet.pipeline import options
+from itel_cabinet.pipeline.jobs import JOB_DEFAULTS
+from itel_cabinet.pipeline.jobs import Job as JobName
 
 __all__ = ["Clock", "DemoFailedError", "Jobs", "OnDirectRunner", "OnFlink"]
 
@@ -121,7 +122,7 @@ class OnFlink(_Launcher):
 
     def _behind(self, job: str) -> int:
         """How many records of the job's topic its group has not committed."""
-        defaults = options.JOB_DEFAULTS[options.Job(job)]
+        defaults = JOB_DEFAULTS[JobName(job)]
         committed = self.broker.committed(defaults["consumer_group"], defaults["input_topic"])
         ends = self.broker.end_offsets(defaults["input_topic"])
         return sum(end - committed.get(partition, 0) for partition, end in ends.items())

@@ -21,7 +21,8 @@ import apache_beam as beam
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import WriteToDelta
 from itel_cabinet.io.kafka import ReadFromKafka
-from itel_cabinet.pipeline.options import Job, Settings
+from itel_cabinet.pipeline.jobs import Job
+from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.steps import Step, count_form, count_lookups, count_photos, count_submissions
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -32,20 +30,19 @@ from itel_cabinet.io.http import (
     check_url,
 )
 from itel_cabinet.io.itel import AnswerRule, ItelSettings, folder_of
-from itel_cabinet.io.kafka import client_config
 from itel_cabinet.io.objects import ObjectStoreSettings
 from itel_cabinet.io.photos import MediaSettings
 from itel_cabinet.io.worker import LogFormat, RefusedError
 from itel_cabinet.pipeline import topics
 from itel_cabinet.pipeline.contracts import load_contract
+from itel_cabinet.pipeline.jobs import JOB_DEFAULTS, Job
+from itel_cabinet.pipeline.json_options import JsonObject
+from itel_cabinet.pipeline.kafka_config import LibrdkafkaConfig
 from itel_cabinet.transforms.contracts import OWN_HEADERS, SHIPPED, Contract, ContractError, FromVar, Secret
 
 __all__ = [
     "ENVIRONMENT",
-    "JOB_DEFAULTS",
     "OLD_NAMES",
-    "Job",
-    "LibrdkafkaConfig",
     "OptionError",
     "Settings",
     "find_nearest",
@@ -85,23 +82,6 @@ class OptionError(RefusedError, ValueError):
         return problems[0] if len(problems) == 1 else cls("\n".join(map(str, problems)), problems=problems)
 
 
-class Job(StrEnum):
-    """What can be run; see docs/architecture.md."""
-
-    TRIGGER = "trigger"
-    TRACKING = "tracking"
-    API = "api"
-    CABINET = "cabinet"
-
-    @property
-    def writes_tables(self) -> bool:
-        return self in (Job.TRACKING, Job.CABINET)
-
-    @property
-    def calls_itel(self) -> bool:
-        return self in (Job.API, Job.CABINET)
-
-
 ENVIRONMENT = {
     "bootstrap_servers": "KAFKA_BOOTSTRAP_SERVERS",
     "claimx_url": "CLAIMX_API_BASE_URL",
@@ -113,43 +93,7 @@ OLD_NAMES = {"world_retry_seconds": "outage_patience_seconds"}
 """Former names of options, which still work."""
 
 
-def _job_defaults(topic: str, group: str, records: int, seconds: float, errors: str) -> dict[str, Any]:
-    return {
-        "input_topic": topic,
-        "consumer_group": group,
-        "max_batch_records": records,
-        "max_batch_seconds": seconds,
-        "itel_on_outage": "divert",
-        "dead_letter_topic": errors,
-    }
-
-
-JOB_DEFAULTS: dict[Job, dict[str, Any]] = {
-    Job.TRIGGER: _job_defaults(topics.CLAIMX_EVENTS, "itel_cabinet_trigger_group", 500, 0.02, topics.TASK_ERRORS),
-    Job.TRACKING: _job_defaults(
-        topics.TASK_EVENTS, "itel_cabinet_tracking_worker_group", 10_000, 1.0, topics.TASK_ERRORS
-    ),
-    # Nothing else hangs on this job, so it waits.
-    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.2, topics.ITEL_ERRORS)
-    | {"itel_on_outage": "wait"},
-    Job.CABINET: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_group", 500, 0.2, topics.TASK_ERRORS),
-}
-"""The options whose default depends on the job."""
-
-
 # --------------------------------------------------------------------------------------------------------------- types
-
-
-def _parse_json_object(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        document = json.loads(value)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict) or any(not isinstance(v, str | int | float) for v in document.values()):
-        raise ValueError('must be a JSON object of texts and numbers such as {"name": "value"}')
-    return {k: str(v).lower() if isinstance(v, bool) else str(v) for k, v in document.items()}
 
 
 def _split_commas(value: object) -> object:
@@ -168,14 +112,6 @@ def _check_auth(auth: str) -> str:
     return auth
 
 
-def _check_kafka_config(config: dict[str, str]) -> dict[str, str]:
-    for key, option in _KAFKA_OPTIONS.items():
-        if key in config:
-            raise ValueError(f"{key} cannot be set: use --{option}")
-    client_config("", config)
-    return config
-
-
 def _check_key_header(name: str) -> str:
     if name.lower() in OWN_HEADERS:
         raise ValueError(f"{name} is a header that the program sets to something else")
@@ -190,18 +126,11 @@ def _check_itel_url(url: str) -> str:
     return url if folder_of(url) else check_url(url)
 
 
-_KAFKA_OPTIONS = {
-    "bootstrap.servers": "bootstrap_servers",
-    "group.id": "consumer_group",
-    "auto.offset.reset": "start_offset",
-}
 # What object stores call their secrets; the names of files and ids that lead to one are harmless.
 _STORE_SECRET = re.compile(
     r"(secret|token|password|sas_|(account|access|master|customer|sas)_key)(?!.*_(file|id)$)", re.IGNORECASE
 )
 
-JsonObject = Annotated[dict[str, str], BeforeValidator(_parse_json_object)]
-LibrdkafkaConfig = Annotated[JsonObject, AfterValidator(_check_kafka_config)]
 StoreOptions = Annotated[JsonObject, AfterValidator(_refuse_secrets)]
 Reference = Annotated[str, AfterValidator(_check_auth)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]

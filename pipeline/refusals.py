@@ -5,12 +5,15 @@ what to do.
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from confluent_kafka import KafkaError, KafkaException
 
-from itel_cabinet.io.delta import TableError
-from itel_cabinet.io.kafka import UnknownTopicError
 from itel_cabinet.io.worker import OutageError, describe_error
+
+if TYPE_CHECKING:
+    from itel_cabinet.io.delta import TableError
+    from itel_cabinet.io.kafka import UnknownTopicError
 
 __all__ = ["describe_kafka_error", "describe_missing_topic", "describe_table_error"]
 
@@ -52,7 +55,7 @@ def _strip_address(reason: str) -> str:
 
 def describe_table_error(error: TableError | OutageError) -> str:
     """The line for a table that cannot be made, opened or written."""
-    hint = "" if isinstance(error, TableError) else ": give a folder or object-store URI that can be written"
+    hint = ": give a folder or object-store URI that can be written" if isinstance(error, OutageError) else ""
     return f"--tables_root: {describe_error(error)}{hint}"
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from itel_cabinet.io.delta import Append, TableSpec, Upsert
-from itel_cabinet.pipeline.options import Job, Settings
+from itel_cabinet.pipeline.jobs import Job
+from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.ledger import BODIES_SCHEMA, LEDGER_SCHEMA
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, TRACKING_SCHEMA, make_forms_schema

@@ -16,8 +16,9 @@ from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
 from itel_cabinet.io.shadow import get_shadow
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, metrics, prepare
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.letter_watch import watch_letters
-from itel_cabinet.pipeline.options import Job, Settings
+from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.outputs import (
     PublishMessages,
     SendMessages,

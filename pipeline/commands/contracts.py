@@ -1,16 +1,15 @@
-"""The commands `itel-cabinet contract ...`, and how other commands take a contract."""
+"""The commands `itel-cabinet contract ...`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from itel_cabinet.pipeline.commands.contract_choice import ContractVars, load, read_vars
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
-    PROGRAM,
     AsJson,
     CommandError,
     StorageOptions,
@@ -20,52 +19,9 @@ from itel_cabinet.pipeline.commands.shared import (
     tables_at,
 )
 
-if TYPE_CHECKING:
-    from itel_cabinet.transforms.contracts import Contract
-
-__all__ = ["DEFAULT_CONTRACT", "ContractName", "ContractVars", "contract_app", "load", "read_vars"]
-
-DEFAULT_CONTRACT = "cabinet_repair"
-ContractName = Annotated[
-    str, typer.Option("--contract", metavar="NAME|FILE", help="The contract: one that is shipped, or a YAML file.")
-]
-ContractVars = Annotated[
-    str,
-    typer.Option(
-        "--contract_vars",
-        metavar="JSON",
-        help="What the contract leaves to the installation, as a JSON object; secrets as env:NAME or file:PATH.",
-    ),
-]
+__all__ = ["contract_app"]
 
 contract_app = typer.Typer(help="Contracts: what is read of a form, and how it is sent to iTel.")
-
-
-def read_vars(text: str) -> dict[str, str]:
-    """The JSON object of an option; raises CommandError."""
-    from pydantic import TypeAdapter, ValidationError
-
-    from itel_cabinet.pipeline.options import JsonObject
-
-    try:
-        given: dict[str, str] = TypeAdapter(JsonObject).validate_python(text)
-    except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise CommandError(f"--contract_vars: {reason}", wrong_use=True) from None
-    return given
-
-
-def load(name: str, given: Mapping[str, str], *, complete: bool = True) -> Contract:
-    """A contract; ends the command with a line for each problem. With ``complete`` no var may be missing."""
-    from itel_cabinet.pipeline.contracts import load_contract
-    from itel_cabinet.transforms.contracts import ContractError
-
-    try:
-        return load_contract(name, given, complete=complete)
-    except ContractError as error:
-        for problem in error.problems:
-            typer.echo(f"{PROGRAM}: {error.source}: {problem}", err=True)
-        raise typer.Exit(1) from None
 
 
 @contract_app.command("list")

@@ -22,6 +22,7 @@ from itel_cabinet.pipeline.commands.shared import (
     client_settings,
 )
 from itel_cabinet.pipeline.commands.table_choice import OneTable, TableName, chosen, working
+from itel_cabinet.pipeline.jobs import JOB_DEFAULTS, Job
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta import Move, TableSpec
@@ -183,7 +184,6 @@ def restore_table(
     otherwise go on behind the gap. Refused while a job writes to the table.
     """
     from itel_cabinet.io.delta import carry_out, plan_restore
-    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
 
     group = consumer_group or JOB_DEFAULTS[Job.TRACKING]["consumer_group"]
     topic = input_topic or JOB_DEFAULTS[Job.TRACKING]["input_topic"]

@@ -25,7 +25,6 @@ from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
     DryRun,
-    JobName,
     KafkaConfig,
     Servers,
     StorageOptions,
@@ -34,6 +33,7 @@ from itel_cabinet.pipeline.commands.shared import (
     storing,
     tables_at,
 )
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ DeadLetterTopic = Annotated[
 ItelErrorsTopic = Annotated[str, typer.Option("--itel_errors_topic", help="Where they put failed submissions.")]
 Stage = Annotated[str | None, typer.Option("--stage", help="Only this step's: parse, enrich, payload, submit ...")]
 ErrorClass = Annotated[str | None, typer.Option("--error_class", help="Only this reason's: not_json, outage ...")]
-OfJob = Annotated[JobName | None, typer.Option("--job", help="Only this job's.")]
+OfJob = Annotated[Job | None, typer.Option("--job", help="Only this job's.")]
 OfGroup = Annotated[str | None, typer.Option("--consumer_group", "--group", help="Only this group's.")]
 Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only those that failed then or later.")]
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before.")]
@@ -69,7 +69,7 @@ OfOffset = Annotated[
 _MOST_REASONS = 20
 
 
-def _filter(*, since: str | None, until: str | None, offset: str | None, job: JobName | None, **given: Any) -> Filter:
+def _filter(*, since: str | None, until: str | None, offset: str | None, job: Job | None, **given: Any) -> Filter:
     from itel_cabinet.pipeline.operate import Filter
     from itel_cabinet.transforms.records import STAGES
 

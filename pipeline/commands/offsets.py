@@ -18,13 +18,13 @@ from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
     DryRun,
-    JobName,
     KafkaConfig,
     Servers,
     WatchSeconds,
     asking,
     client_settings,
 )
+from itel_cabinet.pipeline.jobs import Job
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka import ConsumerGroup, PartitionLag, Shift
@@ -173,7 +173,7 @@ def copy_offsets(
     to_group: Annotated[str, typer.Option("--to", metavar="GROUP", help="The group that goes on from there.")],
     topic: Topic,
     bootstrap_servers: Servers,
-    job: Annotated[JobName | None, typer.Option("--job", help="The job that goes on from there.")] = None,
+    job: Annotated[Job | None, typer.Option("--job", help="The job that goes on from there.")] = None,
     accept_loss: Annotated[
         bool, typer.Option("--accept_loss", help="Though what the other half of the work has left is then never done.")
     ] = False,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from itel_cabinet.pipeline.jobs import Job
 
 if TYPE_CHECKING:
     from itel_cabinet.io.delta import TableSpec
@@ -22,7 +23,6 @@ __all__ = [
     "AsJson",
     "CommandError",
     "DryRun",
-    "JobName",
     "KafkaConfig",
     "Servers",
     "StorageOptions",
@@ -92,15 +92,6 @@ WatchSeconds = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-class JobName(StrEnum):
-    """The jobs, as options.Job has them, which takes Beam to import."""
-
-    TRIGGER = "trigger"
-    TRACKING = "tracking"
-    API = "api"
-    CABINET = "cabinet"
-
-
 def read_moment(option: str, text: str | None) -> datetime | None:
     """A date and time that an option gives, as an aware one in UTC."""
     from itel_cabinet.transforms.events import parse_timestamp
@@ -134,7 +125,7 @@ def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, obje
 
     from itel_cabinet.io.kafka import client_config, resolve_config
     from itel_cabinet.io.secrets import UnresolvedSecretError
-    from itel_cabinet.pipeline.options import LibrdkafkaConfig
+    from itel_cabinet.pipeline.kafka_config import LibrdkafkaConfig
 
     try:
         more: dict[str, str] = TypeAdapter(LibrdkafkaConfig).validate_python(kafka_config)
@@ -157,7 +148,7 @@ def open_cluster(bootstrap_servers: str, kafka_config: str) -> Iterator[Cluster]
 
 def table_settings(**given: str) -> Settings:
     """Settings that say what tables are made of; what else they demand plays no part here."""
-    from itel_cabinet.pipeline.options import Job, OptionError, Settings
+    from itel_cabinet.pipeline.options import OptionError, Settings
 
     unused = {"bootstrap_servers": "unused:9092", "claimx_url": "http://unused", "claimx_auth": "none"}
     try:

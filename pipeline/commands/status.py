@@ -20,7 +20,6 @@ from itel_cabinet.pipeline.commands.printing import make_console, print_json
 from itel_cabinet.pipeline.commands.shared import (
     AsJson,
     CommandError,
-    JobName,
     KafkaConfig,
     Servers,
     StorageOptions,
@@ -28,6 +27,8 @@ from itel_cabinet.pipeline.commands.shared import (
     client_settings,
     tables_at,
 )
+from itel_cabinet.pipeline.jobs import JOB_DEFAULTS, Job
+from itel_cabinet.pipeline.topics import ITEL_ERRORS
 
 if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate import GroupView, Subject
@@ -47,7 +48,7 @@ Screen = tuple[RenderableType, Any, int]
 
 def lag(
     bootstrap_servers: Servers,
-    jobs: Annotated[list[JobName] | None, typer.Argument(metavar="[JOB]...", help="Default: cabinet.")] = None,
+    jobs: Annotated[list[Job] | None, typer.Argument(metavar="[JOB]...", help="Default: cabinet.")] = None,
     consumer_group: OfGroup = None,
     input_topic: OfTopic = None,
     threshold: Threshold = 1000,
@@ -63,7 +64,7 @@ def lag(
     """
     from itel_cabinet.pipeline.operate import GroupView
 
-    chosen = list(dict.fromkeys(jobs or [JobName.CABINET]))
+    chosen = list(dict.fromkeys(jobs or [Job.CABINET]))
     if len(chosen) > 1 and (consumer_group or input_topic):
         option = "--consumer_group" if consumer_group else "--input_topic"
         raise CommandError(f"{option}: goes with one JOB: ask for each job by itself", wrong_use=True)
@@ -83,15 +84,13 @@ def lag(
         return _shown(look, watch=watch, every=every, as_json=as_json)
 
 
-def _names(job: JobName, consumer_group: str | None, input_topic: str | None) -> tuple[str, str]:
-    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
-
-    defaults = JOB_DEFAULTS[Job(job.value)]
+def _names(job: Job, consumer_group: str | None, input_topic: str | None) -> tuple[str, str]:
+    defaults = JOB_DEFAULTS[job]
     return consumer_group or defaults["consumer_group"], input_topic or defaults["input_topic"]
 
 
 def _lag_screen(views: dict[str, GroupView], threshold: int) -> Screen:
-    from itel_cabinet.pipeline.commands.status_view import lag_report, lag_view
+    from itel_cabinet.pipeline.commands.lag_view import lag_report, lag_view
 
     reports = []
     for job, view in views.items():
@@ -102,7 +101,7 @@ def _lag_screen(views: dict[str, GroupView], threshold: int) -> Screen:
 
 
 def status(
-    job: Annotated[JobName, typer.Argument(help="Which job.")],
+    job: Annotated[Job, typer.Argument(help="Which job.")],
     bootstrap_servers: Servers,
     tables_root: Annotated[
         str | None, typer.Option("--tables_root", metavar="URI", help="The job's tables, if they shall be looked at.")
@@ -179,7 +178,7 @@ def status(
 
 
 def _subject(
-    job: JobName,
+    job: Job,
     bootstrap_servers: str,
     consumer_group: str | None,
     input_topic: str | None,
@@ -191,24 +190,21 @@ def _subject(
 ) -> Subject:
     from itel_cabinet.io.http import check_url
     from itel_cabinet.pipeline.operate import Subject
-    from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
     from itel_cabinet.pipeline.tables import tables_of_job
-    from itel_cabinet.pipeline.topics import ITEL_ERRORS
 
     for url in metrics_urls:
         try:
             check_url(url)
         except ValueError as error:
             raise CommandError(f"--metrics_url: {error}", wrong_use=True) from None
-    kind = Job(job.value)
-    written = tables_of_job(kind)
+    written = tables_of_job(job)
     if tables_root and not written:
         raise CommandError(f"--tables_root: the job {job.value} writes no tables: leave it out", wrong_use=True)
     tables = None
     if tables_root:
         tables = {name: spec for name, spec in tables_at(tables_root, storage_options).items() if name in written}
-    errors = [dead_letter_topic or JOB_DEFAULTS[kind]["dead_letter_topic"]]
-    if kind.calls_itel:
+    errors = [dead_letter_topic or JOB_DEFAULTS[job]["dead_letter_topic"]]
+    if job.calls_itel:
         errors.append(itel_errors_topic or ITEL_ERRORS)
     group, topic = _names(job, consumer_group, input_topic)
     urls = dict.fromkeys(url.rstrip("/").removesuffix("/healthz").removesuffix("/metrics") for url in metrics_urls)

@@ -1,8 +1,8 @@
-"""What `itel-cabinet lag` and `itel-cabinet status` print: for programs as JSON, for people as a screen. Pure."""
+"""What `itel-cabinet status` prints: for programs as JSON, for people as a screen. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -10,88 +10,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from itel_cabinet.io.kafka import PartitionLag, Topic
+from itel_cabinet.pipeline.commands.lag_view import describe_age, describe_place, round_seconds
 from itel_cabinet.pipeline.operate import Health, Observed, Offsets, RecentLetters, Tables, Unseen, Verdict
 
-__all__ = ["lag_report", "lag_view", "status_report", "status_view"]
+__all__ = ["status_report", "status_view"]
 
 Report = dict[str, Any]
 _COLOURS = {Health.HEALTHY: "green", Health.LAGGING: "yellow", Health.WAITING: "yellow", Health.UNKNOWN: "yellow"}
-
-
-# ----------------------------------------------------------------------------------------------------------------- lag
-
-
-def lag_report(
-    job: str,
-    group: str,
-    topic: Topic,
-    positions: Sequence[PartitionLag],
-    ages: Mapping[int, float],
-    threshold: int,
-) -> Report:
-    """One job's lag. ``ages`` are those of the oldest unread records, in seconds by partition."""
-    lag = sum(one.lag for one in positions)
-    return {
-        "job": job,
-        "group": group,
-        "topic": topic.name,
-        "topic_id": topic.topic_id,
-        "lag": lag,
-        "oldest_unread_seconds": _rounded(max(ages.values(), default=None)),
-        "threshold": threshold,
-        "behind": lag > threshold,
-        "partitions": [_partition(one, ages.get(one.partition)) for one in positions],
-    }
-
-
-def _partition(one: PartitionLag, age: float | None) -> Report:
-    return {
-        "partition": one.partition,
-        "start": one.start,
-        "end": one.end,
-        "committed": one.committed,
-        "lag": one.lag,
-        "oldest_unread_seconds": _rounded(age),
-        "note": _note(one),
-    }
-
-
-def _note(one: PartitionLag) -> str:
-    """What is odd about a group's place in a partition; empty where nothing is."""
-    if one.held:
-        return f"{one.held} more, from a transaction on that is still open"
-    if one.committed is None:
-        stale = "" if one.stale is None else f" ({one.stale} is of an earlier topic of this name)"
-        return f"no offset{stale}: it starts as --start_offset says"
-    if one.is_beyond_the_end:
-        return "beyond the end: the log was cut, and the job refuses to read on"
-    if one.committed < one.start:
-        return f"{one.start - one.committed} offsets lost to retention"
-    return ""
-
-
-def lag_view(reports: Sequence[Report]) -> RenderableType:
-    """The screen of some jobs' lag."""
-    return Group(*(part for report in reports for part in _lag_parts(report)))
-
-
-def _lag_parts(report: Report) -> Iterator[RenderableType]:
-    age = report["oldest_unread_seconds"]
-    waits = "" if age is None else f", the oldest unread record {_age(age)} old"
-    over = f" (more than {report['threshold']})" if report["behind"] else ""
-    yield Text(f"{report['job']}: {report['group']} in {report['topic']}: {report['lag']} behind{over}{waits}")
-    table = Table()
-    for column in ("partition", "start", "committed", "end", "lag", "oldest unread"):
-        table.add_column(column, justify="right")
-    table.add_column("")
-    for one in report["partitions"]:
-        numbers = ("-" if one[k] is None else str(one[k]) for k in ("partition", "start", "committed", "end", "lag"))
-        table.add_row(*numbers, _age(one["oldest_unread_seconds"]), one["note"])
-    yield table
-
-
-# -------------------------------------------------------------------------------------------------------------- status
 
 
 def status_report(seen: Observed, found: Verdict, now: datetime) -> Report:
@@ -130,14 +55,14 @@ def _offsets(offsets: Offsets) -> Report:
     return {
         "topic_id": offsets.topic_id,
         "lag": offsets.lag,
-        "oldest_unread_seconds": _rounded(offsets.oldest_unread_seconds),
-        "watched_seconds": _rounded(offsets.seconds),
+        "oldest_unread_seconds": round_seconds(offsets.oldest_unread_seconds),
+        "watched_seconds": round_seconds(offsets.seconds),
         "moved": offsets.moved,
-        "read_per_second": _rounded(offsets.reading),
-        "arriving_per_second": _rounded(offsets.arriving),
+        "read_per_second": round_seconds(offsets.reading),
+        "arriving_per_second": round_seconds(offsets.arriving),
         "partitions": [
             {"partition": p.partition, "start": p.start, "end": p.end, "committed": p.committed, "lag": p.lag}
-            | {"note": _note(p)}
+            | {"note": describe_place(p)}
             for p in offsets.now
         ],
     }
@@ -214,7 +139,7 @@ def _unseen(source: Unseen) -> RenderableType:
 
 def _offset_parts(offsets: Offsets) -> Iterator[RenderableType]:
     oldest = offsets.oldest_unread_seconds
-    waits = "" if oldest is None else f", the oldest of them {_age(oldest)} old"
+    waits = "" if oldest is None else f", the oldest of them {describe_age(oldest)} old"
     yield Text(
         f"offsets: {offsets.lag} behind{waits}; {offsets.arriving:.1f}/s arrive, {offsets.reading:.1f}/s are read "
         f"(watched for {offsets.seconds:.0f} s)"
@@ -222,7 +147,7 @@ def _offset_parts(offsets: Offsets) -> Iterator[RenderableType]:
     table = _grid("partition", "start", "committed", "end", "lag", "", right=5)
     for p in offsets.now:
         numbers = (p.partition, p.start, "-" if p.committed is None else p.committed, p.end, p.lag)
-        table.add_row(*map(str, numbers), _note(p))
+        table.add_row(*map(str, numbers), describe_place(p))
     yield table
 
 
@@ -262,20 +187,11 @@ def _grid(*columns: str, right: int = 0) -> Table:
     return table
 
 
-def _age(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:.1f} s"
-
-
 def _ago(time: datetime | None, now: datetime) -> str:
     if time is None:
         return "-"
     seconds = (now - time).total_seconds()
-    return f"{_age(seconds)} ago" if seconds >= 0 else f"in {_age(-seconds)}"
+    return f"{describe_age(seconds)} ago" if seconds >= 0 else f"in {describe_age(-seconds)}"
 
 
 def _time(epoch_seconds: float | None) -> datetime | None:
@@ -284,7 +200,3 @@ def _time(epoch_seconds: float | None) -> datetime | None:
 
 def _iso(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat(timespec="milliseconds")
-
-
-def _rounded(number: float | None) -> float | None:
-    return None if number is None else round(number, 3)

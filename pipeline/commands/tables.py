@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itel_cabinet.pipeline.commands.contracts import DEFAULT_CONTRACT, ContractName
-from itel_cabinet.pipeline.commands.contracts import load as load_contract
+from itel_cabinet.pipeline.commands.contract_choice import DEFAULT_CONTRACT, ContractName
+from itel_cabinet.pipeline.commands.contract_choice import load as load_contract
 from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (

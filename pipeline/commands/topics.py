@@ -6,8 +6,10 @@ from typing import Annotated
 
 import typer
 
+from itel_cabinet.pipeline import operate
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import PROGRAM, AsJson, DryRun, KafkaConfig, Servers, open_cluster
+from itel_cabinet.pipeline.topics import DAY_MS, TopicSpec
 
 __all__ = ["topics_app"]
 
@@ -28,10 +30,8 @@ def create_topics(
     kafka_config: KafkaConfig = "{}",
 ) -> None:
     """Make the topics that are missing; those that exist are left alone. May be repeated."""
-    from itel_cabinet.pipeline import topics
-
     with open_cluster(bootstrap_servers, kafka_config) as cluster:
-        for made in topics.create_topics(
+        for made in operate.create_topics(
             cluster, replication_factor, letter_days=letter_retention_days, dry_run=dry_run
         ):
             spec = made.spec
@@ -44,15 +44,13 @@ def create_topics(
 @topics_app.command("describe")
 def describe_topics(bootstrap_servers: Servers, kafka_config: KafkaConfig = "{}", as_json: AsJson = False) -> None:
     """Show the topics as they are."""
-    from itel_cabinet.pipeline import topics
-
     rows, missing = [], []
     with open_cluster(bootstrap_servers, kafka_config) as cluster:
-        for topic in topics.describe_topics(cluster):
-            if isinstance(topic, topics.TopicSpec):
+        for topic in operate.describe_topics(cluster):
+            if isinstance(topic, TopicSpec):
                 missing.append(topic.name)
                 continue
-            kept = None if topic.retention_ms < 0 else topic.retention_ms / topics.DAY_MS
+            kept = None if topic.retention_ms < 0 else topic.retention_ms / DAY_MS
             rows.append(
                 {
                     "topic": topic.name,

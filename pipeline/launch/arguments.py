@@ -8,7 +8,8 @@ from typing import NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, _BeamArgumentParser
 
-from itel_cabinet.pipeline.options import OLD_NAMES, Job, OptionError, Settings, find_nearest, option_fields
+from itel_cabinet.pipeline.jobs import Job
+from itel_cabinet.pipeline.options import OLD_NAMES, OptionError, Settings, find_nearest, option_fields
 
 __all__ = ["FlinkOptions", "find_old_names", "parse_arguments"]
 

@@ -24,6 +24,7 @@ from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_o
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
 from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.launch.arguments import find_old_names, parse_arguments
 from itel_cabinet.pipeline.launch.direct_runner import get_direct_runner
 from itel_cabinet.pipeline.launch.flink import (
@@ -36,7 +37,7 @@ from itel_cabinet.pipeline.launch.flink import (
     wait_until_running,
 )
 from itel_cabinet.pipeline.launch.templates import with_template
-from itel_cabinet.pipeline.options import Job, OptionError, Settings, name_option
+from itel_cabinet.pipeline.options import OptionError, Settings, name_option
 from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_table_error
 from itel_cabinet.pipeline.steps import NAMESPACE
 from itel_cabinet.pipeline.wiring import Wiring

@@ -33,6 +33,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PrivateAttr, Valida
 
 from itel_cabinet.io.http import Auth
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.launch.arguments import FlinkOptions, parse_arguments
 from itel_cabinet.pipeline.launch.flink import is_on_flink, set_flink_options
 from itel_cabinet.pipeline.launch.manifests import (
@@ -43,15 +44,7 @@ from itel_cabinet.pipeline.launch.manifests import (
     flink_deployment,
     submitting_job,
 )
-from itel_cabinet.pipeline.options import (
-    ENVIRONMENT,
-    OLD_NAMES,
-    Job,
-    OptionError,
-    Settings,
-    option_fields,
-    required_options,
-)
+from itel_cabinet.pipeline.options import ENVIRONMENT, OLD_NAMES, OptionError, Settings, option_fields, required_options
 
 __all__ = [
     "Findings",

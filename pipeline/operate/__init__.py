@@ -20,7 +20,8 @@ if TYPE_CHECKING:
         original,
         recent_letters,
     )
-    from itel_cabinet.pipeline.operate.observation import GroupView, Observer, Subject
+    from itel_cabinet.pipeline.operate.group_view import GroupView
+    from itel_cabinet.pipeline.operate.observation import Observer, Subject
     from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
     from itel_cabinet.pipeline.operate.questions import UnknownQuestion, rank_unknown_questions
     from itel_cabinet.pipeline.operate.readers import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.rederive import Revision, rederive
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
+    from itel_cabinet.pipeline.operate.topics import TopicPlan, TopicState, create_topics, describe_topics
     from itel_cabinet.pipeline.operate.verdict import (
         Health,
         Limits,
@@ -67,13 +69,17 @@ __all__ = [
     "Revision",
     "Subject",
     "Tables",
+    "TopicPlan",
+    "TopicState",
     "UnknownQuestion",
     "Unseen",
     "Verdict",
     "WorkerState",
     "backfill_photos",
     "backtest",
+    "create_topics",
     "describe_left_behind",
+    "describe_topics",
     "error_log",
     "failure_counts",
     "find_job",
@@ -108,13 +114,15 @@ __getattr__, _, _ = lazy_loader.attach(
             "original",
             "recent_letters",
         ],
-        "observation": ["GroupView", "Observer", "Subject"],
+        "group_view": ["GroupView"],
+        "observation": ["Observer", "Subject"],
         "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
         "rederive": ["Revision", "rederive"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "report": ["gather", "render"],
+        "topics": ["TopicPlan", "TopicState", "create_topics", "describe_topics"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],
     },
 )

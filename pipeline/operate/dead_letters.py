@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from itel_cabinet.io.kafka import LogReader
-from itel_cabinet.pipeline.options import Job
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.transforms.dead_letters import (
     DeadLetter,
     DeadLetterFormatError,

@@ -11,19 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from confluent_kafka import Consumer, KafkaException
+from confluent_kafka import KafkaException
 from pydantic import BaseModel, Field, ValidationError
 
 from itel_cabinet.io.delta import TableSpec, glance_at_table
 from itel_cabinet.io.http import CallError, Transport, TransportSettings
-from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, UnknownTopicError, group_positions
+from itel_cabinet.io.kafka import LogReader, PartitionLag, UnknownTopicError
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import RecentLetters, recent_letters
+from itel_cabinet.pipeline.operate.group_view import GroupView
 from itel_cabinet.pipeline.operate.verdict import Observed, Offsets, Tables, TableSeen, Unseen, Worker, WorkerState
 from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic, describe_table_error
 from itel_cabinet.transforms.dead_letters import shorten
 
-__all__ = ["NEWEST_LETTERS", "GroupView", "Observer", "Subject", "look_at_worker"]
+__all__ = ["NEWEST_LETTERS", "Observer", "Subject", "look_at_worker"]
 
 NEWEST_LETTERS = 1_000
 """Dead letters are looked at up to so many messages from the end of each partition of an error topic."""
@@ -35,54 +36,6 @@ _LOOK_SECONDS = 0.5
 # How many windows a job may stand still before it counts: on Flink, offsets move once a checkpoint.
 _WINDOWS = 3
 _HOUR_MS = 3_600_000
-
-
-class GroupView:
-    """A group's positions on a topic, and the age of its oldest unread record. Joins no group and moves no offset.
-
-    Not thread-safe; to be closed. Methods raise KafkaException and UnknownTopicError.
-    """
-
-    def __init__(
-        self, client: Mapping[str, object], group: str, topic: str, *, epoch: int = 0, timeout: float = 10.0
-    ) -> None:
-        self.group, self.topic = group, topic
-        self._epoch, self._timeout = epoch, timeout
-        self._client = dict(client)
-        self._cluster = Cluster(client, timeout=timeout)
-        self._consumer = Consumer(self._client | {"group.id": group, "logger": QUIET})
-
-    def close(self) -> None:
-        self._consumer.close()
-
-    def positions(self) -> tuple[Topic, list[PartitionLag]]:
-        """The present incarnation of the topic, and where the group stands in it."""
-        topic = self._cluster.topic(self.topic, epoch=self._epoch)
-        return topic, group_positions(self._cluster, self._consumer, topic, timeout=self._timeout)
-
-    def open_transactions(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
-        """For each partition that ends in a transaction which is still open, how many seconds its first record lies
-        there, by Kafka's time of it; a record without one counts as just written. Costs one fetch a partition.
-        """
-        held = [one for one in positions if one.held]
-        if not held:
-            return {}
-        with LogReader(self._client, epoch=self._epoch, timeout=self._timeout, committed_only=False) as reader:
-            firsts = {one.partition: reader.first(self.topic, one.partition, one.end) for one in held}
-        written = {p: one.timestamp_ms / 1000 if one and one.timestamp_ms >= 0 else now for p, one in firsts.items()}
-        return {p: max(0.0, now - at) for p, at in written.items()}
-
-    def ages(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
-        """For each partition with something unread, how many seconds its oldest unread record lies there, by Kafka's
-        time of it. ``now`` is in epoch seconds. Costs one fetch a partition.
-        """
-        unread = [one for one in positions if one.lag]
-        if not unread:
-            return {}
-        with LogReader(self._client, epoch=self._epoch, timeout=self._timeout) as reader:
-            oldest = {one.partition: reader.first(self.topic, one.partition, one.position) for one in unread}
-        times = {p: record.timestamp_ms / 1000 for p, record in oldest.items() if record and record.timestamp_ms >= 0}
-        return {p: max(0.0, now - at) for p, at in times.items()}
 
 
 @dataclass(frozen=True)

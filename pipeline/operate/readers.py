@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from itel_cabinet.pipeline.options import JOB_DEFAULTS, Job
+from itel_cabinet.pipeline.jobs import JOB_DEFAULTS, Job
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka import Committed

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from itel_cabinet.io.kafka import LogReader, LogWriter, Message, UnknownTopicError, UnwritableError
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.operate.dead_letters import Entry, original
 from itel_cabinet.pipeline.operate.readers import ReadingGroup
-from itel_cabinet.pipeline.options import Job
 from itel_cabinet.pipeline.refusals import describe_missing_topic
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import json
 import os
 import re
@@ -60,32 +61,78 @@ def test_version_of_the_installed_command() -> None:
     assert subprocess.check_output([COMMAND, "--version"], text=True, timeout=60) == version("itel-cabinet") + "\n"
 
 
-def test_only_what_runs_or_checks_a_pipeline_waits_for_beam(tmp_path: Path) -> None:
-    """Importing it takes over a second. Commands import when they run, so these are run, or their parts imported."""
-    program = f"""
+# What takes longest to import, of what a command may be able to do without.
+HEAVY = ("apache_beam", "confluent_kafka", "deltalake", "duckdb", "obstore", "pyarrow", "pydantic", "requests", "rich")
+IMPORTS = {
+    "--version": "",
+    "--help": "rich",
+    **dict.fromkeys((f"{name} --help" for name in (
+        *("query", "lag", "topics", "topics create", "tables", "tables fence set", "media backfill", "contract check"),
+        *("dead-letters", "dead-letters replay", "offsets reset", "monitoring export", "templates list"),
+    )), "pydantic rich"),
+    "contract show vendor": "pydantic requests rich",
+    "preview {answer}": "pyarrow pydantic requests",
+    "lag --bootstrap_servers=127.0.0.1:1": "confluent_kafka pydantic rich",
+    "topics create --bootstrap_servers=127.0.0.1:1": "confluent_kafka pydantic rich",
+    "offsets show --group=g --topic=t --bootstrap_servers=127.0.0.1:1": "confluent_kafka pydantic rich",
+    "tables create --tables_root={root}": "confluent_kafka deltalake obstore pyarrow pydantic requests rich",
+    "query latest-events --tables_root={root}":
+        "confluent_kafka deltalake duckdb obstore pyarrow pydantic requests rich",
+}  # fmt: skip
+WATCHED = """
+import sys
+from itel_cabinet.pipeline.commands import main, shared
+shared.BROKER_SECONDS = 0.1
+main(sys.argv[1:])
+print(*sorted({name.partition(".")[0] for name in sys.modules}), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("command", IMPORTS)
+def test_a_command_imports_no_more_than_it_needs(command: str, tmp_path: Path, form_answer: bytes) -> None:
+    (tmp_path / "answer.json").write_bytes(form_answer)
+    given = shlex.split(command.format(answer=tmp_path / "answer.json", root=tmp_path / "tables"))
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCHED, *given], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert {*ended.stderr.splitlines()[-1].split()} & {*HEAVY} <= {*IMPORTS[command].split()}
+
+
+def test_no_module_behind_a_command_imports_beam_but_for_running_a_job() -> None:
+    program = """
 import importlib, sys
-from itel_cabinet.pipeline.commands import app as cli
-cli.main(["tables", "create", "--tables_root={tmp_path}"])
-cli.main(["tables", "describe", "--tables_root={tmp_path}"])
-cli.main(["query", "latest-events", "--tables_root={tmp_path}"])
 for part in ("commands.status_view", "queries", "topics", *(
-    "operate." + part for part in ("dead_letters", "observation", "replay", "report", "verdict")
+    "operate." + part for part in ("dead_letters", "observation", "replay", "report", "topics", "verdict")
 )):
     importlib.import_module("itel_cabinet.pipeline." + part)
 for part in ("delta.fences", "delta.maintenance", "kafka.groups"):
     importlib.import_module("itel_cabinet.io." + part)
-cli.main(["--help"])
 sys.exit("apache_beam" in sys.modules)
 """
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert f"{TRACKING}: created" in ended.stdout
-    for command in ("run", "produce", "simulate", "preview", "topics", "tables", "lag", "status"):
-        assert re.search(rf"│ {command}\s", ended.stdout)
+
+
+def loaded(name: str, group: Any) -> Any:
+    """A command as it is run; lists have a stand-in."""
+    return group.resolve_command(group.make_context(group.name, [name]), [name])[1]
+
+
+def test_the_list_of_commands_says_of_each_what_it_says_itself(printed: Printed) -> None:
+    listed = printed.stdout("--help")
+    root = root_command()
+    context = root.make_context("itel-cabinet", ["run"])
+    names = root.list_commands(context)
+    assert {"run", "produce", "simulate", "preview", "topics", "tables", "lag", "status"} <= {*names}
+    for name in names:
+        first = inspect.cleandoc(loaded(name, root).help).partition("\n\n")[0]
+        assert root.get_command(context, name).help.partition("\n\n")[0].split() == first.split()
+        assert re.search(rf"│ {name}\s", listed)
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
+    for name in group.list_commands(None):
+        command = loaded(name, group) if not path else group.get_command(None, name)
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
         else:

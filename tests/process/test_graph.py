@@ -8,8 +8,8 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from itel_cabinet.pipeline.graph import build
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.launch import parse_arguments
-from itel_cabinet.pipeline.options import Job
 from itel_cabinet.pipeline.wiring import Wiring
 
 SINKS = {

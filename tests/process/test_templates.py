@@ -18,6 +18,7 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from itel_cabinet.pipeline.commands import app as cli
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.launch import (
     Template,
     TemplateError,
@@ -29,14 +30,7 @@ from itel_cabinet.pipeline.launch import (
     render_manifests,
     with_template,
 )
-from itel_cabinet.pipeline.options import (
-    ENVIRONMENT,
-    OLD_NAMES,
-    Job,
-    OptionError,
-    option_fields,
-    required_options,
-)
+from itel_cabinet.pipeline.options import ENVIRONMENT, OLD_NAMES, OptionError, option_fields, required_options
 from tests.support.cabinet_samples import tracking_message
 from tests.support.jobs import Stack
 

@@ -9,9 +9,10 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from pydantic import BaseModel
 
 from itel_cabinet.io.http import BreakerSettings, TlsFiles
+from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.launch import parse_arguments
 from itel_cabinet.pipeline.launch.arguments import find_old_names
-from itel_cabinet.pipeline.options import ENVIRONMENT, Job, OptionError, Settings, option_fields
+from itel_cabinet.pipeline.options import ENVIRONMENT, OptionError, Settings, option_fields
 
 SECRET = "hunter2-very-secret"
 ENOUGH = (
