@@ -33,6 +33,7 @@ __all__ = [
     "Topic",
     "UnknownTopicError",
     "committed_entries",
+    "find_leaders",
     "group_lag",
     "group_positions",
     "is_outage",
@@ -252,6 +253,14 @@ def committed_entries(consumer: Consumer, topic: Topic, *, timeout: float = _REQ
 
     answer = when_coordinated(ask, timeout)
     return _entries(answer)
+
+
+def find_leaders(consumer: Consumer, topic: str, *, timeout: float = _REQUEST_SECONDS) -> None:
+    """Let a consumer know a topic before it is assigned partitions of it. Raises KafkaException.
+
+    librdkafka looks for leaders that it does not know once a second, and the first record would come that much later.
+    """
+    consumer.list_topics(topic, timeout=timeout)
 
 
 def _entries(answer: Iterable[TopicPartition]) -> dict[int, Committed]:

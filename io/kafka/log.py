@@ -15,7 +15,7 @@ from typing import Self
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
-from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, is_outage
+from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, find_leaders, is_outage
 from itel_cabinet.io.kafka.config import make_record
 from itel_cabinet.io.kafka.producer import Message, make_producer, produce
 from itel_cabinet.transforms.records import Record
@@ -56,6 +56,7 @@ class LogReader:
         self._epoch = epoch
         self._cluster = Cluster(client)
         self._topics: dict[str, Topic] = {}
+        self._found: set[str] = set()
         self._next: tuple[str, int, int] | None = None
         self._consumer = Consumer(
             dict(client)
@@ -100,7 +101,7 @@ class LogReader:
         }
         ends = {p: end for p, (_, end) in bounds.items() if starts[p] < end}
         self._next = None
-        self._consumer.assign([TopicPartition(name, p, starts[p]) for p in ends])
+        self._assign(name, {p: starts[p] for p in ends})
         while ends:
             message = self._poll(f"topic {name}")
             partition = message.partition()
@@ -117,7 +118,7 @@ class LogReader:
         ahead = offset - self._next[2] if self._next and self._next[:2] == (name, partition) else -1
         if not 0 <= ahead <= _NEAR:
             ahead = 0
-            self._consumer.assign([TopicPartition(name, partition, offset)])
+            self._assign(name, {partition: offset})
         self._next = None
         while True:
             message = self._poll(f"topic {name} partition {partition}")
@@ -133,9 +134,15 @@ class LogReader:
     def first(self, name: str, partition: int, offset: int) -> Record | None:
         """The first record at an offset or behind it; None if there is none yet."""
         self._next = None
-        self._consumer.assign([TopicPartition(name, partition, offset)])
+        self._assign(name, {partition: offset})
         message = self._poll(f"topic {name} partition {partition}")
         return None if message.error() is not None else make_record(message, self.topic(name).topic_id)
+
+    def _assign(self, name: str, offsets: Mapping[int, int]) -> None:
+        if name not in self._found:
+            find_leaders(self._consumer, name, timeout=self._timeout)
+            self._found.add(name)
+        self._consumer.assign([TopicPartition(name, p, offset) for p, offset in offsets.items()])
 
     def _poll(self, what: str) -> KafkaMessage:
         """The next record, or the end of a partition. Raises KafkaException for any other error."""

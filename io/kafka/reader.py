@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.batch_limits import FETCHED, BatchLimit
-from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, is_outage
+from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, find_leaders, is_outage
 from itel_cabinet.io.kafka.config import make_record, resolve_config
 from itel_cabinet.io.kafka.offsets import get_group_offsets, select_foreign, select_own
 from itel_cabinet.io.kafka.spec import KafkaSource, Loss, ShardPosition
@@ -209,6 +209,8 @@ class _ShardReader:
 
     def _assign(self, position: ShardPosition) -> None:
         topic = self._source.topic
+        if self._position is None:
+            self._patiently(lambda: find_leaders(self._consumer, topic))
         self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
         self._position = position
         for partition in position.offsets:

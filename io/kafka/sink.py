@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 import time
@@ -22,6 +23,7 @@ from itel_cabinet.io.worker import OutageError, crash_points, limit_wait, metric
 
 __all__ = ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"]
 
+_CONNECT_SECONDS = 1.0
 _SLICE_SECONDS = 0.1  # a flush is cut into slices of this length, to notice a stop
 
 
@@ -174,4 +176,9 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
 
 @once_per_process
 def _producer(settings: KafkaSinkSettings) -> Producer:
-    return make_producer(resolve_config(settings.client), delivery_seconds=settings.outage_seconds)
+    producer = make_producer(resolve_config(settings.client), delivery_seconds=settings.outage_seconds)
+    # An idempotent producer asks for its id when it is made, if a broker is connected by then, else half a second
+    # later. A broker that is away is waited for with the messages.
+    with contextlib.suppress(KafkaException):
+        producer.list_topics(timeout=_CONNECT_SECONDS)
+    return producer
