@@ -32,7 +32,8 @@ from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.io.worker import WorkerSettings, metrics, serve
 from itel_cabinet.local.services import free_port
-from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.pipeline.steps import Step, count_form
+from itel_cabinet.transforms.contracts import load_shipped
 from itel_cabinet.transforms.enrichment import CabinetTask, enrich
 from itel_cabinet.transforms.events import TaskEvent, parse_event, parse_task_events
 from itel_cabinet.transforms.forms import TaskDetails, parse_details
@@ -45,6 +46,9 @@ _SECONDS = time.time
 
 class FreeLookup:
     """ClaimX at no cost: the same small answer for everyone, so that only the pipeline itself is measured."""
+
+    def now(self) -> float:
+        return time.monotonic()
 
     def task(self, *_: object, **__: object) -> TaskDetails:
         return _details()
@@ -80,9 +84,19 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
         until_caught_up=True,
     )
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
-    events = pipeline | ReadFromKafka(source) | Step(partial(parse_task_events, group=source.group, clock=_SECONDS))
-    look_up = partial(enrich, lookup=FreeLookup, pool=_pool, form_wait=float, clock=_SECONDS)
-    tasks = events.results | "Look up" >> Step(look_up)
+    contract = load_shipped("cabinet_repair")
+    parse = partial(parse_task_events, group=source.group, task_ids=contract.task_ids, clock=_SECONDS)
+    events = pipeline | ReadFromKafka(source) | "Parse" >> Step("parse", parse)
+    look_up = partial(
+        enrich,
+        lookup=FreeLookup,
+        pool=_pool,
+        form_wait=float,
+        read_form=contract.read_form,
+        clock=_SECONDS,
+        count=count_form,
+    )
+    tasks = events.results | "Look up" >> Step("enrich", look_up)
     (
         tasks.results
         | beam.Map(partial(make_tracking_rows, clock=_SECONDS)).with_output_types(Batch)

@@ -122,7 +122,7 @@ def make_task(
 ) -> CabinetTask:
     """An event with what ClaimX answered; the form is read where the event is COMPLETED."""
     form = read_form(details) if event.task_status == COMPLETED and details.has_form else None
-    return CabinetTask(record, event, details, form)
+    return CabinetTask(record, event, details.without_groups(), form)
 
 
 def enrich(

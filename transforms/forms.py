@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
 from itel_cabinet.transforms.events import INT64_MAX, parse_timestamp, without_fraction
-from itel_cabinet.transforms.json_text import read_json
+from itel_cabinet.transforms.json_text import read_json_text
 from itel_cabinet.transforms.wording import normalize
 
 __all__ = [
@@ -138,8 +138,8 @@ _LONGEST_KEPT = 1_000  # characters: a form may hold anything
 
 
 class TaskDetails(_Lenient):
-    """ClaimX's answer about one assignment. ``raw`` is all of it, ``groups`` its form as it came, or empty; ``repairs``
-    says what had to be put right to read it."""
+    """ClaimX's answer about one assignment. ``text`` is all of it, as JSON; ``groups`` its form as it came, or empty;
+    ``raw`` the rest; ``repairs`` says what had to be put right to read it."""
 
     assignment_id: int
     task_id: _Int = None
@@ -158,12 +158,17 @@ class TaskDetails(_Lenient):
     ] = _NO_LINK
     groups: list[Any]
     raw: dict[str, Any]
+    text: str = Field(repr=False)
     repairs: tuple[str, ...] = ()
 
     @property
     def has_form(self) -> bool:
         """Whether the form has been filled in at all."""
         return bool(self.groups)
+
+    def without_groups(self) -> TaskDetails:
+        """The same with nothing of the form: once it is read, its many small objects would only take room."""
+        return self.model_copy(update={"groups": []}) if self.groups else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +209,7 @@ class Form:
 def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
     """ClaimX's answer to the question for ``assignment_id``. Raises WrongShapeError."""
     try:
-        content, repairs = read_json(raw)
+        content, repairs, text = read_json_text(raw)
     except ValueError as error:
         raise WrongShapeError(f"the answer is not JSON: {error}") from None
     if not isinstance(content, dict):
@@ -224,7 +229,8 @@ def parse_details(raw: bytes, assignment_id: int) -> TaskDetails:
             "assignmentId": assignment_id,
             "assignorEmail": assignor,
             "groups": groups or [],
-            "raw": content,
+            "raw": {key: value for key, value in content.items() if key != "response"},
+            "text": text,
             "repairs": repairs,
         }
     )
@@ -434,23 +440,20 @@ def _questions(groups: list[Any], warnings: list[str]) -> Iterator[_Asked]:
             continue
         name, group_id = read_text(group.get("name")) or "", read_text(group.get("groupId")) or ""
         for q, question in enumerate(questions):
-            if not isinstance(question, dict) or not isinstance(question.get("questionText"), str):
+            text = question.get("questionText") if isinstance(question, dict) else None
+            if not isinstance(text, str):
                 warnings.append(f"groups[{g}].questionAndAnswers[{q}]: not a question")
                 continue
-            answer = question.get("responseAnswerExport")
-            if not isinstance(answer, dict | None):
+            control, answer = question.get("formControl"), question.get("responseAnswerExport")
+            control_id = read_text(control.get("id")) if isinstance(control, dict) else None
+            is_photo = is_typed = False
+            value = None
+            if isinstance(answer, dict):
+                is_photo, value = _value(answer)
+                is_typed = answer.get("type") == "text"
+            elif answer is not None:
                 warnings.append(f"groups[{g}].questionAndAnswers[{q}].responseAnswerExport: not an object")
-            control = question.get("formControl")
-            is_photo, value = _value(answer) if isinstance(answer, dict) else (False, None)
-            yield _Asked(
-                name,
-                group_id,
-                question["questionText"].strip(),
-                read_text(control.get("id")) if isinstance(control, dict) else None,
-                is_photo,
-                isinstance(answer, dict) and answer.get("type") == "text",
-                value,
-            )
+            yield _Asked(name, group_id, text.strip(), control_id, is_photo, is_typed, value)
 
 
 def _position_text(question: Any) -> str | None:

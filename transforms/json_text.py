@@ -11,9 +11,9 @@ import math
 import re
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
-__all__ = ["read_charset", "read_json"]
+__all__ = ["read_charset", "read_json", "read_json_text"]
 
 _DEEPEST = 200  # levels, as pydantic's reader has it
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -41,6 +41,17 @@ def read_json(raw: bytes, charset: str | None = None) -> tuple[Any, tuple[str, .
         raise ValueError(str(refusal)) from None
     repairs: set[str] = set()
     return _repaired(content, repairs, 0), tuple(sorted(repairs))
+
+
+def read_json_text(raw: bytes) -> tuple[Any, tuple[str, ...], str]:
+    """What :func:`read_json` gives, and the text itself: as it came, or written again where something had to be put
+    right. Raises ValueError."""
+    try:
+        # Where any reader takes it as it came, writing it again would cost as much as reading it.
+        return from_json(raw, allow_inf_nan=False), (), raw.decode()
+    except ValueError:
+        content, repairs = read_json(raw)
+        return content, repairs, to_json(content).decode()
 
 
 def read_charset(content_type: str | None) -> str | None:

@@ -185,7 +185,7 @@ def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | N
         "assigned_by_user_id": _first(details and details.assignor_id, read_int(task.get("assignor_id"))),
         "task_created_at": _first(details and details.date_assigned, read_timestamp(task.get("date_assigned"))),
         "task_completed_at": _first(details and details.date_completed, read_timestamp(task.get("date_completed"))),
-        "claimx_task_full": None if details is None else dump_json(details.raw),
+        "claimx_task_full": details and details.text,
         "original_event": None if record.value is None else record.value.decode(errors="replace"),
         "project_data": None if event.project is None else dump_json(event.project),
         "tracking_version": _TRACKING_VERSION,

@@ -21,7 +21,9 @@ import requests
 import truststore
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.util import Timeout
+from urllib3.connectionpool import HTTPConnectionPool
+from urllib3.response import BaseHTTPResponse
+from urllib3.util import Retry, Timeout
 from urllib3.util.ssl_ import create_urllib3_context
 
 from itel_cabinet.io.http.answers import Meaning, read_status
@@ -46,6 +48,8 @@ __all__ = [
 
 MAX_BODY_BYTES = 16 * 1024 * 1024  # far above any task or media list, and as many threads may each hold one
 EXCERPT_CHARACTERS = 500
+_EXCERPT_BYTES = 65_536  # of a body, before secrets and blanks are taken out
+_PLAIN_PATH = re.compile(r"/(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*/?)*(?:\?[A-Za-z0-9_.=&-]*)?")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first one given is used
 _MAX_PEM_BYTES = 4 * 1024 * 1024  # the bundle of all public authorities has 0.3 MB
 
@@ -59,15 +63,14 @@ FailureKind = Literal["timeout", "unreachable", "reset", "too_large", "outage", 
 class Reply:
     """An answer of any status.
 
-    ``headers`` ignore case. ``excerpt`` is the body's beginning as one line of at most 500 characters, secrets taken
-    out. ``attempts`` and ``elapsed`` (seconds) are those of the whole call. ``judged`` is what the API's own client
-    makes of it, if that is more than the status says.
+    ``headers`` ignore case. ``redact`` takes secrets out of a text. ``attempts`` and ``elapsed`` (seconds) are those of
+    the whole call. ``judged`` is what the API's own client makes of it, if that is more than the status says.
     """
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
-    excerpt: str = field(default="", repr=False)
+    redact: Callable[[str], str] = field(default=str, repr=False, compare=False)
     attempts: int = 1
     elapsed: float = 0.0
     judged: Meaning | None = None
@@ -86,6 +89,12 @@ class Reply:
     def retry_after(self) -> str | None:
         """The header of that name."""
         return self.headers.get("Retry-After")
+
+    @property
+    def excerpt(self) -> str:
+        """The body's beginning as one line of at most 500 characters, secrets taken out."""
+        text = self.redact(self.body[:_EXCERPT_BYTES].decode("utf-8", errors="replace"))
+        return " ".join(text.split())[:EXCERPT_CHARACTERS]
 
     @property
     def text(self) -> bytes:
@@ -277,9 +286,17 @@ class Transport:
         self._adapter = _Adapter(
             authorities, self._verify is True, pool_connections=4, pool_maxsize=settings.concurrency
         )
+        self._headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "gzip",
+            "User-Agent": settings.user_agent,
+        }
+        self._root = self._target("", None).rstrip("/")
+        self._pool: HTTPConnectionPool | None = None
 
     def close(self) -> None:
         """Close the idle connections. A later request opens new ones."""
+        self._pool = None
         self._adapter.close()
 
     def send(
@@ -300,48 +317,58 @@ class Transport:
         far as it came. So is the body of any status but 2xx. A body over MAX_BODY_BYTES is too large, and cut off
         likewise. Raises ValueError for a header that none can carry.
         """
-        request = requests.Request(
-            method,
-            self.settings.base_url.rstrip("/") + path,
-            params=params,
-            data=body,
-            headers={
-                "Accept": "application/json",
-                "Accept-Encoding": "gzip",
-                "User-Agent": self.settings.user_agent,
-                **headers,
-            },
-        ).prepare()
+        for header in headers.items():
+            requests.utils.check_header_validity(header)
         limits = Timeout(
             total=max(seconds, 0.001),
             connect=self.settings.connect_timeout_seconds,
             read=self.settings.read_timeout_seconds,
         )
+        is_plain = not params and _PLAIN_PATH.fullmatch(path)
         try:
-            # The adapter, not a Session: a Session reads a redirect's body whole, and keeps cookies.
-            response = self._adapter.send(
-                request,
-                stream=True,
-                timeout=limits,  # type: ignore[arg-type]  # requests takes it, its stubs do not
-                verify=self._verify,
-                cert=self.settings.tls.client,
-                proxies=self._proxies,
+            # The pool of requests' adapter, not a Session, which reads a redirect's body whole and keeps cookies. What
+            # requests works out for each request is the same for all of an API's: it is done once.
+            response = (self._pool or self._open_pool()).urlopen(
+                method,
+                self._root + path if is_plain else self._target(path, params),
+                body,
+                {**self._headers, **headers},
+                retries=_NO_RETRIES,
+                redirect=False,
+                assert_same_host=False,
+                timeout=limits,
+                preload_content=False,
+                decode_content=False,
             )
         except (OSError, urllib3.exceptions.HTTPError) as error:  # requests' own errors are OSErrors
             return describe_failure(error)
         content, cut = _read(response)
-        if cut is not None and 200 <= response.status_code < 300 and method in ("GET", "HEAD"):
+        if cut is not None and 200 <= response.status < 300 and method in ("GET", "HEAD"):
             return cut
-        excerpt = " ".join(redact(content[:65_536].decode("utf-8", errors="replace")).split())
-        return Reply(response.status_code, response.headers, content, excerpt[:EXCERPT_CHARACTERS])
+        return Reply(response.status, response.headers, content, redact)
+
+    def _open_pool(self) -> HTTPConnectionPool:
+        base, cert = self._prepare("", None), self.settings.tls.client
+        pool = self._adapter.get_connection_with_tls_context(base, self._verify, proxies=self._proxies, cert=cert)
+        assert isinstance(pool, HTTPConnectionPool)
+        self._adapter.cert_verify(pool, base.url, self._verify, cert)  # type: ignore[no-untyped-call]
+        self._pool = pool
+        return pool
+
+    def _target(self, path: str, params: Mapping[str, str] | None) -> str:
+        """What stands in the request's first line: a path, or for a proxy the whole URL."""
+        return str(self._adapter.request_url(self._prepare(path, params), self._proxies))
+
+    def _prepare(self, path: str, params: Mapping[str, str] | None) -> requests.PreparedRequest:
+        return requests.Request("GET", self.settings.base_url.rstrip("/") + path, params=params).prepare()
 
 
-def _read(response: requests.Response) -> tuple[bytes, CallError | None]:
+def _read(response: BaseHTTPResponse) -> tuple[bytes, CallError | None]:
     """The body as far as it came, and why it ended early if it did."""
     chunks: list[bytes] = []
     size = 0
     try:
-        for chunk in response.raw.stream(65_536, decode_content=True):
+        for chunk in response.stream(65_536, decode_content=True):
             size += len(chunk)
             if size > MAX_BODY_BYTES:
                 return b"".join(chunks), CallError("too_large", f"the answer is larger than {MAX_BODY_BYTES} bytes")
@@ -350,6 +377,7 @@ def _read(response: requests.Response) -> tuple[bytes, CallError | None]:
         return b"".join(chunks), describe_failure(error)
     finally:
         response.close()
+        response.release_conn()
     return b"".join(chunks), None
 
 
@@ -391,6 +419,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 _POOLS = make_pools()
+_NO_RETRIES = Retry(0, read=False)
 
 
 class _Adapter(HTTPAdapter):

@@ -8,10 +8,11 @@ Measured: a `cabinet` job at 200 events/s stood at 440 MB and crept up; with the
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 
-__all__ = ["ALLOCATORS", "limit_allocators"]
+__all__ = ["ALLOCATORS", "collect_seldom", "limit_allocators"]
 
 _ARENAS = 2
 ALLOCATORS = {
@@ -19,6 +20,7 @@ ALLOCATORS = {
     "MALLOC_ARENA_MAX": str(_ARENAS),
 }
 """The environment variables that do the same for a process that is yet to start."""
+_OBJECTS_BEFORE_A_COLLECTION = 50_000  # Python's own is 700
 _M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
@@ -29,3 +31,9 @@ def limit_allocators() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
         if mallopt is not None:
             mallopt(_M_ARENA_MAX, _ARENAS)
+
+
+def collect_seldom() -> None:
+    """Look for cycles of objects less often: a bundle's records are many, live long and hold none. Measured: a seventh
+    of a completed form's processor time."""
+    gc.set_threshold(_OBJECTS_BEFORE_A_COLLECTION, 20, 20)

@@ -1,9 +1,9 @@
-"""The one place where a process is changed: its allocators, its logs, its crash points, its metrics server."""
+"""The one place where a process is changed: its memory, its logs, its crash points, its metrics server."""
 
 from __future__ import annotations
 
 from itel_cabinet.io.worker import metrics
-from itel_cabinet.io.worker.allocators import limit_allocators
+from itel_cabinet.io.worker.allocators import collect_seldom, limit_allocators
 from itel_cabinet.io.worker.crash_points import arm_crash_points
 from itel_cabinet.io.worker.health import WorkerSettings, serve
 from itel_cabinet.io.worker.logs import drop_known_warnings, format_logs
@@ -21,6 +21,7 @@ def prepare(settings: WorkerSettings | None = None) -> None:
         settings: how the process logs and where it serves metrics and health; None leaves both as they are.
     """
     limit_allocators()
+    collect_seldom()
     drop_known_warnings()
     arm_crash_points()
     if settings is None:

@@ -215,7 +215,7 @@ def test_an_answer_is_used_again_within_its_time(client: Any, clock: Clock) -> N
     claims, server = client(answer(200, task("ASSIGNED")), answer(200, task("COMPLETED")))
     first = claims.task_details(ASSIGNMENT, not_before=900)
     clock.now += 59.9
-    assert claims.task_details(ASSIGNMENT, not_before=900) is first
+    assert claims.task_details(ASSIGNMENT, not_before=900) == first
     assert len(server.requests) == 1
     clock.now += 0.1
     assert claims.task_details(ASSIGNMENT, not_before=900).task.status == "COMPLETED"

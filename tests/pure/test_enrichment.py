@@ -86,7 +86,7 @@ def item(offset: int, assignment_id: int, **changes: object) -> Item:
 def test_a_completed_event_gets_its_task_and_form(pool: Executor) -> None:
     one = item(1, 7)
     (task,) = look_up([one], Lookup({7: [WITH_FORM]}), pool)
-    assert task == CabinetTask(*one, WITH_FORM, parse_form(WITH_FORM))
+    assert task == CabinetTask(*one, WITH_FORM.without_groups(), parse_form(WITH_FORM))
     assert task.completed
     assert task.form is not None
     assert task.form.answers["countertops_lf"] == 9.5
@@ -96,7 +96,7 @@ def test_a_completed_event_gets_its_task_and_form(pool: Executor) -> None:
 def test_the_form_of_an_event_that_is_not_completed_is_not_read(status: str, pool: Executor) -> None:
     one = item(1, 7, task_status=status)
     (task,) = look_up([one], Lookup({7: [WITH_FORM]}), pool)
-    assert task == CabinetTask(*one, WITH_FORM, None)
+    assert task == CabinetTask(*one, WITH_FORM.without_groups(), None)
     assert not task.completed
 
 
@@ -133,7 +133,7 @@ def test_a_completed_event_whose_task_is_not_yet_completed_is_looked_up_again(st
     late, ahead = look_up([one, other], lookup, pool, form_wait=waits.append)
     assert len(waits) == 1
     assert sorted(lookup.calls) == [(n, ARRIVED, fresh) for n in (7, 8) for fresh in (False, True)]
-    assert late == CabinetTask(*one, WITH_FORM, parse_form(WITH_FORM))
+    assert late == CabinetTask(*one, WITH_FORM.without_groups(), parse_form(WITH_FORM))
     assert isinstance(ahead, CabinetTask)
     assert (late.is_ahead, ahead.is_ahead) == (False, True)
 
@@ -142,7 +142,9 @@ def test_what_claimx_refuses_is_a_value_and_its_neighbours_go_on(pool: Executor)
     items = [item(1, 1), item(2, 2), item(3, 3)]
     refusal = TaskLookupError("unknown_assignment", "ClaimX knows no such assignment (status 404)", attempts=3)
     first, failed, last = look_up(items, Lookup({1: [WITH_FORM], 2: [refusal], 3: [WITH_FORM]}), pool)
-    assert [first, last] == [CabinetTask(*one, WITH_FORM, parse_form(WITH_FORM)) for one in (items[0], items[2])]
+    assert [first, last] == [
+        CabinetTask(*one, WITH_FORM.without_groups(), parse_form(WITH_FORM)) for one in (items[0], items[2])
+    ]
     assert isinstance(failed, Failure)
     assert (failed.record, failed.stage, failed.error_class) == (items[1][0], "enrich", "unknown_assignment")
     assert (failed.error, failed.attempts) == ("ClaimX knows no such assignment (status 404)", 3)
@@ -200,11 +202,11 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
     form = parse_form(WITH_FORM)
     assert isinstance(tasks[4], Failure)
     assert [task for task in tasks if isinstance(task, CabinetTask)] == [
-        CabinetTask(*items[0], WITH_FORM, form),
-        CabinetTask(*items[1], WITH_FORM, form),
+        CabinetTask(*items[0], WITH_FORM.without_groups(), form),
+        CabinetTask(*items[1], WITH_FORM.without_groups(), form),
         CabinetTask(*items[2], WITHOUT_FORM, None),
         CabinetTask(*items[3], WITHOUT_FORM, None),
-        CabinetTask(*items[5], WITH_FORM, form),
+        CabinetTask(*items[5], WITH_FORM.without_groups(), form),
     ]
 
 

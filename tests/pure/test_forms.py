@@ -86,7 +86,7 @@ def number(content: Any) -> dict[str, Any]:
 
 def test_an_answer_is_read() -> None:
     read = details(group("G"))
-    assert read.model_dump(exclude={"raw", "groups", "repairs"}) == {
+    assert read.model_dump(exclude={"raw", "text", "groups", "repairs"}) == {
         "assignment_id": ASSIGNMENT_ID,
         "task_id": 32513,
         "project_id": "5400001",
@@ -108,13 +108,15 @@ def test_an_answer_is_read() -> None:
         },
     }
     assert read.groups == [group("G")]
-    assert read.raw == answer(group("G"))
+    assert json.loads(read.text) == answer(group("G"))
+    assert read.raw == {name: value for name, value in answer(group("G")).items() if name != "response"}
+    assert read.without_groups().groups == []
     assert read.has_form
 
 
 def test_all_but_the_assignment_is_optional() -> None:
     bare = parse_details(b'{"assignmentId": "5430007", "unknown": {}}', ASSIGNMENT_ID)
-    values = bare.model_dump(exclude={"assignment_id", "external_link_data", "groups", "raw", "repairs"})
+    values = bare.model_dump(exclude={"assignment_id", "external_link_data", "groups", "raw", "text", "repairs"})
     assert set(values.values()) == {None}
     assert set(bare.external_link_data.model_dump().values()) == {None}
     assert (bare.assignment_id, bare.groups, bare.has_form) == (ASSIGNMENT_ID, [], False)
