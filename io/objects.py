@@ -5,6 +5,8 @@ Thin over obstore, which reads the same environment variables as delta-rs. Knows
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -40,6 +42,7 @@ _CLIENT_OPTIONS = frozenset(
     }
 )
 _TRIES = 3
+_KEYS_A_CALL = 500
 _CALL_SECONDS = "30s"  # a longer upload is given up and tried again
 
 
@@ -108,6 +111,25 @@ class Objects:
         _check_key(key)
         self._do(lambda store: obstore.put(store, key, content))
 
+    def key_of(self, uri: str) -> str | None:
+        """The key of an object that :meth:`uri` has named; None for what lies elsewhere."""
+        base = self._base.rstrip("/") + "/"
+        return uri.removeprefix(base) if uri.startswith(base) else None
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """The keys of all objects in ``folder`` and in folders below, with their sizes in bytes."""
+        _check_key(folder)
+        pages = self._do(lambda store: [*obstore.list(store, folder)])
+        return {entry["path"]: entry["size"] for page in pages for entry in page}
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects; one that is not there is no error. Idempotent."""
+        for key in keys:
+            _check_key(key)
+        for start in range(0, len(keys), _KEYS_A_CALL):
+            some = keys[start : start + _KEYS_A_CALL]
+            self._do(lambda store, some=some: _delete(store, some))
+
     def check(self) -> None:
         """Raise unless the root can be listed, and where it is a folder also written."""
         if self._settings.folder is not None:
@@ -133,6 +155,15 @@ class Objects:
             raise ObjectStoreError(f"{self._base}: {text}") from None
 
 
+def _delete(store: ObjectStore, keys: Sequence[str]) -> None:
+    try:
+        obstore.delete(store, keys)
+    except FileNotFoundError:
+        for key in keys:  # of several the call ends at the first that is not there
+            with contextlib.suppress(FileNotFoundError):
+                obstore.delete(store, key)
+
+
 def _check_key(key: str) -> None:
     if any(part in ("", ".", "..") for part in key.split("/")):
         raise ObjectStoreError("a key must be segments between single slashes, none of them . or ..")
@@ -140,7 +171,7 @@ def _check_key(key: str) -> None:
 
 def _opened(settings: ObjectStoreSettings) -> ObjectStore:
     if settings.folder is not None:
-        return LocalStore(settings.folder, mkdir=True)
+        return LocalStore(settings.folder, mkdir=True, automatic_cleanup=True)
     options = dict(settings.options)
     client = {"timeout": _CALL_SECONDS} | {name: options.pop(name) for name in _CLIENT_OPTIONS & options.keys()}
     return cast(

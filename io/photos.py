@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote
 
+from itel_cabinet.io.delta import SuppressionList, Suppressions, TableError, get_suppressions, is_outage
 from itel_cabinet.io.http import (
     CallError,
     Connection,
@@ -61,6 +62,7 @@ class Photos:
     claimx: Connection
     store: Objects
     downloads: Downloads
+    suppressions: Suppressions | None = None
 
     def stored(self, album: Album) -> Mapping[int, str]:
         folder = album_folder(album)
@@ -110,14 +112,37 @@ class Photos:
             except ObjectStoreError as error:
                 raise PhotoError("store", str(error)) from None
         crash_points.maybe_crash("after-photo")
+        self._leave_erased(album, key)
         return self.store.uri(key)
 
+    def _leave_erased(self, album: Album, key: str) -> None:
+        """Remove what was just stored if it may not be there. An erasure that begins later finds it by itself."""
+        people = self.suppressions
+        if people is None:
+            return
+        try:
+            people.refresh()
+            if not any(people.find(kind, [getattr(album, name)]) for kind, name in people.place.ids):
+                return
+            reason, why = "erased", "its assignment or project was erased meanwhile"
+        except Exception as error:
+            if not isinstance(error, TableError) and not is_outage(error):
+                raise
+            reason, why = "store", f"the list of what was erased: {type(error).__name__}"
+        try:
+            self.store.delete([key])
+        except ObjectStoreError as error:
+            raise PhotoError("store", str(error)) from None
+        raise PhotoError(reason, why)
 
-def get_photos(settings: MediaSettings) -> Photos:
-    """The process's photos with these settings. Raises UnresolvedSecretError."""
+
+def get_photos(settings: MediaSettings, suppressed: SuppressionList | None = None) -> Photos:
+    """The process's photos with these settings, but for those on the list. Raises UnresolvedSecretError."""
+    place = suppressed
     return Photos(
         settings.path,
         get_connection(settings.connection),
         get_objects(settings.store),
         get_downloads(settings.downloads),
+        None if place is None else get_suppressions(place.uri, place.storage_options, place.ids),
     )

@@ -33,6 +33,7 @@ from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.submissions import build_submissions
 from itel_cabinet.transforms.submitting import submit
+from itel_cabinet.transforms.suppression import leave_out_erased
 from itel_cabinet.transforms.triggers import apply_rules
 
 __all__ = ["build"]
@@ -46,10 +47,8 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         _trigger(records, wiring)
         return
 
-    events = records | "Parse" >> Step(
-        "parse",
-        partial(parse_task_events, group=settings.source.group, task_ids=wiring.task_ids, clock=time.time),
-    )
+    parse = partial(parse_task_events, group=settings.source.group, task_ids=wiring.task_ids, clock=time.time)
+    events = records | "Parse" >> Step("parse", partial(leave_out_erased, parse=parse, erased=wiring.get_erased))
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
 
     wanted = events.results
@@ -150,9 +149,8 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
 def _trigger(records: beam.PCollection, wiring: Wiring) -> None:
     """ClaimX events that a rule matches become messages on the rule's topic."""
     settings = wiring.settings
-    events = records | "Parse" >> Step(
-        "parse", partial(parse_claimx_events, group=settings.source.group, clock=time.time)
-    )
+    parse = partial(parse_claimx_events, group=settings.source.group, clock=time.time)
+    events = records | "Parse" >> Step("parse", partial(leave_out_erased, parse=parse, erased=wiring.get_erased))
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
     known = events.results | "Look up" >> Step(
         "enrich",

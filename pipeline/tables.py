@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
-from itel_cabinet.io.delta import Append, TableSpec, Upsert
+import pyarrow as pa
+
+from itel_cabinet.io.delta import Append, SuppressionList, TableSpec, Upsert
 from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.ledger import BODIES_SCHEMA, LEDGER_SCHEMA
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, TRACKING_SCHEMA, make_forms_schema
+from itel_cabinet.transforms.suppression import ASSIGNMENT, PROJECT
 
-__all__ = ["ATTACHMENTS", "BODIES", "FORMS", "LEDGER", "TRACKING", "table_specs", "tables_of_job"]
+__all__ = [
+    "ATTACHMENTS",
+    "BODIES",
+    "FORMS",
+    "LEDGER",
+    "SUPPRESSIONS",
+    "TRACKING",
+    "suppression_list",
+    "table_specs",
+    "tables_of_job",
+]
 
 TRACKING = "itel_cabinet_task_tracking"
 FORMS = "claimx_itel_forms"
 ATTACHMENTS = "claimx_itel_attachments"
 LEDGER = "itel_cabinet_submissions"
 BODIES = "itel_cabinet_submission_bodies"
+SUPPRESSIONS = "itel_cabinet_suppressions"
+"""Not a table of rows: the list of what was erased."""
 
 # The order is total: the event's time, then Kafka's coordinates for events of the same microsecond.
 _NEWEST_WINS = ("event_timestamp", "kafka_partition", "kafka_offset")
 # Fixed, since a lookup by an event reads its day alone.
 _BY_DAY = ("year", "month", "day")
+# What a table's log keeps of the values in a file, for readers to leave it out: ids and times, but no text of a form or
+# an answer, which would stay in the log after its row is deleted.
+_STATISTICS = (
+    "assignment_id",
+    "task_id",
+    "claim_media_id",
+    "event_timestamp",
+    "processed_timestamp",
+    "created_at",
+    "updated_at",
+    "kafka_topic_id",
+    "kafka_partition",
+    "kafka_offset",
+)
 
 
 def table_specs(settings: Settings, contract: Contract | None = None) -> dict[str, TableSpec]:
@@ -30,11 +59,18 @@ def table_specs(settings: Settings, contract: Contract | None = None) -> dict[st
     them, by default that of the settings."""
     root = settings.tables.root.rstrip("/")
     contract = contract or settings.contract.loaded
-    spec = partial(
-        TableSpec,
-        storage_options=settings.tables.storage_options,
-        outage_seconds=settings.outage_patience_seconds,
-    )
+    suppressed = suppression_list(settings)
+
+    def spec(schema: pa.Schema, **how: Any) -> TableSpec:
+        return TableSpec(
+            schema=schema,
+            storage_options=settings.tables.storage_options,
+            outage_seconds=settings.outage_patience_seconds,
+            suppressed=suppressed,
+            statistics=tuple(name for name in _STATISTICS if name in schema.names),
+            **how,
+        )
+
     return {
         # One row an event.
         TRACKING: spec(
@@ -79,6 +115,15 @@ def table_specs(settings: Settings, contract: Contract | None = None) -> dict[st
             partition_by=_BY_DAY,
         ),
     }
+
+
+def suppression_list(settings: Settings) -> SuppressionList:
+    """Where the list is of what was erased, and which columns of the tables, and fields of events, are on it."""
+    return SuppressionList(
+        f"{settings.tables.root.rstrip('/')}/{SUPPRESSIONS}",
+        ((ASSIGNMENT, "assignment_id"), (PROJECT, "project_id")),
+        settings.tables.storage_options,
+    )
 
 
 def tables_of_job(job: Job, *, ledger: bool = True, bodies: bool = True) -> tuple[str, ...]:

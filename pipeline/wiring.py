@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from itel_cabinet.io.claimx import get_task_lookup
-from itel_cabinet.io.delta import TableSpec
+from itel_cabinet.io.delta import SuppressionList, TableSpec
+from itel_cabinet.io.erased import Erased, get_erased
 from itel_cabinet.io.exports import ClaimXExports, get_exports
 from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_contents
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
@@ -26,7 +27,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_rows,
     encode_submissions,
 )
-from itel_cabinet.pipeline.tables import table_specs, tables_of_job
+from itel_cabinet.pipeline.tables import suppression_list, table_specs, tables_of_job
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
@@ -142,7 +143,20 @@ class Wiring:
 
     @cached_property
     def get_photos(self) -> partial[Photos]:
-        return partial(get_photos, self.settings.media_settings())
+        return partial(get_photos, self.settings.media_settings(), self._suppression_list)
+
+    @cached_property
+    def get_erased(self) -> partial[Erased] | None:
+        """Gives the list of who was erased; None without tables, beside which it lies."""
+        settings, place = self.settings, self._suppression_list
+        if place is None:
+            return None
+        store = settings.media_settings().store if settings.fetches_media else None
+        return partial(get_erased, place, settings.outage_patience_seconds, store)
+
+    @cached_property
+    def _suppression_list(self) -> SuppressionList | None:
+        return suppression_list(self.settings) if self.settings.tables.root else None
 
     @property
     def contract(self) -> Contract:

@@ -45,6 +45,7 @@ __all__ = [
     "parse_event",
     "parse_task_events",
     "parse_timestamp",
+    "read_ids",
     "skip_other_statuses",
     "without_fraction",
 ]
@@ -286,6 +287,23 @@ def parse_claimx_event(record: Record, now: float) -> ClaimXEvent | Failure | Sk
     if isinstance(event, ClaimXEvent) and event.task is None and event.task_assignment_id is None:
         return _failure(record, now, "missing_field", "task and task_assignment_id are missing; one of them is needed")
     return event
+
+
+def read_ids(record: Record) -> dict[str, int | str]:
+    """``assignment_id`` and ``project_id`` as a record of either topic names them, be it valid or not, as far as it can
+    be read."""
+    content = _as_row(_read_object(record, 0.0))
+    task = _as_row(content.get("task"))
+    named = (content.get("assignment_id"), content.get("task_assignment_id"), task.get("assignment_id"))
+    assignments = [int(text) for text in map(str, named) if text.isascii() and text.isdigit() and len(text) < 20]
+    project = _id_text(content.get("project_id", task.get("project_id")))
+    ids: dict[str, int | str] = {"assignment_id": assignments[0]} if assignments else {}
+    return ids | {"project_id": project} if isinstance(project, str) else ids
+
+
+def _as_row(value: object) -> Mapping[str, Any]:
+    row = _snake_keys(value)
+    return row if isinstance(row, dict) else {}
 
 
 def make_task_row(details: Mapping[str, Any]) -> dict[str, Any]:

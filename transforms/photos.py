@@ -29,11 +29,13 @@ __all__ = [
     "PhotoError",
     "PhotoLibrary",
     "album_folder",
+    "assignment_of",
     "fetch_album_photos",
     "fetch_photos",
     "media_id_of",
     "object_name",
     "parse_links",
+    "project_folder",
 ]
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,7 +101,18 @@ class PhotoLibrary(Protocol):
 
 def album_folder(album: Album) -> str:
     """The folder of an album, relative to the media root: five segments that never lead out of it."""
-    return f"{MEDIA_FOLDER}/{_segment(album.project_id)}/{int(album.task_id)}/{int(album.assignment_id)}"
+    return f"{project_folder(album.project_id)}/{int(album.task_id)}/{int(album.assignment_id)}"
+
+
+def project_folder(project_id: str) -> str:
+    """The folder of a project's albums, relative to the media root; of two projects with odd ids it may be one."""
+    return f"{MEDIA_FOLDER}/{_segment(project_id)}"
+
+
+def assignment_of(key: str) -> int | None:
+    """The assignment in whose album an object is; None for one that is in no album."""
+    found = re.fullmatch(rf"{MEDIA_FOLDER}/[^/]+/\d+/(\d{{1,19}})/[^/]+", key, re.ASCII)
+    return int(found[1]) if found else None
 
 
 def object_name(link: Link) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import lazy_loader
 
-from itel_cabinet.io.delta.erasure import Deleted, announce, delete_rows, find_rows
+from itel_cabinet.io.delta.erasure import Deleted, announce, append_rows, delete_rows, find_rows
 from itel_cabinet.io.delta.fences import Move, carry_out, fences_at, plan_fences, plan_restore, rows_from
 from itel_cabinet.io.delta.inspect import (
     at_once,
@@ -16,11 +16,13 @@ from itel_cabinet.io.delta.inspect import (
     describe_table,
     error_text,
     glance_at_table,
+    is_outage,
+    literal,
     open_table,
     records_written,
     table_exists,
 )
-from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, vacuum
+from itel_cabinet.io.delta.maintenance import SAFE_RETENTION_HOURS, optimize, read_hours, vacuum
 from itel_cabinet.io.delta.spec import (
     Append,
     Row,
@@ -55,6 +57,7 @@ __all__ = [
     "WriteResult",
     "WriteToDelta",
     "announce",
+    "append_rows",
     "at_once",
     "carry_out",
     "create_table",
@@ -66,10 +69,13 @@ __all__ = [
     "get_suppressions",
     "get_table",
     "glance_at_table",
+    "is_outage",
+    "literal",
     "open_table",
     "optimize",
     "plan_fences",
     "plan_restore",
+    "read_hours",
     "records_written",
     "rows_from",
     "table_exists",

@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from deltalake import CommitProperties, Transaction
+from deltalake import CommitProperties, Transaction, write_deltalake
 from deltalake.exceptions import CommitFailedError
 
 from itel_cabinet.io.delta.features import check_features
-from itel_cabinet.io.delta.inspect import STATISTICS, at_once, error_text, literal, open_table
+from itel_cabinet.io.delta.inspect import STATISTICS, at_once, error_text, is_outage, literal, open_table
 from itel_cabinet.io.delta.maintenance import PARQUET
-from itel_cabinet.io.delta.spec import Row, TableSpec, Upsert
+from itel_cabinet.io.delta.spec import Pairs, Row, TableSpec, Upsert
 from itel_cabinet.io.delta.suppressions import ANNOUNCED
-from itel_cabinet.io.worker import OutageError, crash_points, full_jitter
+from itel_cabinet.io.worker import OutageError, crash_points, describe_error, full_jitter, retry_outage
 
-__all__ = ["Deleted", "announce", "delete_rows", "find_rows"]
+__all__ = ["Deleted", "announce", "append_rows", "delete_rows", "find_rows"]
 
 T = TypeVar("T")
 
@@ -72,6 +72,19 @@ def find_rows(spec: TableSpec, columns: Iterable[str], where: str) -> list[Row]:
         return rows
 
     return at_once(spec, look)
+
+
+def append_rows(uri: str, rows: pa.Table, storage_options: Pairs) -> None:
+    """Add rows to a table that nothing else writes, without fences; it is made where it is missing. Raises OutageError
+    at once if the store fails.
+    """
+    retry_outage(
+        lambda: write_deltalake(uri, rows, mode="append", storage_options=dict(storage_options)),
+        what=f"Delta table {uri}",
+        seconds=0,
+        is_outage=is_outage,
+        describe=describe_error,
+    )
 
 
 def delete_rows(

@@ -10,7 +10,7 @@ import random as _random
 import re
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -24,7 +24,7 @@ from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 from itel_cabinet.io.worker import full_jitter
 
-__all__ = ["PARQUET", "SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "vacuum"]
+__all__ = ["PARQUET", "SAFE_RETENTION_HOURS", "Optimized", "Vacuumed", "optimize", "read_hours", "vacuum"]
 
 T = TypeVar("T")
 
@@ -146,7 +146,8 @@ def vacuum(
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float] = _random.random,
 ) -> Vacuumed:
-    """Delete files that no version of the last ``retention_hours`` needs. May run beside jobs, and be repeated.
+    """Delete files that no version of the last ``retention_hours`` needs, and the log from before
+    ``delta.logRetentionDuration``. May run beside jobs, and be repeated.
 
     From SAFE_RETENTION_HOURS on also those that no version mentions: left by writers that were killed before their
     commit, or forgotten by the log (delta-rs drops removed files from its checkpoints after
@@ -177,6 +178,10 @@ def vacuum(
             gone.update(act(dry_run=True))
             if not dry_run:
                 act(dry_run=False)  # in a conflict after the deletion, the next attempt finds less
+                table = open_table(spec)
+                # The log of before, which may name what was deleted since; a job does this every 100 commits.
+                table.create_checkpoint()
+                table.cleanup_metadata()
 
         _against_others(spec, attempt, sleep, random)
         # What an earlier vacuum has deleted is named again.
@@ -187,6 +192,11 @@ def vacuum(
 
 
 def _remembered_hours(table: DeltaTable) -> float:
-    duration = table.metadata().configuration.get("delta.deletedFileRetentionDuration", "interval 1 week")
+    return read_hours(table.metadata().configuration, "delta.deletedFileRetentionDuration", "interval 1 week")
+
+
+def read_hours(properties: Mapping[str, str], name: str, default: str) -> float:
+    """A duration among a table's properties, in hours; a week for one that cannot be read."""
+    duration = properties.get(name, default)
     parts = re.fullmatch(r"interval\s+(\d+)\s+(week|day|hour|minute|second)s?", duration.strip())
     return int(parts[1]) * _HOURS[parts[2]] if parts else float(SAFE_RETENTION_HOURS)

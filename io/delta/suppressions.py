@@ -26,7 +26,7 @@ from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import TableNotFoundError
 
 from itel_cabinet.io.delta.inspect import is_outage
-from itel_cabinet.io.delta.spec import Pairs, Row, SuppressionList, TableError
+from itel_cabinet.io.delta.spec import Pairs, SuppressionList, TableError
 from itel_cabinet.io.worker import describe_error, once_per_process, retry_outage
 
 __all__ = ["ANNOUNCED", "Suppressions", "get_suppressions"]
@@ -104,15 +104,8 @@ class Suppressions:
         """When an id was put on the list; None if it is not there."""
         return self._hashes.get((kind, self._hash(kind, one)))
 
-    def keep_others(self, rows: Sequence[Row]) -> Sequence[Row]:
+    def keep_others(self, rows: pa.Table) -> pa.Table:
         """The rows without those that are on the list by one of the place's columns; the order is kept."""
-        found = {name: self.find(kind, (row[name] for row in rows)) for kind, name in self.place.ids}
-        if not any(found.values()):
-            return rows
-        return [row for row in rows if not any(row[name] in ids for name, ids in found.items())]
-
-    def keep_other_columns(self, rows: pa.Table) -> pa.Table:
-        """As :meth:`keep_others`, of rows as columns."""
         found = {name: self.find(kind, rows[name].unique().to_pylist()) for kind, name in self.place.ids}
         if not any(found.values()):
             return rows

@@ -307,7 +307,7 @@ class FencedTable:
 
     def _keep_others(self, rows: pa.Table) -> pa.Table:
         """The rows that may be written, as of the version that the handle is at."""
-        return rows if self._suppressions is None else self._suppressions.keep_other_columns(rows)
+        return rows if self._suppressions is None else self._suppressions.keep_others(rows)
 
     def _fence(self, table: DeltaTable, topic_id: str, partition: int) -> int | None:
         app = self.spec.fence_id(topic_id, partition)

@@ -32,6 +32,11 @@ _COMMANDS = {
         f"{_HERE}.query:report",
         "Write one HTML page about the tasks, with charts: it opens without a network and shows nobody's data.",
     ),
+    "erase": Listed(
+        f"{_HERE}.erase:erase",
+        "Erase people from the tables, the bodies, the photos and the payload files, and keep them out: what comes "
+        "again of them, by a replay or a late event, is skipped.",
+    ),
     "run": Listed(
         f"{_HERE}.run:run",
         "Run a job: trigger, tracking, api or cabinet. `run --help` lists its options.",

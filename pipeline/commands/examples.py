@@ -20,6 +20,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "query": (f"query stuck {_TABLES}", f"query latest_events {_TABLES} --format=csv"),
     "questions": (f"questions {_TABLES}",),
     "report": (f"report {_TABLES} --output=report.html",),
+    "erase": (
+        f"erase --assignment_id=4711 {_TABLES} --media_root=/data/media {_KAFKA} --dry_run",
+        f"erase --project_id=80312,80313 {_TABLES} --media_root=/data/media {_KAFKA} --json",
+    ),
     "preview": (
         "preview answer.json",
         "preview answer.json --contract=mine.yaml --event=event.json --project=project.json --media=media.json",

@@ -31,6 +31,7 @@ from itel_cabinet.pipeline.commands.shared import (
     client_settings,
     read_moment,
     storing,
+    table_settings,
     tables_at,
 )
 from itel_cabinet.pipeline.jobs import Job
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from itel_cabinet.io.kafka import LogReader
     from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, ReadingGroup, Replay
+    from itel_cabinet.transforms.records import Record
 
 __all__ = [
     "DeadLetterTopic",
@@ -343,6 +345,7 @@ def replay_dead_letters(
                 groups=groups,
                 to_group=to_group,
                 in_table=_rows_of(log.entries, tables_root, storage_options),
+                is_erased=_read_list(tables_root, storage_options),
                 error_topics=topics,
                 again=again,
                 max_replays=max_replays,
@@ -395,11 +398,33 @@ def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options:
         return records_written(spec, asked)
 
 
+def _read_list(tables_root: str | None, storage_options: str) -> Callable[[Record], bool]:
+    """Says whether a record is about somebody who was erased; of one that cannot be read nobody knows."""
+    from itel_cabinet.io.delta import at_once, get_suppressions
+    from itel_cabinet.pipeline.tables import TRACKING, suppression_list, table_specs
+    from itel_cabinet.transforms.events import read_ids
+
+    if not tables_root:
+        return lambda _: False
+    settings = table_settings(tables_root=tables_root, storage_options=storage_options)
+    place = suppression_list(settings)
+    people = get_suppressions(place.uri, place.storage_options, place.ids)
+    with storing():
+        at_once(table_specs(settings)[TRACKING], people.refresh)
+
+    def is_erased(record: Record) -> bool:
+        ids = read_ids(record)
+        return any(people.find(kind, [ids.get(name)]) for kind, name in place.ids)
+
+    return is_erased
+
+
 _TOLD = {
     "replayed": "replayed",
     "already_replayed": "left out, replayed before (--again replays them once more)",
     "in_the_table": "left out, in the tracking table after all",
     "read_again": "left out, their job has not got beyond them and reads them again by itself",
+    "erased": "left out, of people who were erased since",
     "parked": "parked, replayed too often to go on (--max_replays raises the limit)",
     "gone": "gone, no longer to be had",
     "refused": "refused",

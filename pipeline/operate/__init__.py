@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         original,
         recent_letters,
     )
+    from itel_cabinet.pipeline.operate.erase import Erasure, People, Receipt, find_listed
     from itel_cabinet.pipeline.operate.group_view import GroupView
     from itel_cabinet.pipeline.operate.observation import Observer, Subject
     from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BackfillStoppedError",
     "Entry",
+    "Erasure",
     "FailureCount",
     "Filter",
     "ForeignMessage",
@@ -61,8 +63,10 @@ __all__ = [
     "Observer",
     "Offsets",
     "Outcome",
+    "People",
     "PreviewContext",
     "ReadingGroup",
+    "Receipt",
     "RecentLetters",
     "Replay",
     "Replayer",
@@ -83,6 +87,7 @@ __all__ = [
     "error_log",
     "failure_counts",
     "find_job",
+    "find_listed",
     "gather",
     "judge",
     "lowest_offsets",
@@ -114,6 +119,7 @@ __getattr__, _, _ = lazy_loader.attach(
             "original",
             "recent_letters",
         ],
+        "erase": ["Erasure", "People", "Receipt", "find_listed"],
         "group_view": ["GroupView"],
         "observation": ["Observer", "Subject"],
         "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],

@@ -37,6 +37,8 @@ class Outcome(StrEnum):
     """A crash has left it beside the row that its record got after all."""
     PENDING = "read_again"
     """Its group's offset is not yet beyond its record: the job will read that again by itself."""
+    ERASED = "erased"
+    """It is about somebody who was erased since: written again, it would only be skipped, and kept once more."""
     PARKED = "parked"
     GONE = "gone"
     """The letter omits the record's value, and the topic no longer has it."""
@@ -74,7 +76,8 @@ class Replayer:
     """Replays letters. Not thread-safe.
 
     ``letters`` and ``originals`` read (two, since each keeps its place); without a ``writer`` nothing is written.
-    ``committed`` tells how far a group is in each partition of a topic, ``groups`` who reads a topic, ``in_table`` the
+    ``is_erased`` says whether a record is about somebody who was erased. ``committed`` tells how far a group is in each
+    partition of a topic, ``groups`` who reads a topic, ``in_table`` the
     records that have their row. Records are for the group that gave them up, or for ``to_group``.
     A letter is parked once its event has been replayed ``max_replays`` times; with ``again`` those that were replayed
     already are replayed once more, within that limit. ``rate`` is in records a second. ``clock`` gives epoch seconds.
@@ -86,6 +89,7 @@ class Replayer:
     committed: Callable[[str, str], dict[int, int | None]]
     groups: Callable[[str], Mapping[str, ReadingGroup]]
     to_group: str | None = None
+    is_erased: Callable[[Record], bool] = lambda _: False
     in_table: Collection[tuple[str, int, int]] = ()
     error_topics: Collection[str] = ()
     again: bool = False
@@ -174,6 +178,8 @@ class Replayer:
         if record is None:
             reason = f"the dead letter had no room for the record ({letter.value_size} bytes), its topic has lost it"
             return Replay(entry, Outcome.GONE, reason)
+        if self.is_erased(record):
+            return Replay(entry, Outcome.ERASED)
         times = max(entry.times, count_replays(record))
         if times + entry.replayed >= self.max_replays:
             return self._parked(entry, times)
