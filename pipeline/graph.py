@@ -147,7 +147,8 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
 
 
 def _trigger(records: beam.PCollection, wiring: Wiring) -> None:
-    """ClaimX events that a rule matches become messages on the rule's topic."""
+    """ClaimX events that a rule matches become messages on the rule's topic; a batch's, with its dead letters and its
+    offsets, are one transaction, which the source begins and the sinks join."""
     settings = wiring.settings
     parse = partial(parse_claimx_events, group=settings.source.group, clock=time.time)
     events = records | "Parse" >> Step("parse", partial(leave_out_erased, parse=parse, erased=wiring.get_erased))

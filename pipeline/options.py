@@ -355,6 +355,8 @@ class OutputsOptions(_Group):
     """Events written to the table; empty: not sent."""
     output_topic: OptionalTopic = ""
     """trigger: publish there, instead of the topics that the rules name."""
+    transactions: Literal["on", "off"] = "on"
+    """trigger: messages and offsets in one transaction, each event once for committed readers; off: at least once."""
     triggers: str = ""
     """YAML file of rules; default: the rule for cabinet repair forms. The other jobs take the task ids from it."""
 
@@ -458,6 +460,10 @@ class Settings(_Group):
     @property
     def keeps_bodies(self) -> bool:
         return self.keeps_ledger and self.tables.submission_bodies == "on"
+
+    @property
+    def uses_transactions(self) -> bool:
+        return self.outputs.transactions == "on" and self.job is Job.TRIGGER
 
     @property
     def submitted_statuses(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import apache_beam as beam
 
+from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import WriteResult
 from itel_cabinet.io.kafka import KafkaSinkSettings, Message, RefusedMessage, WriteToKafka
 from itel_cabinet.io.worker import metrics
@@ -51,15 +52,17 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         )
         return (
             failures
-            | "Encode" >> beam.FlatMap(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes))
+            | "Encode"
+            >> beam.Map(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes)).with_output_types(Batch)
             | "Send" >> WriteToKafka(self.kafka)
-            | "Leave the value out" >> beam.Map(_in_short, encode=functools.partial(encode, max_bytes=0))
+            | "Leave the value out"
+            >> beam.Map(_in_short, encode=functools.partial(encode, max_bytes=0)).with_output_types(Batch)
             | "Send in short" >> WriteToKafka(self.kafka)
             | "Give up" >> beam.Map(_give_up)
         )
 
 
-def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message]) -> Iterator[Message]:
+def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message]) -> list[Message]:
     """A message each; the first few failures are logged: by class and coordinates, never by what is in them."""
     for failure in failures[:_MOST_LOGGED]:
         record = failure.record
@@ -83,25 +86,26 @@ def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message
         )
     if len(failures) > _MOST_LOGGED:
         _LOGGER.warning("and %d more dead letters of the same batch", len(failures) - _MOST_LOGGED)
-    return map(encode, failures)
+    return [*map(encode, failures)]
 
 
-def _in_short(refused: RefusedMessage, *, encode: Callable[[Failure], Message]) -> Message:
-    return encode(refused.message.origin)
+def _in_short(refused: Sequence[RefusedMessage], *, encode: Callable[[Failure], Message]) -> list[Message]:
+    return [encode(one.message.origin) for one in refused]
 
 
 def _dead_letter(
     failure: Failure, *, topic: str, job: str, group: str, contract: str | None, max_bytes: int
 ) -> Message:
     key, value, headers = encode_dead_letter(failure, job=job, group=group, contract=contract, max_bytes=max_bytes)
-    return Message(topic, key, value, tuple(headers), origin=failure)
+    return Message(topic, key, value, tuple(headers), origin=failure, source_partition=failure.record.partition)
 
 
-def _give_up(refused: RefusedMessage) -> None:
-    record = refused.message.origin.record
+def _give_up(refused: Sequence[RefusedMessage]) -> None:
+    message = refused[0].message
+    record = message.origin.record
     raise ValueError(
-        f"topic {refused.message.topic} takes not even a dead letter without its value "
-        f"({record.topic} {record.coordinates}): {refused.reason}; raise its max.message.bytes"
+        f"topic {message.topic} takes not even a dead letter without its value "
+        f"({record.topic} {record.coordinates}): {refused[0].reason}; raise its max.message.bytes"
     )
 
 
@@ -120,10 +124,14 @@ class SendMessages(beam.PTransform):  # type: ignore[misc]
     def expand(self, items: beam.PCollection) -> beam.PCollection:
         return (
             items
-            | "Encode" >> beam.FlatMap(self.encode)
+            | "Encode" >> beam.Map(_encode_all, encode=self.encode).with_output_types(Batch)
             | "Send" >> WriteToKafka(self.kafka)
             | "Refused" >> beam.Map(_refused, stage="report", clock=self.clock)
         )
+
+
+def _encode_all(items: Any, *, encode: Callable[[Any], Iterable[Message]]) -> list[Message]:
+    return [*encode(items)]
 
 
 def encode_submissions(
@@ -155,20 +163,28 @@ class PublishMessages(beam.PTransform):  # type: ignore[misc]
     def expand(self, publications: beam.PCollection) -> beam.PCollection:
         return (
             publications
-            | "Address" >> beam.FlatMap(_publications)
+            | "Address" >> beam.Map(_publications).with_output_types(Batch)
             | "Send" >> WriteToKafka(self.kafka)
             | "Too large" >> beam.Map(_refused, stage="publish", clock=self.clock)
         )
 
 
-def _publications(publications: list[Publication]) -> Iterator[Message]:
-    for one in publications:
-        yield Message(one.topic, one.key, one.value, one.headers, one.record, one.record.timestamp_ms)
+def _publications(publications: list[Publication]) -> list[Message]:
+    return [
+        Message(
+            one.topic, one.key, one.value, one.headers,
+            origin=one.record, since_ms=one.record.timestamp_ms, source_partition=one.record.partition,
+        )
+        for one in publications
+    ]  # fmt: skip
 
 
-def _refused(refused: RefusedMessage, *, stage: str, clock: Callable[[], float]) -> list[Failure]:
+def _refused(refused: Sequence[RefusedMessage], *, stage: str, clock: Callable[[], float]) -> list[Failure]:
     now = clock()
-    error_class = "too_large" if refused.too_large else "broker_refused"
-    metrics.DEAD_LETTERS.labels(stage, error_class).inc()
-    error = f"topic {refused.message.topic}: {refused.reason}"
-    return [Failure(refused.message.origin, stage, error_class, error, now, now)]
+    failures = []
+    for one in refused:
+        error_class = "too_large" if one.too_large else "broker_refused"
+        metrics.DEAD_LETTERS.labels(stage, error_class).inc()
+        error = f"topic {one.message.topic}: {one.reason}"
+        failures.append(Failure(one.message.origin, stage, error_class, error, now, now))
+    return failures

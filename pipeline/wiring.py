@@ -33,8 +33,10 @@ from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
 
-__all__ = ["Wiring"]
+__all__ = ["TRANSACTIONS", "Wiring"]
 
+TRANSACTIONS = "itel-cabinet"
+"""The trigger job's transactional ids begin so, then with its group: ``itel-cabinet/GROUP/TOPIC ID/PARTITION``."""
 
 _SURELY_OLD_SECONDS = 3_600.0
 
@@ -50,9 +52,10 @@ class Wiring:
             client=client,
             job=settings.job.value,
             outage_seconds=seconds,
+            transactions=TRANSACTIONS if settings.uses_transactions else "",
             **source.model_dump(exclude={"bootstrap_servers", "kafka_config"}),
         )
-        self.sink = KafkaSinkSettings(client, seconds)
+        self.sink = KafkaSinkSettings(client, seconds, transactional=settings.uses_transactions)
 
         self.get_claimx = partial(
             get_task_lookup, settings.claimx_settings(), on_outage=settings.claimx.on_outage, outage_seconds=seconds

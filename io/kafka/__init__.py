@@ -16,19 +16,21 @@ from itel_cabinet.io.kafka.admin import (
     UnknownTopicError,
     group_lag,
     group_positions,
+    open_onlooker,
 )
 from itel_cabinet.io.kafka.config import ClientConfig, ConfigError, client_config, resolve_config
 from itel_cabinet.io.kafka.groups import ConsumerGroup, GroupError, Shift, shifts
-from itel_cabinet.io.kafka.log import FencedError, LogReader, LogWriter, UnwritableError
+from itel_cabinet.io.kafka.log import LogReader, LogWriter, UnwritableError
 from itel_cabinet.io.kafka.marks import Committed, Mark, newest_mark
-from itel_cabinet.io.kafka.producer import Message
+from itel_cabinet.io.kafka.producer import FencedError, Message, RefusedMessage
 
 if TYPE_CHECKING:
     from itel_cabinet.io.kafka.key_groups import KEY_GROUPS
     from itel_cabinet.io.kafka.offsets import check_group, leave_group
-    from itel_cabinet.io.kafka.sink import KafkaSinkSettings, RefusedMessage, WriteToKafka
+    from itel_cabinet.io.kafka.sink import KafkaSinkSettings, WriteToKafka
     from itel_cabinet.io.kafka.source import ReadFromKafka
     from itel_cabinet.io.kafka.spec import KafkaSource
+    from itel_cabinet.io.kafka.transactions import check_transactions
 
 __all__ = [
     "KEY_GROUPS",
@@ -55,11 +57,13 @@ __all__ = [
     "UnwritableError",
     "WriteToKafka",
     "check_group",
+    "check_transactions",
     "client_config",
     "group_lag",
     "group_positions",
     "leave_group",
     "newest_mark",
+    "open_onlooker",
     "resolve_config",
     "shifts",
 ]
@@ -70,8 +74,9 @@ __getattr__, _, _ = lazy_loader.attach(
     submod_attrs={
         "key_groups": ["KEY_GROUPS"],
         "offsets": ["check_group", "leave_group"],
-        "sink": ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"],
+        "sink": ["KafkaSinkSettings", "WriteToKafka"],
         "source": ["ReadFromKafka"],
         "spec": ["KafkaSource"],
+        "transactions": ["check_transactions"],
     },
 )

@@ -37,6 +37,7 @@ __all__ = [
     "group_lag",
     "group_positions",
     "is_outage",
+    "open_onlooker",
     "when_coordinated",
 ]
 
@@ -239,6 +240,19 @@ class Cluster:
                 future.result()
 
 
+def open_onlooker(client_config: Mapping[str, object], group: str, **settings: object) -> Consumer:
+    """A consumer to look at a group's offsets with, and to set them, which joins it never.
+
+    It has them as they are, at once, while a transaction that moves them is open: one that its job has left open,
+    killed, may be so for minutes.
+    """
+    return Consumer(
+        dict(client_config)
+        | {"group.id": group, "enable.auto.commit": False, "isolation.level": "read_uncommitted", "logger": QUIET}
+        | {name.replace("_", "."): value for name, value in settings.items()}
+    )
+
+
 def committed_entries(consumer: Consumer, topic: Topic, *, timeout: float = _REQUEST_SECONDS) -> dict[int, Committed]:
     """What the group has committed in the topic, for any incarnation of it, by partition."""
 
@@ -312,7 +326,7 @@ def group_lag(
     """As :func:`group_positions`, once, with clients of its own. Raises UnknownTopicError."""
     cluster = Cluster(client_config, timeout=timeout)
     topic = cluster.topic(topic_name, epoch=epoch)
-    consumer = Consumer(dict(client_config) | {"group.id": group, "logger": QUIET})
+    consumer = open_onlooker(client_config, group)
     try:
         return group_positions(cluster, consumer, topic, timeout=timeout)
     finally:

@@ -25,6 +25,7 @@ _OURS = {
     "auto.offset.reset": "it is given by itself; an offset lost to retention is reported, not jumped over",
     "isolation.level": "aborted transactions must not be read",
     "enable.idempotence": "a producer without it may double or reorder records",
+    "transactional.id": "transactions have ids of their own, by group and partition",
     "acks": "a record must be on all in-sync replicas before its offset is committed",
     "partition.assignment.strategy": "partitions are assigned by shard, not by the group",
 }

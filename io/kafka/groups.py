@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from itel_cabinet.io.kafka.admin import (
-    QUIET,
     Cluster,
     PartitionLag,
     Topic,
     committed_entries,
     group_positions,
+    open_onlooker,
     when_coordinated,
 )
 from itel_cabinet.io.kafka.marks import Committed, Mark
@@ -142,10 +142,7 @@ class ConsumerGroup:
             return committed_entries(consumer, self.topic, timeout=self._timeout)
 
     def _consumer(self) -> Consumer:
-        return Consumer(
-            dict(self._client)
-            | {"group.id": self.name, "enable.auto.commit": False, "session.timeout.ms": 6_000, "logger": QUIET}
-        )
+        return open_onlooker(self._client, self.name, session_timeout_ms=6_000)
 
 
 def shifts(group: ConsumerGroup, to: Mapping[int, int], *, only_back: bool = False) -> list[Shift]:

@@ -17,10 +17,10 @@ from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.kafka.admin import QUIET, Cluster, Topic, find_leaders, is_outage
 from itel_cabinet.io.kafka.config import make_record
-from itel_cabinet.io.kafka.producer import Message, make_producer, produce
+from itel_cabinet.io.kafka.producer import FENCED, FencedError, Message, make_producer, produce
 from itel_cabinet.transforms.records import Record
 
-__all__ = ["FencedError", "LogReader", "LogWriter", "UnwritableError"]
+__all__ = ["LogReader", "LogWriter", "UnwritableError"]
 
 _POLL_SECONDS = 0.1
 _PREFETCH_KB = 16 * 1024
@@ -30,11 +30,6 @@ _NEAR = 500
 # up to 10 s).
 _TRANSACTION_MS = 15_000
 _ATTEMPTS = 3
-_OVERTAKEN = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
-
-
-class FencedError(RuntimeError):
-    """Another writer with the same name has begun; this one may write no more."""
 
 
 class UnwritableError(RuntimeError):
@@ -196,7 +191,7 @@ class LogWriter:
             except KafkaException as exception:
                 error = exception.args[0]
                 self._undo()
-                if error.code() in _OVERTAKEN:
+                if error.code() in FENCED:
                     raise FencedError(error.str()) from None
                 if not is_outage(exception):
                     raise UnwritableError(error.str()) from None

@@ -10,12 +10,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
 
-from itel_cabinet.io.kafka.admin import Cluster, Topic, UnknownTopicError, committed_entries, is_outage
+from itel_cabinet.io.kafka.admin import Cluster, Topic, UnknownTopicError, committed_entries, is_outage, open_onlooker
 from itel_cabinet.io.kafka.config import resolve_config
 from itel_cabinet.io.kafka.marks import Committed, Mark
 from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
@@ -27,6 +29,7 @@ __all__ = [
     "check_group",
     "get_group_offsets",
     "leave_group",
+    "look_up_entries",
     "select_foreign",
     "select_own",
 ]
@@ -70,12 +73,14 @@ def check_group(source: KafkaSource) -> tuple[dict[int, int], ForeignOffsets | N
     Raises RefusedError if the group is another job's, and as :class:`Cluster` does.
     """
     topic = Cluster(resolve_config(source.client)).topic(source.topic, epoch=source.topic_epoch)
-    consumer = Consumer(resolve_config(source.client) | {"group.id": source.group})
-    try:
-        entries = committed_entries(consumer, topic)
-    finally:
-        consumer.close()
+    entries = look_up_entries(source, topic)
     return select_own(entries, source, topic.topic_id), select_foreign(entries, source, topic)
+
+
+def look_up_entries(source: KafkaSource, topic: Topic) -> dict[int, Committed]:
+    """What the source's group has committed in the topic. Raises KafkaException as it comes."""
+    with closing(open_onlooker(resolve_config(source.client), source.group)) as consumer:
+        return committed_entries(consumer, topic)
 
 
 def select_foreign(entries: Mapping[int, Committed], source: KafkaSource, topic: Topic) -> ForeignOffsets | None:
@@ -116,6 +121,7 @@ class GroupOffsets:
         self._starts: dict[tuple[str, int], tuple[int, ...]] = {}
         self._moved: dict[tuple[str, int], int] = {}
         self._seen: dict[tuple[str, int], int] = {}  # what was moved to and dealt with, until it is committed over
+        self._write: Callable[[str, Sequence[TopicPartition]], object] = self._commit
         self._generation = 0
         self._refusal: RefusedError | None = None
         self._stopped = False
@@ -124,6 +130,15 @@ class GroupOffsets:
     def generation(self) -> int:
         """How often this process has been sent back; commits of what was read before that are void."""
         return self._generation
+
+    @property
+    def group(self) -> Any:
+        """The group as transactions name it."""
+        return self._consumer.consumer_group_metadata()
+
+    def commit_with(self, write: Callable[[str, Sequence[TopicPartition]], object]) -> None:
+        """Have ``write``, which gets a topic's id and offsets, commit what this would commit of itself."""
+        self._write = write
 
     def due(self) -> bool:
         """Whether to call :meth:`commit` without news: at the start, so that ``latest`` holds; after a failure; and now
@@ -194,6 +209,41 @@ class GroupOffsets:
             except KafkaException as error:
                 self._failed(error)
 
+    def resume(self, position: ShardPosition) -> dict[int, int]:
+        """The group's offsets of a shard as they are now, taken for this process's own: it goes on from there.
+
+        Raises RefusedError if they are another job's, and KafkaException as it comes.
+        """
+        entries = committed_entries(
+            self._consumer, Topic(self._source.topic, position.topic_id, tuple(position.offsets))
+        )
+        offsets = select_own(entries, self._source, position.topic_id)
+        with self._lock:
+            for partition in position.offsets:
+                self._committed.pop((position.topic_id, partition), None)
+            self._committed |= {(position.topic_id, p): offset for p, offset in offsets.items()}
+        return offsets
+
+    def commit_now(self, position: ShardPosition, write: Callable[[Sequence[TopicPartition]], object]) -> None:
+        """Commit what is due of a ``position`` by ``write``, which is called even if nothing is: a transaction has its
+        messages all the same. Raises what ``write`` raises, and as :meth:`follow` does.
+        """
+        topic_id = position.topic_id
+        with self._lock:
+            if self._refusal is not None:
+                raise self._refusal
+            stale = self._stale()
+            due = {p: o for p, o in position.offsets.items() if stale or self._committed.get((topic_id, p)) != o}
+            offsets = retry_outage(
+                lambda: self._look(topic_id, due, position.offsets),
+                what=f"offsets of the group {self._source.group} in topic {self._source.topic}",
+                seconds=self._source.outage_seconds,
+                is_outage=is_outage,
+            )
+        write(offsets)
+        with self._lock:
+            self._note(topic_id, offsets)
+
     def leave(self) -> None:
         """Say beside what was committed that this process has ended of itself. Best effort: at worst it is not said."""
         with self._lock:
@@ -212,28 +262,34 @@ class GroupOffsets:
         _LOGGER.error("offsets not committed, they will be with a later bundle: %s", error)
 
     def _look_and_commit(self, topic_id: str, due: Mapping[int, int], *, news: bool) -> None:
-        entries = committed_entries(self._consumer, Topic(self._source.topic, topic_id, tuple(due)))
+        offsets = self._look(topic_id, due, due)
+        if offsets and news:
+            self._write(topic_id, offsets)
+            self._note(topic_id, offsets)
+
+    def _look(self, topic_id: str, due: Mapping[int, int], partitions: Iterable[int]) -> list[TopicPartition]:
+        """What of that which is due may be committed, with its mark: nothing of what a person has moved."""
+        entries = committed_entries(self._consumer, Topic(self._source.topic, topic_id, tuple(partitions)))
         self._looked_at = self._clock()
         select_own(entries, self._source, topic_id)
         self._moved |= {
             (topic_id, p): entry.offset for p, entry in entries.items() if self._is_others(topic_id, p, entry)
         }
-        kept = {p: offset for p, offset in due.items() if (topic_id, p) not in self._moved}
-        if not kept or not news:
-            return
-        self._consumer.commit(
-            offsets=[
-                TopicPartition(self._source.topic, p, o, self._mark(topic_id, p, entries.get(p)).to_text())
-                for p, o in kept.items()
-            ],
-            asynchronous=False,
-        )
-        self._committed |= {(topic_id, p): offset for p, offset in kept.items()}
-        for partition in kept:
-            self._seen.pop((topic_id, partition), None)
-        for partition, offset in kept.items():
-            metrics.COMMITTED_OFFSET.labels(self._source.topic, partition).set(offset)
-        self._committed_at = self._clock()
+        return [
+            TopicPartition(self._source.topic, p, o, self._mark(topic_id, p, entries.get(p)).to_text())
+            for p, o in due.items()
+            if (topic_id, p) not in self._moved
+        ]
+
+    def _commit(self, _topic_id: str, offsets: Sequence[TopicPartition]) -> None:
+        self._consumer.commit(offsets=list(offsets), asynchronous=False)
+
+    def _note(self, topic_id: str, committed: Iterable[TopicPartition]) -> None:
+        for one in committed:
+            self._committed[topic_id, one.partition] = one.offset
+            self._seen.pop((topic_id, one.partition), None)
+            metrics.COMMITTED_OFFSET.labels(self._source.topic, one.partition).set(one.offset)
+            self._committed_at = self._clock()
 
     def _is_others(self, topic_id: str, partition: int, entry: Committed) -> bool:
         """Whether a person has set this offset since this process committed its own."""

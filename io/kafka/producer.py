@@ -8,7 +8,16 @@ from typing import Any
 
 from confluent_kafka import KafkaError, Producer
 
-__all__ = ["Message", "make_producer", "produce"]
+from itel_cabinet.io.worker import RefusedError
+
+__all__ = ["FENCED", "FencedError", "Message", "RefusedMessage", "make_producer", "produce"]
+
+FENCED = frozenset({KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH})
+"""What the broker answers a transactional producer once another one with its id has begun."""
+
+
+class FencedError(RefusedError):
+    """Another writer with the same transactional id has begun; this one may write no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +25,8 @@ class Message:
     """A record to be produced; ``partition`` None leaves it to the key.
 
     ``origin`` is carried along untouched, so that a refused message can be traced back. ``since_ms``, in epoch
-    milliseconds, is when its story began: how old it is once delivered is measured.
+    milliseconds, is when its story began: how old it is once delivered is measured. ``source_partition`` is that of the
+    record that it comes of; a transaction needs it, since it belongs to a partition that is read.
     """
 
     topic: str
@@ -26,6 +36,20 @@ class Message:
     origin: Any = None
     since_ms: int | None = None
     partition: int | None = None
+    source_partition: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedMessage:
+    """A message that the broker will never take, with its reason in one line; ``too_large`` is the usual one."""
+
+    message: Message
+    reason: str
+    too_large: bool
+
+    @classmethod
+    def by(cls, error: KafkaError, message: Message) -> RefusedMessage:
+        return cls(message, error.str(), error.code() == KafkaError.MSG_SIZE_TOO_LARGE)
 
 
 def make_producer(client: Mapping[str, object], *, delivery_seconds: float, **settings: object) -> Producer:

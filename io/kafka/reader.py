@@ -16,10 +16,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from itel_cabinet.io.batch_limits import FETCHED, BatchLimit
-from itel_cabinet.io.kafka.admin import Cluster, Topic, committed_entries, find_leaders, is_outage
+from itel_cabinet.io.kafka.admin import Cluster, Topic, find_leaders, is_outage
 from itel_cabinet.io.kafka.config import make_record, resolve_config
-from itel_cabinet.io.kafka.offsets import get_group_offsets, select_foreign, select_own
+from itel_cabinet.io.kafka.offsets import get_group_offsets, look_up_entries, select_foreign, select_own
 from itel_cabinet.io.kafka.spec import KafkaSource, Loss, ShardPosition
+from itel_cabinet.io.kafka.transactions import get_transactions
 from itel_cabinet.io.worker import (
     PULSE,
     STOP,
@@ -101,9 +102,11 @@ class _ShardReader:
         beat()
         with self._lock:
             self._limit.learn(self._last_records, self._last_bytes + FETCHED.take())
-            if self._position != start:
-                self._assign(start)
-            position = self._relisted(start)
+            position = self._owned(start)
+            if self._position != start or position is not start:
+                self._assign(position)
+            if position is start:
+                position = self._relisted(start)
             if position is start:
                 position = get_group_offsets(self._source).follow(start)
                 if position is not start:
@@ -123,6 +126,21 @@ class _ShardReader:
             self._last_records, self._last_bytes = len(records), sum(len(one.value or b"") for one in records)
             self._measure(records)
             return _Batch(records, position, losses)
+
+    def _owned(self, start: ShardPosition) -> ShardPosition:
+        """``start`` itself, or what the group has committed beyond it: a runner may have kept a position from before
+        the last transactions.
+        """
+        transactions = get_transactions(self._source) if self._source.transactions else None
+        if transactions is None or (self._position == start and transactions.owns(start)):
+            return start
+        committed = self._patiently(lambda: transactions.take_over(start))
+        ahead = {p: committed[p] for p, offset in start.offsets.items() if committed.get(p, 0) > offset}
+        if not ahead:
+            return start
+        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [*ahead]))
+        ahead = {p: self._within(p, offset, *bounds[p]) for p, offset in ahead.items()}
+        return replace(start, offsets={**start.offsets, **ahead})
 
     def _revive(self, start: ShardPosition) -> None:
         """Assign the partitions again if they have records, and none has come for a while: seen once after a restart of
@@ -176,7 +194,7 @@ class _ShardReader:
 
     def _initial(self, topic: Topic | None = None) -> ShardPosition:
         topic = topic or self._describe()
-        entries = committed_entries(self._consumer, topic)
+        entries = look_up_entries(self._source, topic)
         committed = select_own(entries, self._source, topic.topic_id)
         foreign = select_foreign(entries, self._source, topic)
         if foreign:

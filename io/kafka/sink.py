@@ -7,7 +7,7 @@ import functools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,24 +16,17 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from confluent_kafka import KafkaError, KafkaException, Producer
 
+from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.kafka.admin import is_outage
 from itel_cabinet.io.kafka.config import ClientConfig, resolve_config
-from itel_cabinet.io.kafka.producer import Message, make_producer, produce
+from itel_cabinet.io.kafka.producer import Message, RefusedMessage, make_producer, produce
+from itel_cabinet.io.kafka.transactions import current_transaction
 from itel_cabinet.io.worker import OutageError, crash_points, limit_wait, metrics, once_per_process
 
-__all__ = ["KafkaSinkSettings", "RefusedMessage", "WriteToKafka"]
+__all__ = ["KafkaSinkSettings", "WriteToKafka"]
 
 _CONNECT_SECONDS = 1.0
 _SLICE_SECONDS = 0.1  # a flush is cut into slices of this length, to notice a stop
-
-
-@dataclass(frozen=True, slots=True)
-class RefusedMessage:
-    """A message that the broker will never take, with its reason in one line; ``too_large`` is the usual one."""
-
-    message: Message
-    reason: str
-    too_large: bool
 
 
 @dataclass(frozen=True)
@@ -42,11 +35,14 @@ class KafkaSinkSettings:
 
     client: ClientConfig
     outage_seconds: float = 120.0
+    transactional: bool = False
+    """Write in the transaction of the batch under way, which the source begins."""
 
 
 @dataclass
 class WriteToKafka(beam.PTransform):  # type: ignore[misc]
-    """Messages -> a RefusedMessage for each that the broker never takes. Every delivery is confirmed in its bundle.
+    """Lists of Message -> lists of RefusedMessage, of those that the broker never takes. Every delivery is confirmed in
+    its bundle; where the settings are ``transactional``, while the batch is worked on.
 
     The broker being away is waited for as long as ``outage_seconds`` and then raised as OutageError. Order within a
     partition is kept (idempotent producer).
@@ -58,7 +54,7 @@ class WriteToKafka(beam.PTransform):  # type: ignore[misc]
         super().__init__()
 
     def expand(self, messages: beam.PCollection) -> beam.PCollection:
-        return messages | "Produce" >> beam.ParDo(_Produce(self.settings)).with_output_types(RefusedMessage)
+        return messages | "Produce" >> beam.ParDo(_Produce(self.settings)).with_output_types(Batch)
 
 
 @dataclass
@@ -85,7 +81,7 @@ class _Deliveries:
                 self.failed = error
                 self.lost[message.topic] += 1
             else:
-                self.refused.append(RefusedMessage(message, error.str(), error.code() == KafkaError.MSG_SIZE_TOO_LARGE))
+                self.refused.append(RefusedMessage.by(error, message))
 
     def undelivered(self) -> Counter[str]:
         """Messages by topic that the broker did not take, or did not say so of in time."""
@@ -103,11 +99,13 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         self._sent: Counter[str] = Counter()
         self._since: dict[str, int] = {}
 
-    def process(self, message: Message) -> None:
-        self._send(message, self._deliveries)
-        self._sent[message.topic] += 1
-        if message.since_ms is not None:
-            self._since[message.topic] = min(message.since_ms, self._since.get(message.topic, message.since_ms))
+    def process(self, messages: Sequence[Message]) -> list[list[RefusedMessage]]:
+        if self._settings.transactional:
+            return self._write(messages)
+        for message in messages:
+            self._send(message, self._deliveries)
+        _count(messages, self._sent, self._since)
+        return []
 
     def finish_bundle(self) -> Iterable[Any]:
         if not self._sent:
@@ -118,18 +116,22 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
             refused = [again for one in refused for again in self._alone(one.message)]
         crash_points.maybe_crash("after-flush")
         self._written.inc(self._sent.total() - len(refused))
-        self._measure(refused)
-        for one in refused:
-            yield GlobalWindows.windowed_value(one)
+        _measure(self._sent, self._since, refused)
+        if refused:
+            yield GlobalWindows.windowed_value(refused)
 
-    def _measure(self, refused: Sequence[RefusedMessage]) -> None:
-        turned_down = Counter(one.message.topic for one in refused)
-        for topic, count in self._sent.items():
-            metrics.MESSAGES_PUBLISHED.labels(topic).inc(count - turned_down[topic])
-        for topic, count in turned_down.items():
-            metrics.PUBLISH_FAILURES.labels(topic).inc(count)
-        for topic, since_ms in self._since.items():
-            metrics.observe_freshness(topic, since_ms / 1000)
+    def _write(self, messages: Sequence[Message]) -> list[list[RefusedMessage]]:
+        transaction = current_transaction()
+        if transaction is None:
+            raise RuntimeError("messages outside of the batch under way: they would not be in its transaction")
+        refused = transaction.write(messages)
+        crash_points.maybe_crash("after-flush")
+        sent: Counter[str] = Counter()
+        since: dict[str, int] = {}
+        _count(messages, sent, since)
+        self._written.inc(len(messages) - len(refused))
+        transaction.then(functools.partial(_measure, sent, since, refused))
+        return [refused] if refused else []
 
     def _alone(self, message: Message) -> list[RefusedMessage]:
         deliveries = _Deliveries()
@@ -172,6 +174,23 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
     def _away(self, began: float, reason: str) -> str:
         servers = dict(self._settings.client)["bootstrap.servers"]
         return f"Kafka at {servers} took no messages for {time.monotonic() - began:.0f} s: {reason}"
+
+
+def _count(messages: Sequence[Message], sent: Counter[str], since: dict[str, int]) -> None:
+    for message in messages:
+        sent[message.topic] += 1
+        if message.since_ms is not None:
+            since[message.topic] = min(message.since_ms, since.get(message.topic, message.since_ms))
+
+
+def _measure(sent: Mapping[str, int], since: Mapping[str, int], refused: Sequence[RefusedMessage]) -> None:
+    turned_down = Counter(one.message.topic for one in refused)
+    for topic, count in sent.items():
+        metrics.MESSAGES_PUBLISHED.labels(topic).inc(count - turned_down[topic])
+    for topic, count in turned_down.items():
+        metrics.PUBLISH_FAILURES.labels(topic).inc(count)
+    for topic, since_ms in since.items():
+        metrics.observe_freshness(topic, since_ms / 1000)
 
 
 @once_per_process

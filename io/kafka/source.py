@@ -17,6 +17,8 @@ How it keeps its promise:
   them.
 * The group's offsets move in a bundle finalizer, that is after every step fused with the read has finished its bundle.
   So keep the steps between this source and the sinks free of shuffles.
+* With ``transactions`` they move in one transaction with what :class:`~itel_cabinet.io.kafka.WriteToKafka` writes while
+  the batch is worked on, as soon as that is done: see :mod:`itel_cabinet.io.kafka.transactions`.
 * No runner may split a shard: the halves would be committed out of order, and a sink that fences by offset would then
   drop the earlier half. Scale comes from ``shards``.
 * A batch is only handed on after the broker confirmed that the topic is still the one the reader thinks it reads, so a
@@ -32,6 +34,7 @@ import functools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +51,7 @@ from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.kafka.offsets import get_group_offsets
 from itel_cabinet.io.kafka.reader import get_shard_reader
 from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
+from itel_cabinet.io.kafka.transactions import get_transactions
 from itel_cabinet.io.worker import STOP
 from itel_cabinet.transforms.records import Record
 
@@ -151,15 +155,21 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
         batch = get_shard_reader(self._source, element).read(start)
         tracker.try_claim(batch.position)
         self._lost.inc(sum(loss.end - loss.start for loss in batch.losses))
+        settling: AbstractContextManager[None] = nullcontext()
         if batch.position.offsets != start.offsets or offsets.due():
-            finalizer.register(functools.partial(offsets.commit, batch.position, offsets.generation))
-        if batch.records:
-            self._read.inc(len(batch.records))
-            timestamp = _event_time(batch.records[0])
-            yield TimestampedValue(batch.records, timestamp)
-            # A lower watermark than before kills the job.
-            if watermark.current_watermark() is None or timestamp > watermark.current_watermark():
-                watermark.set_watermark(timestamp)
+            if self._source.transactions:
+                settling = get_transactions(self._source).begin(batch.position)
+            else:
+                finalizer.register(functools.partial(offsets.commit, batch.position, offsets.generation))
+        with settling:
+            if batch.records:
+                self._read.inc(len(batch.records))
+                timestamp = _event_time(batch.records[0])
+                # All steps fused with the read have dealt with the batch when this goes on.
+                yield TimestampedValue(batch.records, timestamp)
+                # A lower watermark than before kills the job.
+                if watermark.current_watermark() is None or timestamp > watermark.current_watermark():
+                    watermark.set_watermark(timestamp)
         if batch.position.caught_up or STOP.is_set():
             tracker.try_claim(None)
         else:

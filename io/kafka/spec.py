@@ -37,6 +37,8 @@ class KafkaSource:
     """How long the broker may be away before the job fails."""
     topic_epoch: int = 0
     """Names the incarnation of the topic where the broker has no topic ids; raise it after recreating the topic."""
+    transactions: str = ""
+    """Commit what comes of a batch and its offsets in one transaction; ids begin with this. Empty: no transactions."""
     relist_seconds: float = _RELIST_SECONDS
 
     def elements(self) -> list[str]:

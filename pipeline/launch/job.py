@@ -19,7 +19,7 @@ from confluent_kafka import KafkaException
 
 from itel_cabinet.io.delta import FencedTable, TableError, create_table
 from itel_cabinet.io.http import ConnectionSettings
-from itel_cabinet.io.kafka import Cluster, check_group, leave_group, resolve_config
+from itel_cabinet.io.kafka import Cluster, check_group, check_transactions, leave_group, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
 from itel_cabinet.io.secrets import UnresolvedSecretError
 from itel_cabinet.io.worker import STOP, OutageError, RefusedError, check_port, describe_error, prepare
@@ -127,6 +127,9 @@ def _check_kafka(wiring: Wiring) -> None:
             )
     with _naming("consumer_group", RefusedError):
         offsets, foreign = check_group(wiring.source)
+    if settings.uses_transactions:
+        with _naming("transactions", RefusedError, hint="off does without, at least once then"):
+            check_transactions(wiring.source)
     if foreign:
         offsets_text = ",".join(f"{partition}={offset}" for partition, offset in foreign.offsets.items())
         _print(

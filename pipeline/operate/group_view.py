@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from confluent_kafka import Consumer
-
-from itel_cabinet.io.kafka import QUIET, Cluster, LogReader, PartitionLag, Topic, group_positions
+from itel_cabinet.io.kafka import Cluster, LogReader, PartitionLag, Topic, group_positions, open_onlooker
 
 __all__ = ["GroupView"]
 
@@ -24,7 +22,7 @@ class GroupView:
         self._epoch, self._timeout = epoch, timeout
         self._client = dict(client)
         self._cluster = Cluster(client, timeout=timeout)
-        self._consumer = Consumer(self._client | {"group.id": group, "logger": QUIET})
+        self._consumer = open_onlooker(self._client, group)
 
     def close(self) -> None:
         self._consumer.close()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from itel_cabinet.local.services.guard import session
 from itel_cabinet.pipeline.launch import FlinkOptions
 from itel_cabinet.pipeline.launch.flink import NotRunningError, check_job_server, set_flink_options
 from itel_cabinet.pipeline.options import OptionError
+from tests.support.accounting import assert_published_once
 from tests.support.jobs import Stack, wait_for
 
 
@@ -58,6 +60,29 @@ def test_a_killed_task_manager_costs_nothing(stack: Stack, cluster: FlinkCluster
     assert {submission.idempotency_key for submission in stack.itel.submissions()} == {
         r.produced.event_id for r in receipts if r.produced.expect == "submitted"
     }
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_task_manager_publishes_no_event_twice(stack: Stack, cluster: FlinkCluster) -> None:
+    events = list(Generator(7, start=datetime.now(UTC)).claimx_events(1200))
+    topic = stack.topic("enriched")
+    with (
+        ThreadPoolExecutor(1) as producer,
+        stack.running("trigger", **cluster.beam_options(), checkpointing_interval=2000, shards=3) as launcher,
+    ):
+        assert launcher.wait(240) == 0, launcher.errors
+        [job] = [job for job in cluster.jobs() if job.active]
+        fed = producer.submit(produce, stack.broker.bootstrap_servers, topic, events, stack.claimx, rate=100)
+        wait_for(lambda: sum(stack.committed("trigger").values()) > 300, "the job works", 120)
+        wait_for(lambda: cluster.checkpoints(job.id).completed, "a checkpoint", 60)
+        [victim, _] = cluster.task_managers
+        cluster.kill_task_manager(victim)
+        cluster.start_task_manager()
+        receipts = fed.result(120)
+        stack.settle("trigger", 240)
+    assert cluster.checkpoints(job.id).restored > 0
+    cluster.cancel(job.id)
+    assert_published_once(stack, receipts)
 
 
 class TestGuard:

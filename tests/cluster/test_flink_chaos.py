@@ -25,7 +25,7 @@ from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Checkpoints, FlinkCluster
 from itel_cabinet.local.simulators import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
-from tests.support.accounting import assert_everything_accounted_for
+from tests.support.accounting import assert_everything_accounted_for, assert_published_once
 from tests.support.feed import Feed
 from tests.support.jobs import Stack, wait_for
 
@@ -39,6 +39,12 @@ POINTS = [f"before-commit:{TRACKING}", f"after-commit:{TRACKING}", f"before-comm
 FROM_CHECKPOINT, FROM_OFFSETS = "JobManager, restored", "JobManager, submitted anew"
 STRIKES = [POINTS[0], POINTS[1], "TaskManager", FROM_CHECKPOINT, "worker", *POINTS[2:], "TaskManager", FROM_OFFSETS]
 
+TRANSACTION_POINTS = ["before-transaction", "after-transaction", "after-flush"]
+TRIGGER_STRIKES = [
+    *("before-transaction", "TaskManager", "after-transaction", FROM_CHECKPOINT),
+    *("worker", "after-flush", FROM_OFFSETS, "TaskManager"),
+]
+
 
 @dataclass
 class Chaos:
@@ -49,6 +55,8 @@ class Chaos:
     trap: Path
     copies: int
     moments: random.Random
+    job: str = "cabinet"
+    points: frozenset[str] = frozenset(POINTS)
     jobs: list[str] = field(default_factory=list)
     restored: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -60,7 +68,7 @@ class Chaos:
             "parallelism": 2 // self.copies,
             "shards": PARTITIONS,
         }
-        with self.stack.running("cabinet", **settings | options) as launcher:
+        with self.stack.running(self.job, **settings | options) as launcher:
             assert launcher.wait(240) == 0, launcher.errors
         self.jobs = [job.id for job in self.cluster.jobs() if job.active]
 
@@ -72,10 +80,10 @@ class Chaos:
         jobs = self.jobs
         wait_for(lambda: all(self._checkpoints(job).completed for job in jobs), "each job has a checkpoint", 120)
         before, position = self.restorations(), self._position()
-        if what in POINTS:
+        if what in self.points:
             self._arm(what)
         feed.next_life()
-        if what not in POINTS:
+        if what not in self.points:
             wait_for(lambda: self._position() > position, f"progress before the kill of {what}", 120)
             threading.Event().wait(self.moments.uniform(0.0, 1.0))
         match what:
@@ -118,7 +126,7 @@ class Chaos:
         return self.cluster.checkpoints(job)
 
     def _position(self) -> int:
-        return sum(self.stack.committed("cabinet").values())
+        return sum(self.stack.committed(self.job).values())
 
 
 @pytest.fixture
@@ -181,6 +189,40 @@ def test_exactly_once_under_fire(chaos: Chaos, events: int, rate: float, kills: 
     chaos.cluster.cancel(chaos.jobs[0])
     assert contents(stack) == tables
     assert {submission.idempotency_key for submission in stack.itel.submissions()} == keys
+
+
+@pytest.mark.parametrize("chaos", [pytest.param(1, id="trigger")], indirect=True)
+@pytest.mark.parametrize(
+    ("events", "rate", "kills"),
+    [
+        pytest.param(2_000, 200.0, 4, id="short", marks=pytest.mark.slow),
+        pytest.param(20_000, 250.0, 15, id="long", marks=pytest.mark.chaos),
+    ],
+)
+@pytest.mark.timeout(2400)
+def test_each_event_is_published_once_under_fire(chaos: Chaos, events: int, rate: float, kills: int) -> None:
+    stack = chaos.stack
+    stack.broker.add_partitions(stack.topic("enriched"), PARTITIONS)
+    chaos.job, chaos.points = "trigger", frozenset(TRANSACTION_POINTS)
+    generator = Generator(62, start=datetime.now(UTC), step=timedelta(seconds=1 / rate))
+    chaos.submit()
+    with (
+        ThreadPoolExecutor(1) as producer,
+        Feed(generator.claimx_events(events), events // (kills + 1) + 1) as feed,
+    ):
+        topic = stack.topic("enriched")
+        fed = producer.submit(produce, stack.broker.bootstrap_servers, topic, feed, stack.claimx, rate=rate)
+        for what in islice(cycle(TRIGGER_STRIKES), kills):
+            chaos.strike(what, feed)
+        feed.next_life()
+        receipts = fed.result(1200)
+    assert len(receipts) == events
+    stack.settle("trigger", 600)
+    print(f"kills: {dict(chaos.kills)}; checkpoints restored: {chaos.restored}")
+    assert chaos.restored == kills - chaos.kills[FROM_OFFSETS]
+    for job in chaos.jobs:
+        chaos.cluster.cancel(job)
+    assert_published_once(stack, receipts)
 
 
 def contents(stack: Stack) -> dict[str, list[dict[str, Any]]]:

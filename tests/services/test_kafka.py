@@ -28,6 +28,7 @@ from itel_cabinet.io.kafka import (
     KafkaSource,
     Message,
     ReadFromKafka,
+    RefusedMessage,
     UnknownTopicError,
     WriteToKafka,
     client_config,
@@ -454,8 +455,8 @@ def test_an_unknown_topic_is_named(broker: Broker) -> None:
 REFUSED: list[tuple[object, str]] = []
 
 
-def _keep_refused(refused: object) -> None:
-    REFUSED.append((refused.message.origin, refused.reason))  # type: ignore[attr-defined]
+def _keep_refused(refused: list[RefusedMessage]) -> None:
+    REFUSED.extend((one.message.origin, one.reason) for one in refused)
 
 
 def test_too_large_a_message_is_handed_back_and_the_others_arrive(broker: Broker, topic: Callable[..., str]) -> None:
@@ -469,7 +470,7 @@ def test_too_large_a_message_is_handed_back_and_the_others_arrive(broker: Broker
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         (
             pipeline
-            | beam.Create(messages)
+            | beam.Create([messages])
             | WriteToKafka(KafkaSinkSettings(client_config(broker.bootstrap_servers), 30.0))
             | beam.Map(_keep_refused)
         )
@@ -489,7 +490,6 @@ def test_a_full_batch_over_the_topics_limit_still_arrives(broker: Broker, topic:
         (
             pipeline
             | beam.Create([[Message(name, None, value) for value in values]])
-            | beam.FlatMap(lambda messages: messages)
             | WriteToKafka(KafkaSinkSettings(client_config(broker.bootstrap_servers), 30.0))
             | beam.Map(_keep_refused)
         )
@@ -501,7 +501,7 @@ def test_a_broker_that_stays_away_is_the_worlds_error() -> None:
     settings = KafkaSinkSettings(client_config("127.0.0.1:1"), 1.0)
     with pytest.raises(Exception, match=r"Kafka at 127\.0\.0\.1:1 took no messages for \d+ s"):  # noqa: SIM117
         with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-            pipeline | beam.Create([Message("t", b"k", b"v")]) | WriteToKafka(settings)
+            pipeline | beam.Create([[Message("t", b"k", b"v")]]) | WriteToKafka(settings)
 
 
 def test_a_source_without_its_broker_gives_up_after_its_patience() -> None:

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
 
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import HOST, Broker, free_port
-from tests.support.accounting import assert_everything_accounted_for
+from tests.support.accounting import assert_everything_accounted_for, assert_published_once
 from tests.support.certificates import self_signed
 from tests.support.jobs import Stack
 
@@ -94,6 +94,32 @@ def test_a_topic_that_may_not_be_read_is_named(stack: Stack, guarded: Guarded, m
     with stack.running("cabinet", **guarded.options()) as job:
         assert job.wait(90) == 1, job.errors
     assert f"Kafka, topic {topic}: this user may not read it: grant the right READ on the topic" in job.errors
+
+
+def test_a_transaction_that_may_not_be_begun_is_named(
+    stack: Stack, guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KAFKA_PASSWORD", PASSWORD)
+    place = (ResourceType.TRANSACTIONAL_ID, "itel-cabinet/", ResourcePatternType.PREFIXED, "User:cabinet", "*")
+    admin = AdminClient({"bootstrap.servers": guarded.broker.bootstrap_servers})
+    see = AclBinding(*place, AclOperation.DESCRIBE, AclPermissionType.ALLOW)
+    for done in admin.create_acls([see]).values():
+        done.result(30)
+    options = guarded.options()
+    with stack.running("trigger", **options) as job:
+        assert job.wait(90) == 1, job.errors
+        [line] = job.errors.splitlines()
+    name = f"itel-cabinet/{stack.prefix}.trigger/check"
+    assert line.startswith(f"itel-cabinet: --transactions: Kafka at {guarded.servers}, transaction {name}: "), line
+    assert "grant this user the right WRITE on the transactional id" in line
+
+    write = AclBinding(*place, AclOperation.WRITE, AclPermissionType.ALLOW)
+    for done in admin.create_acls([write]).values():
+        done.result(30)
+    records = Generator(82, start=datetime.now(UTC)).claimx_events(50)
+    receipts = produce(guarded.broker.bootstrap_servers, stack.topic("enriched"), records, stack.claimx)
+    stack.run("trigger", **options)
+    assert_published_once(stack, receipts)
 
 
 def test_a_job_over_tls_with_a_password(stack: Stack, guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,13 @@ from itel_cabinet.transforms.rows import make_form_row, make_photo_rows
 from tests.support.cabinet_samples import TASK_IDS, build_payload, parse_form
 from tests.support.jobs import Stack
 
-__all__ = ["assert_everything_accounted_for", "assert_tracked_once", "repeated_calls", "topic_id"]
+__all__ = [
+    "assert_everything_accounted_for",
+    "assert_published_once",
+    "assert_tracked_once",
+    "repeated_calls",
+    "topic_id",
+]
 
 Row = dict[str, Any]
 Coordinates = tuple[str, int, int]
@@ -61,6 +67,29 @@ def assert_tracked_once(stack: Stack, receipts: Iterable[Receipt]) -> None:
     assert sorted(expected.keys() - found.keys()) == [], "rows missing"
     assert sorted(found.keys() - expected.keys()) == [], "rows that should not be"
     assert {_coordinates(row): row["event_id"] for row in rows} == expected
+
+
+def assert_published_once(stack: Stack, receipts: Iterable[Receipt]) -> None:
+    """Each ClaimX event that is to be published is on the tracking topic once for a reader of committed records, each
+    bad one on the error topic, nothing else is on either, and the group of ``trigger`` stands at the end.
+
+    To be called when the job has caught up. ``receipts`` are all the records that its topic ever got.
+    """
+    enriched, receipts = topic_id(stack, "enriched"), list(receipts)
+    expected = {
+        f"{enriched}/{r.partition}/{r.offset}": r.produced.event_id
+        for r in receipts
+        if r.produced.expect == "published"
+    }
+    messages = stack.broker.read(stack.topic("tracking"))
+    found = Counter(dict(message.headers)["x-source"].decode() for message in messages)
+    assert {source: times for source, times in found.items() if times > 1} == {}, "published more than once"
+    assert sorted(expected.keys() - found.keys()) == [], "not published"
+    assert sorted(found.keys() - expected.keys()) == [], "published, and should not be"
+    letters = Counter((letter.partition, letter.offset) for letter in stack.dead_letters("errors"))
+    assert letters == Counter((r.partition, r.offset) for r in receipts if r.produced.expect == "dead_letter")
+    committed, ends = stack.committed("trigger"), stack.ends("enriched")
+    assert {partition: committed.get(partition, 0) for partition in ends} == ends
 
 
 def repeated_calls(stack: Stack, receipts: Iterable[Receipt]) -> int:
