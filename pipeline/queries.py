@@ -40,6 +40,7 @@ __all__ = [
     "bind",
     "catalogue",
     "find",
+    "open_present",
 ]
 
 Kind = Literal["integer", "month", "time", "version", "words"]
@@ -53,6 +54,9 @@ _SETTINGS = {
     "TimeZone": "UTC",
     "default_null_order": "NULLS_FIRST_ON_ASC_LAST_ON_DESC",  # Spark's
     "autoinstall_known_extensions": "false",  # nothing is fetched
+    # It would compare texts with a join's least and greatest key while reading, which Arrow cannot do in the files that
+    # a DELETE of delta-rs leaves (their texts are of the type string_view).
+    "disabled_optimizers": "join_filter_pushdown",
 }
 _SQL_TYPES = {"yes_no": "BOOLEAN", "decimal": "DOUBLE", "integer": "INTEGER", "text": "VARCHAR", "choice": "VARCHAR"}
 # The one function of Spark's that DuckDB has under another name.
@@ -279,12 +283,12 @@ class Session:
 
     def _provide(self, name: str) -> None:
         if name == _HISTORY:
-            table = _opened(self._specs[TRACKING])
+            table = open_present(self._specs[TRACKING])
             with _reading(self._specs):
                 self._engine.register(name, _history(table))
             return
         spec = self._specs[name]
-        table = _opened(spec)
+        table = open_present(spec)
         if name == TRACKING and self._version is not None:
             table = _at_version(spec, table.version(), self._version)
         with _reading(self._specs):
@@ -311,7 +315,8 @@ def _readable(table: DeltaTable) -> Any:
         return pa.table(table.scan())
 
 
-def _opened(spec: TableSpec) -> DeltaTable:
+def open_present(spec: TableSpec) -> DeltaTable:
+    """A handle at the newest version. Raises TableMissingError, and OutageError if the store does not answer."""
     try:
         return at_once(spec, lambda: open_table(spec))
     except OutageError as error:

@@ -18,6 +18,7 @@ __all__ = [
     "REPLAY_OF",
     "REPLAY_TRACKED",
     "count_replays",
+    "find_original",
     "has_row",
     "is_for_other_group",
     "make_replay_headers",
@@ -49,6 +50,11 @@ def count_replays(record: Record) -> int:
     """How often the event had been replayed when this record was written; 0 where the header makes no sense."""
     counts = [value or b"" for name, value in record.headers if name == REPLAY_COUNT]
     return max((int(count) for count in counts if re.fullmatch(rb"[0-9]{1,9}", count)), default=0)
+
+
+def find_original(record: Record) -> str | None:
+    """The coordinates of the record that this is a replay of; None for any other."""
+    return next((value.decode(errors="replace") for name, value in record.headers if name == REPLAY_OF and value), None)
 
 
 def make_replay_headers(

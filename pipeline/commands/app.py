@@ -37,6 +37,15 @@ _COMMANDS = {
         "Erase people from the tables, the bodies, the photos and the payload files, and keep them out: what comes "
         "again of them, by a replay or a late event, is skipped.",
     ),
+    "reconcile": Listed(
+        f"{_HERE}.submissions:reconcile",
+        "Say which completed forms iTel lacks, by reason and age. Exit status 1 if any is older than --older_than.",
+    ),
+    "trace": Listed(
+        f"{_HERE}.trace:trace",
+        "Show what happened to an assignment or an event, as one timeline: its events, form, photos, submissions and "
+        "dead letters, with the coordinates of their records, and what became of each event.",
+    ),
     "run": Listed(
         f"{_HERE}.run:run",
         "Run a job: trigger, tracking, api or cabinet. `run --help` lists its options.",
@@ -72,6 +81,9 @@ _GROUPS = {
         f"{_HERE}.contracts:contract_app", "Contracts: what is read of a form, and how it is sent to iTel."
     ),
     "dead-letters": Listed(f"{_HERE}.letters:letters_app", "The records that the jobs gave up, on the error topics."),
+    "submissions": Listed(
+        f"{_HERE}.submissions:submissions_app", "What became of each form on its way to iTel, as the ledger has it."
+    ),
     "offsets": Listed(f"{_HERE}.offsets:offsets_app", "Where consumer groups stand in topics."),
     "monitoring": Listed(f"{_HERE}.monitoring:monitoring_app", "What Prometheus and Grafana are given."),
     "templates": Listed(f"{_HERE}.templates:templates_app", "Launch templates: a job with its options in a file."),

@@ -18,6 +18,17 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "run cabinet --template=cabinet.local --tables_root=/data/tables",
     ),
     "query": (f"query stuck {_TABLES}", f"query latest_events {_TABLES} --format=csv"),
+    "reconcile": (
+        f"reconcile {_TABLES} --older_than=1h",
+        f"reconcile {_TABLES} --since=30d --leave_out=held --json",
+        f"reconcile {_TABLES} {_KAFKA} --resubmit --dry_run",
+    ),
+    "trace": (f"trace 5430007 {_TABLES} {_KAFKA}",),
+    "submissions list": (
+        f"submissions list {_TABLES} --outcome=refused --since=24h",
+        f"submissions list {_TABLES} --assignment_id=5430007 --json",
+    ),
+    "submissions show": (f"submissions show 5430007 {_TABLES} --body",),
     "questions": (f"questions {_TABLES}",),
     "report": (f"report {_TABLES} --output=report.html",),
     "erase": (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -31,7 +32,9 @@ __all__ = [
     "asking",
     "client_settings",
     "open_cluster",
+    "read_age",
     "read_moment",
+    "read_since",
     "storing",
     "table_settings",
     "tables_at",
@@ -117,6 +120,26 @@ def asking(bootstrap_servers: str) -> Iterator[None]:
         raise CommandError(describe_kafka_error(error, bootstrap_servers)) from None
     except UnknownTopicError as error:
         raise CommandError(f"--topic: {describe_missing_topic(error)}") from None
+
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+def read_age(option: str, text: str) -> timedelta:
+    """A time span that an option gives, such as 90s, 15m, 1h or 30d."""
+    parts = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if not parts:
+        raise CommandError(
+            f"--{option}: must be a number and s, m, h or d, such as 1h or 30d, got {text[:50]!r}", wrong_use=True
+        )
+    return timedelta(**{_UNITS[parts[2]]: int(parts[1])})
+
+
+def read_since(option: str, text: str | None, now: datetime) -> datetime | None:
+    """As :func:`read_moment`; or, of a time span such as 30d, the moment so long ago."""
+    if text and re.fullmatch(r"[0-9]+[a-z]", text):
+        return now - read_age(option, text)
+    return read_moment(option, text)
 
 
 def client_settings(bootstrap_servers: str, kafka_config: str) -> dict[str, object]:

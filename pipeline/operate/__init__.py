@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         recent_letters,
     )
     from itel_cabinet.pipeline.operate.erase import Erasure, People, Receipt, find_listed
+    from itel_cabinet.pipeline.operate.filed import Filed, find_bodies, find_filed, find_filed_of
     from itel_cabinet.pipeline.operate.group_view import GroupView
     from itel_cabinet.pipeline.operate.observation import Observer, Subject
     from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.rederive import Revision, rederive
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
+    from itel_cabinet.pipeline.operate.resubmission import Place, Resubmitter, letters_by_gap, records_in_history
+    from itel_cabinet.pipeline.operate.timeline import Timeline, trace_letters, trace_tables
     from itel_cabinet.pipeline.operate.topics import TopicPlan, TopicState, create_topics, describe_topics
     from itel_cabinet.pipeline.operate.verdict import (
         Health,
@@ -53,6 +56,7 @@ __all__ = [
     "Entry",
     "Erasure",
     "FailureCount",
+    "Filed",
     "Filter",
     "ForeignMessage",
     "GroupView",
@@ -64,15 +68,18 @@ __all__ = [
     "Offsets",
     "Outcome",
     "People",
+    "Place",
     "PreviewContext",
     "ReadingGroup",
     "Receipt",
     "RecentLetters",
     "Replay",
     "Replayer",
+    "Resubmitter",
     "Revision",
     "Subject",
     "Tables",
+    "Timeline",
     "TopicPlan",
     "TopicState",
     "UnknownQuestion",
@@ -86,10 +93,14 @@ __all__ = [
     "describe_topics",
     "error_log",
     "failure_counts",
+    "find_bodies",
+    "find_filed",
+    "find_filed_of",
     "find_job",
     "find_listed",
     "gather",
     "judge",
+    "letters_by_gap",
     "lowest_offsets",
     "may_have_row",
     "missing_photos",
@@ -98,8 +109,11 @@ __all__ = [
     "rank_unknown_questions",
     "reading_groups",
     "recent_letters",
+    "records_in_history",
     "rederive",
     "render",
+    "trace_letters",
+    "trace_tables",
 ]
 
 # Commands wait for what they use, not for DuckDB, Jinja2 and Beam.
@@ -122,13 +136,16 @@ __getattr__, _, _ = lazy_loader.attach(
         "erase": ["Erasure", "People", "Receipt", "find_listed"],
         "group_view": ["GroupView"],
         "observation": ["Observer", "Subject"],
+        "filed": ["Filed", "find_bodies", "find_filed", "find_filed_of"],
         "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
         "rederive": ["Revision", "rederive"],
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
+        "resubmission": ["Place", "Resubmitter", "letters_by_gap", "records_in_history"],
         "report": ["gather", "render"],
         "topics": ["TopicPlan", "TopicState", "create_topics", "describe_topics"],
+        "timeline": ["Timeline", "trace_letters", "trace_tables"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],
     },
 )

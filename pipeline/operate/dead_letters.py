@@ -20,7 +20,7 @@ from itel_cabinet.transforms.dead_letters import (
 )
 from itel_cabinet.transforms.open_letters import OpenLetters
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.replays import count_replays, has_row
+from itel_cabinet.transforms.replays import count_replays, find_original, has_row
 
 __all__ = [
     "Entry",
@@ -55,7 +55,8 @@ class Entry:
     """A dead letter without the bytes of its record, so that many fit into memory, and where it lies.
 
     ``times`` says how often its record's event had been replayed when it failed, ``replayed`` how often this letter has
-    been since; ``tracked``, that the event has its row.
+    been since; ``tracked``, that the event has its row; ``repeats``, the coordinates of the record that its record is a
+    replay of.
     """
 
     topic: str
@@ -65,6 +66,7 @@ class Entry:
     times: int
     tracked: bool
     replayed: int = 0
+    repeats: str | None = None
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -257,4 +259,7 @@ def _entry(message: Record, letter: DeadLetter) -> Entry:
     record = letter.record()
     tracked = has_row(record) or (letter.job == Job.CABINET and letter.stage in _ITEL_STAGES)
     summary = letter.model_copy(update={"key": None, "value": None, "headers": []})
-    return Entry(message.topic, message.partition, message.offset, summary, count_replays(record), tracked)
+    repeats = find_original(record)
+    return Entry(
+        message.topic, message.partition, message.offset, summary, count_replays(record), tracked, repeats=repeats
+    )

@@ -22,7 +22,7 @@ from sqlglot import exp
 from itel_cabinet.io.delta import FencedTable
 from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.queries import Query, QueryError, Session, bind, catalogue, find
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, LEDGER, TRACKING
 from itel_cabinet.transforms.enrichment import make_task
 from itel_cabinet.transforms.rows import make_form_rows
 from tests.support import known_history
@@ -31,6 +31,7 @@ from tests.support.known_history import HOSTILE, NOW, PROJECTS
 
 _QUERIES = Path(__file__).parents[2] / "queries"
 P1, P2 = "5400001", "5400002"
+_PLACE = ("itel.cabinet.task.tracking", "AbCdEfGhIjKlMnOpQrStUv")
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +283,42 @@ ANSWERS: dict[str, tuple[dict[str, str], list[dict[str, Any]]]] = {
             ("island", 1, 2, 6.5),
         ),
     ),
-}
+    "completed-forms": ({"until": "2026-02-05T01:00"}, [{"completed": 6}]),
+    "unreconciled": (
+        {},
+        rows(
+            "event_timestamp event_id assignment_id project_id outcome reason tried_at superseded tracked kafka_topic "
+            "kafka_topic_id kafka_partition kafka_offset",
+            ("2026-01-10T06:00:00Z", "h1", 108, P1, "held", None, "2026-01-10T06:01:00Z", True, True, *_PLACE, 1, 4),
+            ("2026-01-31T23:31:00Z", "d1", 104, P2, "refused", "no_form", "2026-01-31T23:32:00Z", False, True,
+             *_PLACE, 0, 4),
+            ("2026-02-01T12:00:00Z", "b3", 102, P1, "refused", "timeout", "2026-02-01T12:01:00Z", False, True,
+             *_PLACE, 1, 1),
+            ("2026-02-05T01:00:00Z", "g1", 107, P1, "never_tried", None, None, False, True, *_PLACE, 1, 3),
+        ),
+    ),
+    "submissions": (
+        {"assignment_id": "108", "limit": "2"},
+        rows(
+            "answered_at assignment_id event_id outcome reason status attempts created_id latency_ms resubmission "
+            "kafka_topic_id kafka_partition kafka_offset",
+            ("2026-01-12T00:01:00Z", 108, "h2", "duplicate", None, None, None, None, 60.0, None, _PLACE[1], 1, 5),
+            ("2026-01-12T00:01:00Z", 108, "h2", "shadow", None, None, None, None, 80.0, None, _PLACE[1], 1, 5),
+        ),
+    ),
+    "submission-outcomes": (
+        {},
+        rows(
+            "outcome reason submissions assignments mean_ms newest_at",
+            ("accepted", None, 2, 2, 150.0, "2026-01-06T10:31:00Z"),
+            ("refused", "timeout", 2, 2, 30_000.0, "2026-02-01T12:01:00Z"),
+            ("duplicate", None, 1, 1, 60.0, "2026-01-12T00:01:00Z"),
+            ("held", None, 1, 1, None, "2026-01-10T06:01:00Z"),
+            ("refused", "no_form", 1, 1, None, "2026-01-31T23:32:00Z"),
+            ("shadow", None, 1, 1, 80.0, "2026-01-12T00:01:00Z"),
+        ),
+    ),
+}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -310,7 +346,7 @@ def test_the_history_of_the_table(root: str, told: Told) -> None:
 
 
 def test_the_twelve_have_their_numbers() -> None:
-    assert [query.number for query in catalogue()] == [*range(1, 12), 11, 12, *[None] * 5]
+    assert [query.number for query in catalogue()] == [*range(1, 12), 11, 12, *[None] * 9]
     assert [find(str(number)).name for number in (1, 7, 11, 12)] == [
         "latest-events",
         "open-tasks",
@@ -598,7 +634,7 @@ def test_every_parameter_is_told_of_and_used() -> None:
         used = set(re.findall(r":(\w+)", statement))
         assert used == {p.name for p in query.parameters if p.kind != "version"}, query.name
         assert query.purpose.endswith(".")
-        assert query.reads([TRACKING, FORMS, ATTACHMENTS]) or query.name == "history"
+        assert query.reads([TRACKING, FORMS, ATTACHMENTS, LEDGER]) or query.name == "history"
 
 
 def test_nulls_are_sorted_as_spark_sorts_them(folder: str) -> None:

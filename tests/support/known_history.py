@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from itel_cabinet.io.delta import FencedTable, TableSpec
+from itel_cabinet.io.delta import FencedTable, TableSpec, create_table
 from itel_cabinet.pipeline.commands.shared import table_settings
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING, table_specs
+from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, LEDGER, TRACKING, table_specs
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent, parse_event
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from tests.support.cabinet_samples import TASK_IDS, details, group, parse_form, question, record, tracking_message
+from tests.support.filed_submissions import append, event, filed
 
 __all__ = ["HOSTILE", "NOW", "PERSON", "PROJECTS", "Told", "at", "form", "specs", "write"]
 
@@ -44,8 +45,8 @@ def specs(root: str) -> dict[str, TableSpec]:
 
 
 def write(root: str, *batches: Sequence[Told]) -> None:
-    """Make the three tables in ``root`` and fill them, a commit for each of ``batches``; without any, with the known
-    history in two.
+    """Make the tables in ``root`` and fill them, a commit for each of ``batches``; without any, with the known history
+    in two, and what became of its submissions.
     """
     tables = {name: FencedTable(spec) for name, spec in specs(root).items()}
     for batch in batches or (_FIRST, _SECOND):
@@ -55,6 +56,19 @@ def write(root: str, *batches: Sequence[Told]) -> None:
         tables[FORMS].write([row for task, now in told for row in make_form_rows([task], clock=now.timestamp)])
         photos = [row for task, now in told for row in make_attachment_rows([task], clock=now.timestamp)]
         tables[ATTACHMENTS].write(photos)
+    create_table(tables[LEDGER].spec)
+    if not batches:
+        events = {one.event_id: one for one in (*_FIRST, *_SECOND)}
+        append(tables[LEDGER].spec, [_filed(events[of], *rest) for of, *rest in _SUBMISSIONS])
+
+
+def _filed(of: Told, outcome: str, reason: str | None, minutes: float, latency_ms: float | None) -> dict[str, Any]:
+    moment = at(of.when) + timedelta(minutes=minutes)
+    partition, offset = of.place
+    like = {"assignment_id": of.assignment, "project_id": of.project or PROJECTS[of.assignment]}
+    place = {"kafka_partition": partition, "kafka_offset": offset, "event_timestamp": at(of.when)}
+    when = {"answered_at": moment, "created_at": moment, "latency_ms": latency_ms}
+    return filed(event(0, event_id=of.event_id, **like, **place), outcome, reason, **when)
 
 
 @dataclass(frozen=True)
@@ -175,3 +189,15 @@ _SECOND = [
         ),
     ),
 ]  # fmt: skip
+# Event, outcome, reason, minutes after the event, milliseconds of the calls.
+_SUBMISSIONS: list[tuple[Any, ...]] = [
+    ("a2", "accepted", None, 1, 100.0),
+    ("b3", "refused", "timeout", 1, 30_000.0),
+    ("i2", "refused", "timeout", 1, 30_000.0),
+    ("i2", "accepted", None, 60, 200.0),
+    ("d1", "refused", "no_form", 1, None),
+    # Nothing of g1; and iTel has the newer form of h1's assignment.
+    ("h1", "held", None, 1, None),
+    ("h2", "duplicate", None, 1, 60.0),
+    ("h2", "shadow", None, 1, 80.0),
+]
