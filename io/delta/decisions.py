@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from deltalake import Field, Schema
 from deltalake.schema import PrimitiveType
 
-from itel_cabinet.io.delta.rows import Rows, gather, last_of_each, missing_source, number, rows_in
+from itel_cabinet.io.delta.rows import Rows, gather, last_of_each, missing_source, number_rows, rows_in
 from itel_cabinet.io.delta.spec import Given, Row, RowError, TableError, TableSpec, Upsert
 
 __all__ = [
@@ -125,7 +125,7 @@ def _winners(mode: Upsert, ours: pa.Table, theirs: pa.Table, by: Sequence[str]) 
     columns = [*dict.fromkeys((*by, *mode.order))]
     both = pa.concat_tables([ours.select(columns), theirs.select(columns)])
     ranks = both.select([*dict.fromkeys(mode.order)])
-    ranks = ranks.append_column(_GROUP, number(both, by)).append_column(_PLACE, pa.arange(0, both.num_rows))
+    ranks = ranks.append_column(_GROUP, number_rows(both, by)).append_column(_PLACE, pa.arange(0, both.num_rows))
     keys = [(name, "ascending", "at_start") for name in (_GROUP, *mode.order, _PLACE)]
     ordered = pc.sort_indices(ranks, sort_keys=keys)
     newest = ordered.take(last_of_each(ranks[_GROUP].combine_chunks().take(ordered)))
@@ -137,20 +137,20 @@ def _decide_sets(spec: TableSpec, mode: Upsert, incoming: pa.Table, existing: pa
     own_keys = [k for k in mode.keys if k not in mode.members_of]
     _check_keys(spec, incoming, mode.members_of)
     # A set's place in a tie is that of its first row, so sets are gathered before they are compared.
-    set_of = number(incoming, (*mode.members_of, *spec.source))
+    set_of = number_rows(incoming, (*mode.members_of, *spec.source))
     incoming = incoming.take(pc.sort_indices(set_of))
     set_of = set_of.sort()
     winners = _winners(mode, incoming, existing, mode.members_of)
     of_winners = pc.is_in(set_of, value_set=set_of.take(winners))
     rows = incoming.filter(of_winners)
-    first = rows.take(_first_of_each(number(rows, mode.members_of)))
+    first = rows.take(_first_of_each(number_rows(rows, mode.members_of)))
 
     blank = pc.is_null(rows[own_keys[0]])
     for key in own_keys[1:]:
         blank = pc.and_(blank, pc.is_null(rows[key]))
     members = rows.filter(pc.invert(blank))
     _check_keys(spec, members, mode.keys)
-    members = members.take(last_of_each(number(members, mode.keys)))
+    members = members.take(last_of_each(number_rows(members, mode.keys)))
 
     unknown = pc.invert(pc.or_(rows_in(first, members, mode.members_of), rows_in(first, existing, mode.members_of)))
     markers = first.filter(unknown)
@@ -160,8 +160,8 @@ def _decide_sets(spec: TableSpec, mode: Upsert, incoming: pa.Table, existing: pa
 
     left = existing.select(mode.keys).filter(rows_in(existing, first, mode.members_of))
     left = left.filter(pc.invert(rows_in(left, members, mode.keys)))
-    left = left.take(last_of_each(number(left, mode.keys)))
-    both = number(pa.concat_tables([first.select(mode.members_of), left.select(mode.members_of)]), mode.members_of)
+    left = left.take(last_of_each(number_rows(left, mode.keys)))
+    both = number_rows(pa.concat_tables([first.select(mode.members_of), left.select(mode.members_of)]), mode.members_of)
     of_set = pc.index_in(both.slice(first.num_rows), value_set=both.slice(0, first.num_rows))
     taken = [c for c in dict.fromkeys((*mode.order, *spec.source, *mode.touch)) if c not in (*mode.keys, mode.active)]
     touch = first.select(taken).take(of_set)

@@ -67,9 +67,9 @@ _DEFAULT_PROPERTIES = {
     "delta.logRetentionDuration": "interval 7 days",
 }
 STATISTICS = "delta.dataSkippingStatsColumns"
-# A merge holds and rewrites every file it meets a row in, and left alone it makes one large file of them. (m: with
-# 18,000 forms 140 ms of CPU a merge instead of 345, and no more as the table grows.)
-UPSERT_FILE_BYTES = 1024 * 1024
+# An upsert rewrites every file that it meets a row in; each file costs every commit some microseconds (see
+# docs/performance.md).
+UPSERT_FILE_BYTES = 256 * 1024
 _RECENT = 5
 # For a look that nobody wants to wait minutes for.
 _IMPATIENT = {"connect_timeout": "3s", "timeout": "10s", "max_retries": "1", "retry_timeout": "10s"}

@@ -20,6 +20,7 @@ from deltalake.exceptions import CommitFailedError
 from pyarrow.fs import FileSelector
 
 from itel_cabinet.io.delta.features import check_features
+from itel_cabinet.io.delta.files import KeyedFiles, can_be_rewritten
 from itel_cabinet.io.delta.inspect import at_once, error_text, file_sizes, open_table, storage
 from itel_cabinet.io.delta.spec import TableError, TableSpec
 from itel_cabinet.io.worker import full_jitter
@@ -64,7 +65,8 @@ def optimize(
     sleep: Callable[[float], None] = time.sleep,
     random: Callable[[], float] = _random.random,
 ) -> Optimized:
-    """Put small files together up to ``target_bytes`` (default: the table's property, else 100 MB).
+    """Put small files together up to ``target_bytes`` (default: the table's property, else 100 MB); those of an
+    upserted table in the order of their keys, by which upserts find them.
 
     With ``z_order`` all files are rewritten, rows alike in those columns side by side. Safe while jobs write: the
     writer that commits second does its work again. Raises TableError for columns that cannot be sorted by, or if other
@@ -77,12 +79,14 @@ def optimize(
         _check_columns(spec, table, z_order)
         before = file_sizes(table)
         if dry_run:
-            rewritten = len(before) if z_order else _small_files(table, target_bytes)
+            rewritten = len(before) if z_order else _small_files(spec, table, _target(table, target_bytes))
             return Optimized((len(before), sum(before)), None, rewritten, None)
 
         def attempt() -> tuple[DeltaTable, int, int]:
             table = open_table(spec)
             start = table.version()
+            if not z_order and can_be_rewritten(spec, table):
+                return table, start, KeyedFiles(spec, table).compact(_target(table, target_bytes))
             act = functools.partial(table.optimize.z_order, z_order) if z_order else table.optimize.compact
             return table, start, int(act(target_size=target_bytes, writer_properties=PARQUET)["numFilesRemoved"])
 
@@ -119,9 +123,14 @@ def _check_columns(spec: TableSpec, table: DeltaTable, columns: Sequence[str]) -
             raise TableError(f"{spec} is partitioned by {column!r}, so its files are sorted by it already")
 
 
-def _small_files(table: DeltaTable, target_bytes: int | None) -> int:
+def _target(table: DeltaTable, target_bytes: int | None) -> int:
+    return target_bytes or int(table.metadata().configuration.get("delta.targetFileSize", _TARGET_BYTES))
+
+
+def _small_files(spec: TableSpec, table: DeltaTable, target: int) -> int:
     """How many files a compaction would put together: those below the target that are not alone in their partition."""
-    target = target_bytes or int(table.metadata().configuration.get("delta.targetFileSize", _TARGET_BYTES))
+    if can_be_rewritten(spec, table):
+        return sum(map(len, KeyedFiles(spec, table).small(target)))
     actions = pa.table(table.get_add_actions(flatten=True))
     partitions = [actions[f"partition.{column}"].to_pylist() for column in table.metadata().partition_columns]
     small: dict[tuple[object, ...], int] = defaultdict(int)

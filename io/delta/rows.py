@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from itel_cabinet.io.delta.spec import Given, Row, RowError, TableSpec, Upsert
 
-__all__ = ["Rows", "complete", "gather", "last_of_each", "missing_source", "number", "rows_in"]
+__all__ = ["Rows", "complete", "gather", "last_of_each", "missing_source", "number_rows", "rows_in"]
 
 
 class Rows(Sequence[Row]):
@@ -86,7 +86,7 @@ def complete(spec: TableSpec, table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def number(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+def number_rows(table: pa.Table, columns: Sequence[str]) -> pa.Array:
     """A number for each row: equal where rows agree in all ``columns`` (nulls agree), counted from 0 by first
     appearance."""
     numbers: pa.Array | None = None
@@ -103,7 +103,7 @@ def number(table: pa.Table, columns: Sequence[str]) -> pa.Array:
 
 def rows_in(left: pa.Table, right: pa.Table, columns: Sequence[str]) -> pa.Array:
     """For each row of ``left`` whether ``right`` has one that agrees in ``columns``, which have the same types."""
-    both = number(pa.concat_tables([left.select(columns), right.select(columns)]), columns)
+    both = number_rows(pa.concat_tables([left.select(columns), right.select(columns)]), columns)
     return pc.is_in(both.slice(0, left.num_rows), value_set=both.slice(left.num_rows))
 
 

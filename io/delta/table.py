@@ -42,6 +42,7 @@ from itel_cabinet.io.delta.decisions import (
     offsets_of,
     split_by_fence,
 )
+from itel_cabinet.io.delta.files import FILE, KeyedFiles, can_be_rewritten
 from itel_cabinet.io.delta.inspect import (
     UPSERT_FILE_BYTES,
     among_records,
@@ -53,7 +54,7 @@ from itel_cabinet.io.delta.inspect import (
     open_table,
     refusal,
 )
-from itel_cabinet.io.delta.rows import Rows, complete, gather, last_of_each, number, rows_in
+from itel_cabinet.io.delta.rows import Rows, complete, gather, last_of_each, number_rows, rows_in
 from itel_cabinet.io.delta.spec import (
     Append,
     Given,
@@ -323,32 +324,42 @@ class FencedTable:
         schema = pa.schema([f.with_nullable(f.name not in required) for f in self.spec.schema])
         if isinstance(self.spec.mode, Append):
             return functools.partial(_append, table, complete(self.spec, rows, schema))
-        existing = _rows_met(self.spec, table, rows)
-        decision = decide(self.spec, rows, existing)
+        keys = list(self.spec.mode.keys)
+        files = KeyedFiles(self.spec, table) if can_be_rewritten(self.spec, table) else None
+        existing = _rows_met(self.spec, table, rows, files)
+        decision = decide(self.spec, rows, existing.select([c for c in existing.column_names if c != FILE]))
         put, touch = _table_of(decision.put), _table_of(decision.touch)
         if not put.num_rows and not touch.num_rows:
             return None
-        key = _first_key(self.spec.mode)
         put = complete(self.spec, put, schema)
-        changed = pa.chunked_array([*put[key].chunks, *touch[key].chunks], type=put[key].type)
-        met = changed.filter(pc.is_in(changed, value_set=existing[key].combine_chunks()))
-        if not len(met):  # nothing to update: an append costs the same at any size of the table
-            return functools.partial(_append, table, put)
         nullable = pa.schema([f.with_nullable(True) for f in schema])  # touched rows hold only what they take
         source = pa.concat_tables([put.cast(nullable), complete(self.spec, touch, nullable)])
+        met = existing.filter(rows_in(existing, source, keys))
+        if not met.num_rows:  # nothing to update: an append costs the same at any size of the table
+            return functools.partial(_append, table, put.sort_by([(key, "ascending") for key in keys]))
         flags = pa.concat_arrays([pa.repeat(False, put.num_rows), pa.repeat(True, touch.num_rows)])
-        return functools.partial(_merge, self.spec, table, source.append_column(_TOUCH, flags), met)
+        if files is not None and files.can_replace(numbers := met[FILE].unique().to_pylist()):
+            new = put.filter(pc.invert(rows_in(put.cast(nullable), existing, keys)))
+            new = new.sort_by([(key, "ascending") for key in keys])
+            return functools.partial(files.replace, numbers, source, flags, new)
+        first = met[_first_key(self.spec.mode)]
+        return functools.partial(_merge, self.spec, table, source.append_column(_TOUCH, flags), first)
 
     def _compact(self, table: DeltaTable) -> None:
         self._commits += 1
         every = self.spec.compact_every
-        if not every or self._commits % every:
+        if not every or self._commits < every:
             return
+        self._commits = 0
         size = _APPEND_FILE_BYTES if isinstance(self.spec.mode, Append) else UPSERT_FILE_BYTES
         try:
-            table.optimize.compact(target_size=size, max_concurrent_tasks=1, writer_properties=_PARQUET)
-        except (DeltaError, OSError) as error:  # the rows are committed; the next round compacts
+            if can_be_rewritten(self.spec, table):
+                KeyedFiles(self.spec, table).compact(size)
+            else:
+                table.optimize.compact(target_size=size, max_concurrent_tasks=1, writer_properties=_PARQUET)
+        except (DeltaError, OSError) as error:  # the rows are committed; files can wait
             self._handle = None
+            self._commits = every - every // 10 - 1
             _LOGGER.info("%s: not compacted: %s", self.spec, error_text(self.spec, error))
 
 
@@ -392,18 +403,21 @@ def _late_records(spec: TableSpec, table: DeltaTable, below: pa.Table) -> pa.Tab
         there = pa.concat_tables([part.cast(schema) for part in found])
         late = below.filter(pc.invert(rows_in(below, there, columns)))
     late = late.select(spec.source)
-    return late.take(last_of_each(number(late, spec.source)))
+    return late.take(last_of_each(number_rows(late, spec.source)))
 
 
-def _rows_met(spec: TableSpec, table: DeltaTable, incoming: pa.Table) -> pa.Table:
-    """Keys and order of the table's rows that ``incoming`` may meet, found by the first key alone."""
+def _rows_met(spec: TableSpec, table: DeltaTable, incoming: pa.Table, files: KeyedFiles | None = None) -> pa.Table:
+    """Keys and order of the table's rows that ``incoming`` may meet, found by the first key alone; with ``files`` also
+    the number of their file."""
     assert isinstance(spec.mode, Upsert)
     key = _first_key(spec.mode)
     names = dict.fromkeys((*spec.mode.keys, *spec.mode.order))
     columns = pa.schema([spec.schema.field(c).with_nullable(True) for c in names])
     wanted = incoming[key].unique().drop_null()
     if not len(wanted):
-        return columns.empty_table()
+        return columns.append(pa.field(FILE, pa.int64())).empty_table()
+    if files is not None:
+        return files.find(wanted, columns)
     try:
         met = pa.table(table.scan(columns=columns.names, predicate=_among(key, wanted))).cast(columns)
     except pa.ArrowInvalid as error:

@@ -23,7 +23,6 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from deltalake import CommitProperties, DeltaTable, Transaction
 from deltalake.exceptions import CommitFailedError
-from deltalake.table import TableOptimizer
 from pyarrow.fs import FileSelector
 
 from itel_cabinet.io.delta import (
@@ -40,6 +39,7 @@ from itel_cabinet.io.delta import (
     vacuum,
 )
 from itel_cabinet.io.delta.fences import Change
+from itel_cabinet.io.delta.files import KeyedFiles
 from itel_cabinet.io.delta.inspect import storage
 from itel_cabinet.io.delta.maintenance import Vacuumed
 from itel_cabinet.io.kafka import Cluster
@@ -291,14 +291,14 @@ def test_an_optimize_that_a_job_overtakes_is_done_again(tmp_path: Path, monkeypa
     table = FencedTable(spec)
     for offset in range(4):
         table.write([form(f"f{offset}", offset, offset)])
-    compact, overtaking, waits = TableOptimizer.compact, [form("f1", 9, 4), form("f2", 9, 5)], list[float]()
+    compact, overtaking, waits = KeyedFiles.compact, [form("f1", 9, 4), form("f2", 9, 5)], list[float]()
 
     def overtaken(*given: Any, **named: Any) -> Any:
         if overtaking:
             table.write([overtaking.pop(0)])
         return compact(*given, **named)
 
-    monkeypatch.setattr(TableOptimizer, "compact", overtaken)
+    monkeypatch.setattr(KeyedFiles, "compact", overtaken)
     done = optimize(spec, sleep=waits.append, random=lambda: 1.0)
     assert (done.conflicts, waits, len(DeltaTable(spec.uri).file_uris())) == (2, [0.2, 0.4], 1)
     assert stored(spec, "form", "answer") == [("f0", "at 0"), ("f1", "at 9"), ("f2", "at 9"), ("f3", "at 3")]
@@ -311,7 +311,7 @@ def test_an_optimize_that_always_loses_ends_with_the_reason(tmp_path: Path, monk
     def lost(*_: Any, **__: Any) -> None:
         raise CommitFailedError("a concurrent transaction deleted data")
 
-    monkeypatch.setattr(TableOptimizer, "compact", lost)
+    monkeypatch.setattr(KeyedFiles, "compact", lost)
     with pytest.raises(TableError, match=r"other writers were faster 10 times \(a concurrent .*: try again"):
         optimize(spec, sleep=lambda _: None)
 
