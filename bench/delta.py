@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from itel_cabinet.io.delta import Append, FencedTable, TableSpec, Upsert, create_table, table
+from itel_cabinet.io.delta import Append, FencedTable, TableSpec, Upsert, create_table
 from itel_cabinet.io.worker import prepare
 from itel_cabinet.local.services import HOST, S3, Toxiproxy
 from itel_cabinet.pipeline.contracts import load_contract
@@ -56,7 +56,7 @@ def forms(uri: str, **changes: Any) -> TableSpec:
     )
     return TableSpec(**{
         "uri": uri, "schema": make_forms_schema(contract.questions, contract.file.form.raw_data_after), "mode": mode,
-        "properties": {"delta.dataSkippingStatsColumns": "assignment_id,event_timestamp,kafka_partition,kafka_offset"},
+        "statistics": ("assignment_id", "event_timestamp", "kafka_partition", "kafka_offset"),
         **changes,
     })  # fmt: skip
 
@@ -106,8 +106,8 @@ def fill(uri: str, size: int) -> None:
 def upsert(uri: str, size: int, way: str) -> dict[str, Any]:
     """Five commits of rows all over the table; medians of seconds and CPU seconds, and the process's peak in MB."""
     prepare()
-    if way == "merge":
-        table.can_be_rewritten = lambda *_: False  # type: ignore[attr-defined]
+    if way == "merge":  # a table with a constraint is merged into
+        DeltaTable(uri).alter.add_constraint({"any": "kafka_offset >= 0"})
     writer, seconds, cpu = FencedTable(forms(uri, compact_every=0)), [], []
     for turn in range(1, 7):
         first = size * 2 + int(time.time() * 1000)
