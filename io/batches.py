@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import dataclass
 from typing import Any
 
 from apache_beam import coders
 
-__all__ = ["Batch", "UnweighedCoder"]
+__all__ = ["Batch", "Passing", "UnweighedCoder"]
 
 
 class Batch(list[Any]):
     """A list that travels as one element. Steps declare it as their output type; any list will do as the value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """What goes through a sink as it is. The step behind, which gets it at once, ends its bundle after the sink: when
+    it commits, all that the sink was given is durable."""
+
+    item: Any
 
 
 class UnweighedCoder(coders.Coder):  # type: ignore[misc]
@@ -35,4 +44,5 @@ class UnweighedCoder(coders.Coder):  # type: ignore[misc]
         return False
 
 
-coders.registry.register_coder(Batch, UnweighedCoder)
+for _kind in (Batch, Passing):
+    coders.registry.register_coder(_kind, UnweighedCoder)

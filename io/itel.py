@@ -46,6 +46,7 @@ __all__ = [
     "get_newest_contents",
     "idempotency_key",
     "make_request",
+    "name_key",
     "read_answer",
 ]
 
@@ -307,6 +308,15 @@ def idempotency_key(event_id: str) -> str:
     """The event's id as a header can carry it: visible ASCII stays as it is, all else and ``%`` become ``%XX``. One to
     one."""
     return quote(event_id, safe=_VISIBLE, errors="surrogatepass")
+
+
+def name_key(submissions: Sequence[Submission]) -> str:
+    """The key under which iTel gets these together: of several the batch's, of one its own. A folder's key is the
+    event's id."""
+    if len(submissions) > 1:
+        return batch_key([one.event_id for one in submissions])
+    (one,) = submissions
+    return one.key if one.key is not None else idempotency_key(one.event_id)
 
 
 def batch_key(event_ids: Sequence[str]) -> str:

@@ -7,8 +7,8 @@ contract in docs/reliability.md rests on.
     Kafka ──> parse ──> look up in ClaimX ─┬─> tracking rows ───> Delta
                 │               │          ├─> form rows ───────> Delta
                 │               │          ├─> photo files ─> attachment rows ─> Delta
-                │               │          └─> payloads ─> iTel ─> results
-                └───────────────┴── failures ─> dead letters ┘
+                │               │          └─> not yet settled ─> payloads ─> iTel ─> results, dead letters ─> ledger
+                └── failures ───┴─> dead letters
 """
 
 from __future__ import annotations
@@ -17,17 +17,28 @@ import time
 from functools import partial
 
 import apache_beam as beam
+import pyarrow as pa
 
-from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.delta import WriteToDelta
+from itel_cabinet.io.itel import name_key
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.options import Settings
-from itel_cabinet.pipeline.steps import Step, count_form, count_lookups, count_photos, count_submissions
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.steps import (
+    Step,
+    and_pass,
+    count_form,
+    count_lookups,
+    count_photos,
+    count_submissions,
+    passed,
+)
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
 from itel_cabinet.transforms.enrichment import enrich, look_up_missing_tasks
 from itel_cabinet.transforms.events import parse_claimx_events, parse_task_events, skip_other_statuses
+from itel_cabinet.transforms.ledger import leave_settled_out
 from itel_cabinet.transforms.lookups import look_up_exports
 from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
@@ -102,34 +113,53 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
 
 
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
-    """The iTel branch: every completed task ends in the success or the error topic."""
+    """The iTel branch: every completed task ends in the success or the error topic, unless iTel has it; and, once that
+    is durable, in the ledger. What has ended early travels on beside the rest, so that all ends are one commit."""
+    settings = wiring.settings
+    if settings.keeps_ledger:
+        tasks = (
+            tasks
+            | "Leave out what is settled"
+            >> Step(
+                "select",
+                partial(
+                    leave_settled_out,
+                    ledger=wiring.get_settled,
+                    statuses=settings.submitted_statuses,
+                    resubmission=wiring.resubmission,
+                ),
+            )
+        ).results
     if wiring.contract.needs_exports:
-        known = tasks | "Look up for iTel" >> Step(
-            "enrich",
-            partial(
-                look_up_exports,
-                contract=wiring.contract,
-                statuses=wiring.settings.submitted_statuses,
-                exports=wiring.get_exports,
-                pool=wiring.get_claimx_pool,
-                clock=time.time,
-                count=count_lookups,
-            ),
-        )
-        known.failures | "Not found for iTel" >> wiring.itel_error_sink()
-        tasks = known.results
+        tasks = (
+            tasks
+            | "Look up for iTel"
+            >> Step(
+                "enrich",
+                partial(
+                    look_up_exports,
+                    contract=wiring.contract,
+                    statuses=settings.submitted_statuses,
+                    exports=wiring.get_exports,
+                    pool=wiring.get_claimx_pool,
+                    clock=time.time,
+                    count=count_lookups,
+                ),
+                carries=True,
+            )
+        ).results
     submissions = tasks | "Payloads" >> Step(
         "payload",
         partial(
             build_submissions,
             contract=wiring.contract,
-            statuses=wiring.settings.submitted_statuses,
-            shadow=wiring.settings.shadow_contract,
+            statuses=settings.submitted_statuses,
+            shadow=settings.shadow_contract,
             clock=time.time,
         ),
+        carries=True,
     )
-    submissions.failures | "Incomplete" >> wiring.itel_error_sink()
-    answers = submissions.results | "Submit" >> Step(
+    ends = submissions.results | "Submit" >> Step(
         "submit",
         partial(
             submit,
@@ -139,11 +169,25 @@ def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
             clock=time.time,
             count=count_submissions,
             shadow=wiring.get_shadow,
+            key=name_key,
+            resubmission=wiring.resubmission,
         ),
+        carries=True,
     )
-    answers.failures | "Refused" >> wiring.itel_error_sink()
-    unreported = answers.results | "Tell of submissions" >> wiring.itel_success_sink()
-    unreported | "Unreported" >> wiring.itel_error_sink()
+    reported = (
+        ends.results | "Tell of submissions" >> wiring.itel_success_sink() | "Refused" >> wiring.itel_error_sink()
+    )
+    # One sink behind the other: what the ledger holds is not sent again, so by then its result and body must be out.
+    if settings.keeps_bodies:
+        bodies = reported | "Body rows" >> beam.FlatMap(and_pass, wiring.make_body_rows).with_output_types(Passing)
+        reported = (
+            bodies
+            | "Keep bodies" >> WriteToDelta(wiring.tables[BODIES])
+            | "Kept" >> beam.FlatMap(passed).with_output_types(Batch)
+        )
+    if settings.keeps_ledger:
+        rows = reported | "Ledger rows" >> beam.Map(wiring.make_ledger_rows).with_output_types(pa.Table)
+        rows | "Keep the ledger" >> WriteToDelta(wiring.tables[LEDGER])
 
 
 def _trigger(records: beam.PCollection, wiring: Wiring) -> None:

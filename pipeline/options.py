@@ -314,6 +314,10 @@ class TablesOptions(_Group):
     """Keep a row of each submission's end, and send nothing that it says iTel has; on by itself with --tables_root."""
     submission_bodies: Literal["on", "off"] = "on"
     """With the ledger: keep what was sent, in a table of its own."""
+    resubmit: str = ""
+    """Send again what the ledger says iTel has: all, or assignments, as ID,ID,... or a file of them."""
+    resubmission: str = Field(default="", pattern=r"^[\w .:-]{0,100}$")
+    """The name of what --resubmit asks for: what it has settled is not sent again under the same name."""
 
 
 class MediaOptions(_Group):
@@ -436,7 +440,7 @@ class Settings(_Group):
             checks.append(("itel", self.itel_settings))
         if self.job.calls_itel and self.itel.shadow_url:
             checks.append(("itel", self.shadow_settings))
-        problems = []
+        problems = self._find_half_a_resubmission()
         for group, make in checks:
             try:
                 make()
@@ -447,6 +451,16 @@ class Settings(_Group):
             except ValueError as error:
                 problems.append(name_option(group, error))
         return problems
+
+    def _find_half_a_resubmission(self) -> list[OptionError]:
+        tables = self.tables
+        if bool(tables.resubmit) != bool(tables.resubmission):
+            given, other = ("resubmit", "resubmission") if tables.resubmit else ("resubmission", "resubmit")
+            hint = "a name of your choice" if other == "resubmission" else "what is to be sent again"
+            return [OptionError.missing(other, f"--{given} needs it: {hint}")]
+        if tables.resubmit and not self.keeps_ledger:
+            return [OptionError.about("resubmit", "goes with a job that keeps a ledger: see --ledger")]
+        return []
 
     @property
     def fetches_media(self) -> bool:

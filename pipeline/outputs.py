@@ -10,12 +10,12 @@ from typing import Any
 
 import apache_beam as beam
 
-from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.delta import WriteResult
 from itel_cabinet.io.kafka import KafkaSinkSettings, Message, RefusedMessage, WriteToKafka
 from itel_cabinet.io.worker import metrics
 from itel_cabinet.transforms.dead_letters import encode_dead_letter
-from itel_cabinet.transforms.records import Failure
+from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.results import encode_submission_result, encode_tracking_result
 from itel_cabinet.transforms.rows import record_of
 from itel_cabinet.transforms.submissions import Submitted
@@ -30,7 +30,8 @@ _MOST_LOGGED = 5  # of a batch: a topic full of poison must not fill the disk
 
 @dataclass
 class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
-    """Lists of Failure -> dead letters on ``topic``, confirmed before the bundle ends.
+    """Lists, whose Failures become dead letters on ``topic`` -> the same lists. Confirmed before the bundle ends, and
+    before it ends for the steps behind.
 
     A dead letter that the broker finds too large is sent again without the record's value, which its coordinates still
     find.
@@ -53,17 +54,20 @@ class WriteDeadLetters(beam.PTransform):  # type: ignore[misc]
         return (
             failures
             | "Encode"
-            >> beam.Map(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes)).with_output_types(Batch)
+            >> beam.FlatMap(_letters, encode=functools.partial(encode, max_bytes=self.max_bytes)).with_output_types(
+                Batch
+            )
             | "Send" >> WriteToKafka(self.kafka)
             | "Leave the value out"
             >> beam.Map(_in_short, encode=functools.partial(encode, max_bytes=0)).with_output_types(Batch)
             | "Send in short" >> WriteToKafka(self.kafka)
-            | "Give up" >> beam.Map(_give_up)
+            | "Give up" >> beam.Map(_give_up).with_output_types(Batch)
         )
 
 
-def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message]) -> list[Message]:
+def _letters(items: Sequence[Any], *, encode: Callable[[Failure], Message]) -> Iterator[list[Message] | Passing]:
     """A message each; the first few failures are logged: by class and coordinates, never by what is in them."""
+    failures = [one for one in items if isinstance(one, Failure)]
     for failure in failures[:_MOST_LOGGED]:
         record = failure.record
         _LOGGER.warning(
@@ -86,11 +90,15 @@ def _letters(failures: Sequence[Failure], *, encode: Callable[[Failure], Message
         )
     if len(failures) > _MOST_LOGGED:
         _LOGGER.warning("and %d more dead letters of the same batch", len(failures) - _MOST_LOGGED)
-    return [*map(encode, failures)]
+    if failures:
+        yield [*map(encode, failures)]
+    yield Passing(items)
 
 
-def _in_short(refused: Sequence[RefusedMessage], *, encode: Callable[[Failure], Message]) -> list[Message]:
-    return [encode(one.message.origin) for one in refused]
+def _in_short(
+    refused: Sequence[RefusedMessage] | Passing, *, encode: Callable[[Failure], Message]
+) -> list[Message] | Passing:
+    return refused if isinstance(refused, Passing) else [encode(one.message.origin) for one in refused]
 
 
 def _dead_letter(
@@ -100,7 +108,9 @@ def _dead_letter(
     return Message(topic, key, value, tuple(headers), origin=failure, source_partition=failure.record.partition)
 
 
-def _give_up(refused: Sequence[RefusedMessage]) -> None:
+def _give_up(refused: Sequence[RefusedMessage] | Passing) -> Any:
+    if isinstance(refused, Passing):
+        return refused.item
     message = refused[0].message
     record = message.origin.record
     raise ValueError(
@@ -112,11 +122,13 @@ def _give_up(refused: Sequence[RefusedMessage]) -> None:
 @dataclass
 class SendMessages(beam.PTransform):  # type: ignore[misc]
     """Items -> lists of Failure, for those messages that ``encode`` makes of them which the broker refuses. At least
-    once; confirmed before the bundle ends. Each message's ``origin`` is the record that it reports on."""
+    once; confirmed before the bundle ends. Each message's ``origin`` is the record that it reports on. If it
+    ``passes`` its items, which are lists then, they come out too, and the steps behind end their bundle after it."""
 
     kafka: KafkaSinkSettings
     encode: Callable[[Any], Iterable[Message]]
     clock: Callable[[], float]
+    passes: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -124,21 +136,28 @@ class SendMessages(beam.PTransform):  # type: ignore[misc]
     def expand(self, items: beam.PCollection) -> beam.PCollection:
         return (
             items
-            | "Encode" >> beam.Map(_encode_all, encode=self.encode).with_output_types(Batch)
+            | "Encode" >> beam.FlatMap(_messages, encode=self.encode, passes=self.passes).with_output_types(Batch)
             | "Send" >> WriteToKafka(self.kafka)
-            | "Refused" >> beam.Map(_refused, stage="report", clock=self.clock)
+            | "Refused" >> beam.Map(_refused, stage="report", clock=self.clock).with_output_types(Batch)
         )
 
 
-def _encode_all(items: Any, *, encode: Callable[[Any], Iterable[Message]]) -> list[Message]:
-    return [*encode(items)]
+def _messages(
+    item: Any, *, encode: Callable[[Any], Iterable[Message]], passes: bool
+) -> Iterator[list[Message] | Passing]:
+    if messages := [*encode(item)]:
+        yield messages
+    if passes:
+        yield Passing(item)
 
 
 def encode_submissions(
-    submitted: list[Submitted], *, topic: str, contract: str, clock: Callable[[], float]
+    ends: list[Submitted | Failure | Skip], *, topic: str, contract: str, clock: Callable[[], float]
 ) -> Iterator[Message]:
-    """A message each, keyed by event id."""
-    for one in submitted:
+    """A message for each that iTel has, keyed by event id."""
+    for one in ends:
+        if not isinstance(one, Submitted):
+            continue
         key, value, headers = encode_submission_result(one, clock(), contract)
         yield Message(topic, key, value, tuple(headers), origin=one.submission.record)
 
@@ -179,7 +198,9 @@ def _publications(publications: list[Publication]) -> list[Message]:
     ]  # fmt: skip
 
 
-def _refused(refused: Sequence[RefusedMessage], *, stage: str, clock: Callable[[], float]) -> list[Failure]:
+def _refused(refused: Sequence[RefusedMessage] | Passing, *, stage: str, clock: Callable[[], float]) -> Any:
+    if isinstance(refused, Passing):
+        return refused.item
     now = clock()
     failures = []
     for one in refused:

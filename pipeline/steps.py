@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
-from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.worker import OUTCOMES, metrics
 from itel_cabinet.transforms.forms import Form
 from itel_cabinet.transforms.records import Failure, Skip
@@ -25,10 +25,12 @@ __all__ = [
     "NAMESPACE",
     "RESULTS",
     "Step",
+    "and_pass",
     "count_form",
     "count_lookups",
     "count_photos",
     "count_submissions",
+    "passed",
 ]
 
 RESULTS = "results"
@@ -42,19 +44,26 @@ Work = Callable[[list[Any]], Iterable[Any]]
 
 
 class _StepFn(beam.DoFn):  # type: ignore[misc]
-    def __init__(self, stage: str, work: Work) -> None:
+    def __init__(self, stage: str, work: Work, carries: bool) -> None:
         self._stage = stage
         self._work = work
+        self._carries = carries
 
     def process(self, items: list[Any]) -> Iterator[Any]:
+        ended: list[Failure | Skip] = []
+        if self._carries:
+            ended = [one for one in items if isinstance(one, Failure | Skip)]
+            items = [one for one in items if not isinstance(one, Failure | Skip)] if ended else items
         results: list[Any] = []
         failures: list[Failure] = []
         skips: Counter[str] = Counter()
-        for outcome in self._work(items):
+        for outcome in self._work(items) if items else ():
             if isinstance(outcome, Failure):
                 failures.append(outcome)
             elif isinstance(outcome, Skip):
                 skips[outcome.reason] += 1
+                if outcome.entries:
+                    ended.append(outcome)
             else:
                 results.append(outcome)
         OUTCOMES.add(self._stage, good=len(results) + skips.total(), failed=len(failures))
@@ -65,6 +74,9 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
         for (stage, error_class), count in Counter((one.stage, one.error_class) for one in failures).items():
             metrics.DEAD_LETTERS.labels(stage, error_class).inc(count)
             Metrics.counter(NAMESPACE, f"failed:{stage}:{error_class}").inc(count)
+        if self._carries:
+            results += [*ended, *failures]
+            failures = []
         if results:
             yield results
         if failures:
@@ -77,19 +89,33 @@ class Step(beam.PTransform):  # type: ignore[misc]
 
     ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe,
     and must not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
-    ``stage`` is the name under which a step that mostly fails is reported.
+    ``stage`` is the name under which a step that mostly fails is reported. A step that ``carries`` leaves what has
+    failed, and the skips that the ledger is to hold, among the results, and works on none that it is given.
     """
 
     stage: str
     work: Work
+    carries: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, items: beam.PCollection) -> beam.pvalue.DoOutputsTuple:
-        return items | "Each batch" >> beam.ParDo(_StepFn(self.stage, self.work)).with_output_types(Batch).with_outputs(
-            FAILURES, main=RESULTS
-        )
+        return items | "Each batch" >> beam.ParDo(_StepFn(self.stage, self.work, self.carries)).with_output_types(
+            Batch
+        ).with_outputs(FAILURES, main=RESULTS)
+
+
+def and_pass(items: list[Any], make: Callable[[list[Any]], Any]) -> Iterator[Any]:
+    """What ``make`` makes of a list, for a sink, and the list itself, for the steps behind the sink."""
+    yield make(items)
+    yield Passing(items)
+
+
+def passed(element: Any) -> Iterator[Any]:
+    """What has passed a sink; nothing for the sink's own results."""
+    if isinstance(element, Passing):
+        yield element.item
 
 
 def count_photos(outcome: str, number: int) -> None:

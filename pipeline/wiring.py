@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
+
+import pyarrow as pa
 
 from itel_cabinet.io.claimx import get_task_lookup
 from itel_cabinet.io.delta import SuppressionList, TableSpec
@@ -15,6 +18,7 @@ from itel_cabinet.io.exports import ClaimXExports, get_exports
 from itel_cabinet.io.itel import OUTCOMES, ItelSettings, get_itel, get_newest_contents
 from itel_cabinet.io.kafka import KafkaSinkSettings, KafkaSource, client_config
 from itel_cabinet.io.photos import Photos, get_photos
+from itel_cabinet.io.settled import SettledSubmissions, get_settled
 from itel_cabinet.io.shadow import get_shadow
 from itel_cabinet.io.worker import ExpectedLabels, WorkerSettings, get_pool, metrics, prepare
 from itel_cabinet.pipeline.jobs import Job
@@ -27,8 +31,15 @@ from itel_cabinet.pipeline.outputs import (
     encode_rows,
     encode_submissions,
 )
-from itel_cabinet.pipeline.tables import suppression_list, table_specs, tables_of_job
+from itel_cabinet.pipeline.tables import LEDGER, suppression_list, table_specs, tables_of_job
 from itel_cabinet.transforms.contracts import Contract
+from itel_cabinet.transforms.ledger import (
+    ContractName,
+    Resubmission,
+    make_body_rows,
+    make_ledger_rows,
+    parse_assignments,
+)
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import REMEMBERED_SECONDS, Itel, NewestContents
 from itel_cabinet.transforms.triggers import Rules, RulesError, load_default_rules, load_rules
@@ -127,9 +138,49 @@ class Wiring:
         )
 
     @cached_property
-    def get_newest_contents(self) -> partial[NewestContents]:
+    def get_settled(self) -> partial[SettledSubmissions]:
+        return partial(get_settled, self.tables[LEDGER], compare=self.settings.itel.unchanged == "skip")
+
+    @cached_property
+    def get_newest_contents(self) -> Callable[[], NewestContents]:
+        if self.settings.keeps_ledger:
+            return partial(_newest_of, self.get_settled)
         seconds = REMEMBERED_SECONDS if self.settings.itel.unchanged == "skip" else 0.0
         return partial(get_newest_contents, self._itel_target, seconds)
+
+    @cached_property
+    def resubmission(self) -> Resubmission | None:
+        """What is sent again. Raises ValueError."""
+        given = self.settings.tables
+        if not given.resubmit:
+            return None
+        if given.resubmit == "all":
+            return Resubmission(given.resubmission)
+        text = given.resubmit
+        if not re.fullmatch(r"[\d,\s]+", text):
+            try:
+                text = Path(given.resubmit).read_text(encoding="utf-8")
+            except OSError as error:
+                raise ValueError(f"{given.resubmit} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError:
+                raise ValueError(f"{given.resubmit} is not UTF-8 text") from None
+        return Resubmission(given.resubmission, parse_assignments(text))
+
+    @property
+    def make_ledger_rows(self) -> partial[pa.Table]:
+        first, second = self._contract_names
+        return partial(make_ledger_rows, contract=first, shadow=second, resubmission=self.resubmission, clock=time.time)
+
+    @property
+    def make_body_rows(self) -> partial[pa.Table]:
+        first, second = self._contract_names
+        return partial(make_body_rows, contract=first, shadow=second)
+
+    @property
+    def _contract_names(self) -> tuple[ContractName, ContractName | None]:
+        """Of the contract, and of the second endpoint's."""
+        second = self.settings.shadow_contract
+        return _name(self.contract), None if second is None else _name(second)
 
     @cached_property
     def _itel_target(self) -> ItelSettings | Path:
@@ -216,7 +267,7 @@ class Wiring:
     def itel_success_sink(self) -> SendMessages:
         topic = self.settings.outputs.itel_success_topic
         encode = partial(encode_submissions, topic=topic, contract=self.contract.stamp, clock=time.time)
-        return SendMessages(self.sink, encode, time.time)
+        return SendMessages(self.sink, encode, time.time, passes=True)
 
     def tracking_success_sink(self) -> SendMessages:
         topic = self.settings.outputs.tracking_success_topic
@@ -231,6 +282,14 @@ def _prepare(worker: WorkerSettings, contract: tuple[str, str, str], watch: Call
     metrics.CONTRACT_INFO.labels(*contract).set(1)
     if watch is not None:
         watch()
+
+
+def _newest_of(get_settled: Callable[[], SettledSubmissions]) -> NewestContents:
+    return get_settled().newest
+
+
+def _name(contract: Contract) -> ContractName:
+    return ContractName(contract.file.name, str(contract.file.version), contract.sha256)
 
 
 def _offer_to(settings: ItelSettings) -> Callable[[Submission, str], None]:

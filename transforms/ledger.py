@@ -5,17 +5,17 @@ Rows fit their schemas, as those of :mod:`itel_cabinet.transforms.rows` do. All 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
-from itel_cabinet.transforms.events import TaskEvent
-from itel_cabinet.transforms.records import Record
+from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.events import INT64_MAX, TaskEvent
+from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.trace_context import read_trace
 
 __all__ = [
     "BODIES_SCHEMA",
@@ -23,10 +23,15 @@ __all__ = [
     "SETTLED",
     "ContractName",
     "Entry",
+    "Ledger",
     "Outcome",
+    "Resubmission",
     "Sent",
+    "leave_settled_out",
     "make_body_rows",
     "make_ledger_rows",
+    "parse_assignments",
+    "refuse",
 ]
 
 _INSTANT = pa.timestamp("us", tz="UTC")
@@ -122,13 +127,15 @@ class ContractName:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """What was sent, or would have been. ``content`` (SHA-256, hex) is the same where iTel would learn nothing new;
-    ``key`` is the one that iTel was given; ``called`` is False where it was not."""
+    """What was sent, or would have been. ``content_sha256`` is the same where iTel would learn nothing new; ``key`` is
+    the one that iTel was given, None where it was not called."""
 
     body: bytes
-    content: str
+    body_sha256: str
+    content_sha256: str
     key: str | None = None
-    called: bool = True
+    is_kept: bool = True
+    """Whether the body is to be kept, because it went out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,89 +152,169 @@ class Entry:
     status: int | None = None
     attempts: int | None = None
     created_id: str | None = None
-    resubmission: str | None = None
+
+
+class Ends(Protocol):
+    """What a task can end as: a Submitted, a Failure or a Skip."""
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """What the ledger is to hold of it."""
+
+
+@dataclass(frozen=True)
+class Resubmission:
+    """What is to be sent again though iTel has it: these assignments, or all (None). What has been settled under its
+    name once is not sent again under that name."""
+
+    name: str
+    assignments: frozenset[int] | None = None
+
+    def covers(self, assignment_id: int) -> bool:
+        return self.assignments is None or assignment_id in self.assignments
+
+
+def parse_assignments(text: str) -> frozenset[int]:
+    """The ids in a text, parted by commas or white space; ``#`` begins a comment that ends with its line.
+
+    Raises:
+        ValueError: there is none, or something else than one; in one line.
+    """
+    words = [word for line in text.splitlines() for word in line.partition("#")[0].replace(",", " ").split()]
+    for word in words:
+        if not (word.isascii() and word.isdigit() and 0 < int(word) <= INT64_MAX):
+            raise ValueError(f"{word[:40]!r} is no assignment: give whole numbers from 1 to 2^63-1")
+    if not words:
+        raise ValueError("there is no assignment in it")
+    return frozenset(map(int, words))
+
+
+class Ledger(Protocol):
+    """The ledger as the steps see it. Implementations are thread-safe and wait until an outage ends."""
+
+    def find_settled(self, events: Sequence[TaskEvent], resubmission: Resubmission | None = None) -> Collection[str]:
+        """The ids of those events that are not to be sent: they are settled, or, where a resubmission covers their
+        assignment, settled under its name."""
+
+
+def leave_settled_out(
+    tasks: Sequence[CabinetTask],
+    *,
+    ledger: Callable[[], Ledger],
+    statuses: frozenset[str],
+    resubmission: Resubmission | None = None,
+) -> Iterator[CabinetTask | Skip]:
+    """The tasks, in order; a Skip ``already_submitted`` for those that would be submitted if iTel did not have them.
+
+    Args:
+        tasks: a batch.
+        ledger: gives the process's ledger; called on the worker.
+        statuses: those that are submitted.
+        resubmission: what is sent although it is settled.
+    """
+    events = [task.event for task in tasks if task.event.task_status in statuses]
+    settled = ledger().find_settled(events, resubmission) if events else ()
+    for task in tasks:
+        if task.event.task_status in statuses and task.event.event_id in settled:
+            yield Skip(task.record, "already_submitted")
+        else:
+            yield task
+
+
+def refuse(
+    record: Record,
+    event: TaskEvent,
+    stage: str,
+    error_class: str,
+    error: str,
+    first_at: float,
+    last_at: float,
+    attempts: int = 1,
+) -> Failure:
+    """A Failure before iTel was called, with its entry. The arguments are the Failure's own."""
+    entry = Entry(record, event, Outcome.REFUSED, first_at, last_at, error_class)
+    who = (event.event_id, event.assignment_id)
+    return Failure(record, stage, error_class, error, first_at, last_at, attempts, *who, entries=(entry,))
 
 
 def make_ledger_rows(
-    entries: Sequence[Entry],
+    ends: Iterable[Ends],
     *,
     contract: ContractName,
     shadow: ContractName | None = None,
+    resubmission: Resubmission | None = None,
     clock: Callable[[], float],
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """A row of the ledger for each entry, in order. ``contract`` made the bodies for iTel, ``shadow`` those for the
-    second endpoint."""
-    now = datetime.fromtimestamp(clock(), UTC)
-    return [_make_row(one, (shadow or contract) if one.outcome is Outcome.SHADOW else contract, now) for one in entries]
+    second endpoint; a row says which resubmission it is of."""
+    entries = [entry for end in ends for entry in end.entries]
+    now = _micros(clock())
+    makers = [(shadow or contract) if one.outcome is Outcome.SHADOW else contract for one in entries]
+    sent = [one.sent for one in entries]
+    name = resubmission.name if resubmission else None
+    return _table(
+        LEDGER_SCHEMA,
+        entries,
+        task_id=[one.event.task_id for one in entries],
+        event_type=[one.event.event_type for one in entries],
+        task_status=[one.event.task_status for one in entries],
+        outcome=[one.outcome.value for one in entries],
+        settled=[one.outcome in SETTLED for one in entries],
+        reason=[one.reason for one in entries],
+        idempotency_key=[one.key if one else None for one in sent],
+        contract_name=[one.name for one in makers],
+        contract_version=[one.version for one in makers],
+        contract_sha256=[one.sha256 for one in makers],
+        body_sha256=[one.body_sha256 if one else None for one in sent],
+        content_sha256=[one.content_sha256 if one else None for one in sent],
+        status=[one.status for one in entries],
+        attempts=[one.attempts for one in entries],
+        created_id=[one.created_id for one in entries],
+        latency_ms=[
+            max(0.0, one.answered_at - one.first_at) * 1_000 if one.sent and one.sent.key else None for one in entries
+        ],
+        resubmission=[
+            name if resubmission and resubmission.covers(one.event.assignment_id) else None for one in entries
+        ],
+        traceparent=[read_trace(one.record).traceparent for one in entries],
+        first_at=[_micros(one.first_at) for one in entries],
+        answered_at=[_micros(one.answered_at) for one in entries],
+        created_at=[now] * len(entries),
+    )
 
 
-def make_body_rows(
-    entries: Sequence[Entry], *, contract: ContractName, shadow: ContractName | None = None
-) -> list[dict[str, Any]]:
+def make_body_rows(ends: Iterable[Ends], *, contract: ContractName, shadow: ContractName | None = None) -> pa.Table:
     """A row for each body that was sent, in order."""
-    return [*_make_bodies(entries, contract, shadow or contract)]
+    entries = [entry for end in ends for entry in end.entries if entry.sent is not None and entry.sent.is_kept]
+    sent = [one.sent for one in entries if one.sent is not None]
+    return _table(
+        BODIES_SCHEMA,
+        entries,
+        body_sha256=[one.body_sha256 for one in sent],
+        contract_name=[((shadow or contract) if one.outcome is Outcome.SHADOW else contract).name for one in entries],
+        body=[one.body.decode(errors="replace") for one in sent],
+    )
 
 
-def _make_bodies(entries: Sequence[Entry], contract: ContractName, shadow: ContractName) -> Iterator[dict[str, Any]]:
-    for one in entries:
-        if one.sent is not None and one.sent.called:
-            yield {
-                **_subject(one),
-                "body_sha256": _sha256(one.sent.body),
-                "contract_name": (shadow if one.outcome is Outcome.SHADOW else contract).name,
-                "body": one.sent.body.decode(errors="replace"),
-                **_origin(one),
-            }
-
-
-def _make_row(entry: Entry, contract: ContractName, now: datetime) -> dict[str, Any]:
-    event, sent = entry.event, entry.sent
-    called = sent is not None and sent.called
-    return {
-        **_subject(entry),
-        "task_id": event.task_id,
-        "event_type": event.event_type,
-        "task_status": event.task_status,
-        "outcome": entry.outcome.value,
-        "settled": entry.outcome in SETTLED,
-        "reason": entry.reason,
-        "idempotency_key": sent.key if sent else None,
-        "contract_name": contract.name,
-        "contract_version": contract.version,
-        "contract_sha256": contract.sha256,
-        "body_sha256": _sha256(sent.body) if sent else None,
-        "content_sha256": sent.content if sent else None,
-        "status": entry.status,
-        "attempts": entry.attempts,
-        "created_id": entry.created_id,
-        "latency_ms": max(0.0, entry.answered_at - entry.first_at) * 1_000 if called else None,
-        "resubmission": entry.resubmission,
-        "traceparent": None,
-        "first_at": datetime.fromtimestamp(entry.first_at, UTC),
-        "answered_at": datetime.fromtimestamp(entry.answered_at, UTC),
-        "created_at": now,
-        **_origin(entry),
+def _table(schema: pa.Schema, entries: Sequence[Entry], **columns: list[Any]) -> pa.Table:
+    """Rows of both tables: what an entry is about and where it comes from, and these columns."""
+    moments = [one.event.timestamp for one in entries]
+    columns |= {
+        "event_id": [one.event.event_id for one in entries],
+        "assignment_id": [one.event.assignment_id for one in entries],
+        "project_id": [one.event.project_id for one in entries],
+        "event_timestamp": moments,
+        "kafka_topic": [one.record.topic for one in entries],
+        "kafka_topic_id": [one.record.topic_id for one in entries],
+        "kafka_partition": [one.record.partition for one in entries],
+        "kafka_offset": [one.record.offset for one in entries],
+        "year": [one.year for one in moments],
+        "month": [one.month for one in moments],
+        "day": [one.day for one in moments],
     }
+    return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
 
 
-def _subject(entry: Entry) -> dict[str, Any]:
-    event = entry.event
-    return {"event_id": event.event_id, "assignment_id": event.assignment_id, "project_id": event.project_id}
-
-
-def _origin(entry: Entry) -> dict[str, Any]:
-    record, moment = entry.record, entry.event.timestamp
-    return {
-        "event_timestamp": moment,
-        "kafka_topic": record.topic,
-        "kafka_topic_id": record.topic_id,
-        "kafka_partition": record.partition,
-        "kafka_offset": record.offset,
-        "year": moment.year,
-        "month": moment.month,
-        "day": moment.day,
-    }
-
-
-def _sha256(body: bytes) -> str:
-    return hashlib.sha256(body).hexdigest()
+def _micros(moment: float) -> int:
+    """Epoch seconds as the tables have instants: in whole microseconds, which Arrow takes at less cost than objects."""
+    return round(moment * 1_000_000)

@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.enrichment import CabinetTask, TaskLookupError, Trace
+from itel_cabinet.transforms.ledger import refuse
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure
 from itel_cabinet.transforms.trace_context import trace_call
@@ -72,7 +73,7 @@ def look_up_exports(
         if form is None or not wanted(task):
             return task
         event, first_at, trace = task.event, clock(), partial(trace_call, task.record)
-        failure = partial(Failure, task.record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
+        failure = partial(refuse, task.record, event, "enrich")
         try:
             if lookups.project is not None:
                 project = client.project(event.project_id, trace)

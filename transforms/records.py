@@ -6,7 +6,11 @@ A step never raises for what is wrong with one record. It returns a :class:`Fail
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from itel_cabinet.transforms.ledger import Entry
 
 __all__ = ["STAGES", "Failure", "Record", "Skip"]
 
@@ -57,6 +61,8 @@ class Failure:
     attempts: int = 1
     event_id: str | None = None
     assignment_id: int | None = None
+    entries: tuple[Entry, ...] = field(default=(), compare=False, repr=False)
+    """What the ledger is to hold of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +71,5 @@ class Skip:
 
     record: Record
     reason: str
+    entries: tuple[Entry, ...] = field(default=(), compare=False, repr=False)
+    """What the ledger is to hold of it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -64,7 +63,7 @@ def encode_submission_result(
         assignment_id=submission.assignment_id,
         status=submitted.status,
         response=submitted.excerpt[:_EXCERPT_CHARACTERS].encode(errors="replace").decode(),
-        payload_sha256=hashlib.sha256(submission.payload).hexdigest(),
+        payload_sha256=submission.payload_sha256,
         attempts=submitted.attempts,
         timestamp=datetime.fromtimestamp(now, UTC),
         itel_task_id=submitted.created_id,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from pydantic_core import to_json
+
 from itel_cabinet.transforms.contracts import Body, Contract, Refusal
 from itel_cabinet.transforms.enrichment import CabinetTask
+from itel_cabinet.transforms.events import TaskEvent
+from itel_cabinet.transforms.ledger import Entry, Outcome, refuse
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
 __all__ = ["Submission", "Submitted", "build_submissions", "scrub", "scrub_texts"]
@@ -36,6 +41,19 @@ class Submission:
     """Texts in the payload that differ from one time to the next for the same form: the key, and signed links."""
     shadow: Submission | None = field(default=None, repr=False)
     """What a second endpoint gets of the same form."""
+    event: TaskEvent | None = field(default=None, repr=False)
+    """What the ledger is to say of it; without, it holds nothing of it."""
+    response_id: str = ""
+    """ClaimX's id of the answered form."""
+    payload_sha256: str = field(init=False, repr=False, compare=False)
+    content_sha256: str = field(init=False, repr=False, compare=False)
+    """The same where iTel would learn nothing new: of the answered form and the payload, without what is passing."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "payload_sha256", hashlib.sha256(self.payload).hexdigest())
+        content = hashlib.sha256(_without_passing(self))
+        content.update(b"\0" + self.response_id.encode(errors="replace"))
+        object.__setattr__(self, "content_sha256", content.hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +67,8 @@ class Submitted:
     duplicate: bool
     created_id: str | None = field(default=None, compare=False)
     """What iTel calls that which has come of it."""
+    entries: tuple[Entry, ...] = field(default=(), compare=False, repr=False)
+    """What the ledger is to hold of it."""
 
 
 def build_submissions(
@@ -65,7 +85,7 @@ def build_submissions(
     now = clock()
     for task in tasks:
         record, event = task.record, task.event
-        failure = partial(Failure, record, "payload", event_id=event.event_id, assignment_id=event.assignment_id)
+        failure = partial(refuse, record, event, "payload")
         if event.task_status not in statuses:
             yield Skip(record, "status_not_submitted")
         elif task.is_ahead:
@@ -75,7 +95,8 @@ def build_submissions(
             error = "ClaimX has no form for this task yet; replay the event once it has"
             yield failure("no_form", error, now, now)
         elif not contract.passes(task.details, task.form, event):
-            yield Skip(record, "held_by_gate")
+            held = Entry(record, event, Outcome.HELD, now, now, "held_by_gate")
+            yield Skip(record, "held_by_gate", (held,))
         else:
             body = contract.build(task.details, task.form, event, task.project, task.links)
             if isinstance(body, Refusal):
@@ -106,7 +127,18 @@ def _submission(task: CabinetTask, body: Body, shadow: Submission | None) -> Sub
         body.key,
         body.passing,
         shadow,
+        event,
+        task.details.form_response_id or "",
     )
+
+
+def _without_passing(submission: Submission) -> bytes:
+    content = submission.payload
+    for text in submission.passing:
+        # Of a link its path stays; of the key nothing.
+        stays = "" if text == submission.key else text.partition("?")[0]
+        content = content.replace(to_json(text), to_json(stays))
+    return content
 
 
 def scrub(text: str, submissions: Iterable[Submission]) -> str:

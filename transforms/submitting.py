@@ -6,28 +6,36 @@ hour's outage, must not hold up the tables.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from hashlib import blake2b
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from cachetools import TTLCache
-from pydantic_core import to_json
-
+from itel_cabinet.transforms.ledger import Entry, Outcome, Resubmission, Sent
 from itel_cabinet.transforms.ordering import map_in_key_order
 from itel_cabinet.transforms.records import Failure, Skip
 from itel_cabinet.transforms.submissions import Submission, Submitted, scrub
 
-__all__ = ["REMEMBERED_SECONDS", "Accepted", "Itel", "NewestContents", "Rejected", "submit"]
+__all__ = [
+    "ASSIGNMENTS_REMEMBERED",
+    "CREATED",
+    "REMEMBERED_SECONDS",
+    "Accepted",
+    "Itel",
+    "NewestContents",
+    "Rejected",
+    "submit",
+]
 
-_ASSIGNMENTS_REMEMBERED = 50_000  # some 15 MB
+ASSIGNMENTS_REMEMBERED = 50_000
+"""Of how many assignments it is remembered what iTel was handed in last; some 20 MB."""
 REMEMBERED_SECONDS = 600.0
-"""How long it is remembered what iTel was handed in last."""
-_CREATED = 201  # RFC 9110, 15.3.2: something new has come of this very request
+"""How long it is remembered, where there is no ledger that says what others have handed in."""
+CREATED = 201  # RFC 9110, 15.3.2: something new has come of this very request
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,22 +105,33 @@ class Itel(Protocol):
         """Hand in some forms, ``batch_size`` at most and of different assignments: all are accepted, or none is."""
 
 
-class NewestContents:
-    """What iTel was handed in last for each assignment, by this process. Thread-safe.
+class _Newest(NamedTuple):
+    """What iTel has of an assignment: None where that cannot be known. ``at`` is in epoch seconds, ``until`` by the
+    monotonic clock."""
 
-    ClaimX may report one completion by several events; iTel wants it once. Forgotten after ``seconds``, since another
-    process may hand in something else meanwhile, and earlier the assignments of longest ago; with 0, all are handed in.
-    ``clock`` is monotonic.
+    at: float
+    event_id: str
+    content: bytes | None
+    until: float
+
+
+class NewestContents:
+    """What iTel was handed in last for each assignment, as far as is known. Thread-safe.
+
+    ClaimX may report one completion by several events; iTel wants it once. Forgotten after ``seconds``, for where
+    another process may hand in something else without a word, and earlier the assignments of longest ago; with 0, all
+    are handed in. ``clock`` is monotonic.
     """
 
     def __init__(
         self,
         seconds: float = REMEMBERED_SECONDS,
         *,
-        most: int = _ASSIGNMENTS_REMEMBERED,
+        most: int = ASSIGNMENTS_REMEMBERED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._newest: TTLCache[int, tuple[str, bytes]] = TTLCache(most, seconds, timer=clock)
+        self._newest: dict[int, _Newest] = {}  # what was taken in last is the last
+        self._seconds, self._most, self._clock = seconds, most, clock
         self._lock = threading.Lock()
 
     def hold(self, submission: Submission) -> bool:
@@ -122,36 +141,47 @@ class NewestContents:
         """
         with self._lock:
             newest = self._newest.get(submission.assignment_id)
-        return newest is not None and newest[0] != submission.event_id and newest[1] == _digest(submission)
+        if newest is None or newest.until <= self._clock() or newest.event_id == submission.event_id:
+            return False
+        return newest.content == _content(submission)
 
-    def learn(self, submission: Submission, answer: Accepted | Rejected) -> None:
-        """Take in what became of one that was handed in alone.
+    def learn(self, submission: Submission, answer: Accepted | Rejected, at: float = 0.0) -> None:
+        """Take in what became of one that was handed in alone, at ``at`` (epoch seconds).
 
         It is remembered if iTel has taken it as new. Any other answer may be about a key that an earlier run has sent,
         with what the form was then, or leaves open what iTel has: then nothing is known, unless it is the same event.
         """
-        is_new = isinstance(answer, Accepted) and answer.status == _CREATED and not answer.duplicate
-        with self._lock:
-            newest = self._newest.get(submission.assignment_id)
-            if is_new or (newest is not None and newest[0] != submission.event_id):
-                self._newest.pop(submission.assignment_id, None)
-            if is_new:
-                self._newest[submission.assignment_id] = (submission.event_id, _digest(submission))
+        is_new = isinstance(answer, Accepted) and answer.status == CREATED and not answer.duplicate
+        self.take([(submission.assignment_id, at, submission.event_id, _content(submission) if is_new else None)])
 
-    def forget(self, submissions: Sequence[Submission]) -> None:
+    def forget(self, submissions: Sequence[Submission], at: float = 0.0) -> None:
         """Remember nothing of their assignments: the answer to a batch does not say which of it was new."""
+        self.take((one.assignment_id, at, "", None) for one in submissions)
+
+    def take(self, calls: Iterable[tuple[int, float, str, bytes | None]]) -> None:
+        """Take in what iTel was handed in: assignment, time (epoch seconds), event and content. What is known of later
+        stays. Without a content nothing is known of what iTel has since then, unless it was the same event."""
+        if not self._seconds:
+            return
         with self._lock:
-            for one in submissions:
-                self._newest.pop(one.assignment_id, None)
+            held, until = self._newest, self._clock() + self._seconds
+            for assignment_id, at, event_id, content in calls:
+                newest = held.get(assignment_id)
+                if newest is not None:
+                    if newest.at > at or (content is None and newest.event_id == event_id):
+                        continue
+                    del held[assignment_id]
+                held[assignment_id] = _Newest(at, event_id, content, until)
+            for assignment_id in [*itertools.islice(held, max(0, len(held) - self._most))]:
+                del held[assignment_id]
 
 
-def _digest(submission: Submission) -> bytes:
-    content = submission.payload
-    for text in submission.passing:
-        # Of a link its path stays; of the key nothing.
-        stays = "" if text == submission.key else text.partition("?")[0]
-        content = content.replace(to_json(text), to_json(stays))
-    return blake2b(content, digest_size=16).digest()
+def _content(submission: Submission) -> bytes:
+    return bytes.fromhex(submission.content_sha256)
+
+
+def no_key(_: Sequence[Submission]) -> None:
+    """For those who keep no ledger."""
 
 
 def submit(
@@ -163,11 +193,14 @@ def submit(
     clock: Callable[[], float],
     count: Callable[[str, Sequence[Submission]], None],
     shadow: Callable[[], Callable[[Submission, str], None]] | None = None,
+    key: Callable[[Sequence[Submission]], str | None] = no_key,
+    resubmission: Resubmission | None = None,
 ) -> list[Submitted | Failure | Skip]:
     """Hand in all of them: those of one assignment one after the other in their order, the rest side by side.
 
     In batches if the client has them; one that is refused is sent again one by one, so that a bad task sinks none of
-    its neighbours. What iTel has already by another event is skipped, as ``unchanged``.
+    its neighbours. What iTel has already by another event is skipped, as ``unchanged``; an event that the batch holds
+    twice, as ``already_submitted`` once iTel has it.
 
     Args:
         submissions: a batch, in the order of their records.
@@ -178,6 +211,8 @@ def submit(
         count: is called with an outcome and the submissions that ended so, from any of the threads.
         shadow: gives what is called with each submission's shadow and the outcome, from any of the threads; must not
             wait.
+        key: the idempotency key under which these go out together, for the ledger.
+        resubmission: what is sent even if it is unchanged.
 
     Returns:
         The outcomes in the order of ``submissions``, when every call has ended; so too with what the client raises.
@@ -185,65 +220,68 @@ def submit(
     api, contents = client(), newest()
     offer = None if shadow is None else shadow()
 
-    def skip(submission: Submission) -> Skip:
+    submitted: set[str] = set()
+
+    def skip(submission: Submission) -> Skip | None:
+        """Why it need not be sent."""
+        if submission.event_id in submitted:
+            return Skip(submission.record, "already_submitted")
+        is_wanted = resubmission is not None and resubmission.covers(submission.assignment_id)
+        if is_wanted or not contents.hold(submission):
+            return None
         count("unchanged", [submission])
-        return Skip(submission.record, "unchanged")
+        now = clock()
+        entry = _enter(submission, Outcome.UNCHANGED, now, now, sent=_sent(submission, None, is_kept=False))
+        return Skip(submission.record, "unchanged", entry)
 
     def hand_in(submission: Submission) -> Submitted | Failure | Skip:
-        if contents.hold(submission):
-            return skip(submission)
+        if (skipped := skip(submission)) is not None:
+            return skipped
         first_at = clock()
         answer = api.submit(submission)
-        contents.learn(submission, answer)
-        return describe([submission], answer, first_at)[0]
+        now = clock()
+        contents.learn(submission, answer, now)
+        return describe([submission], answer, first_at, now)[0]
 
     def hand_in_batch(batch: Sequence[Submission]) -> Sequence[Submitted | Failure | Skip]:
         if len(batch) == 1:
             return [hand_in(batch[0])]
         first_at = clock()
         answer = api.submit_batch(batch)
-        contents.forget(batch)
+        now = clock()
+        contents.forget(batch, now)
         if isinstance(answer, Rejected) and answer.divisible:
             return [hand_in(one) for one in batch]
-        return describe(batch, answer, first_at)
+        return describe(batch, answer, first_at, now)
 
     def describe(
-        batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float
+        batch: Sequence[Submission], answer: Accepted | Rejected, first_at: float, now: float
     ) -> Sequence[Submitted | Failure]:
         excerpt = scrub(answer.excerpt, batch)
         count(answer.outcome, batch)
-        for one in batch if offer else ():
+        name = key(batch)
+        described: list[Submitted | Failure] = []
+        for one in batch:
+            offered: tuple[Entry, ...] = ()
             if offer and one.shadow:
                 offer(one.shadow, answer.outcome)
-        if isinstance(answer, Accepted):
-            return [
-                Submitted(one, answer.status, answer.attempts, excerpt, answer.duplicate, answer.created_id)
-                for one in batch
-            ]
-        error = f"{answer.error}: {excerpt}" if excerpt else answer.error
-        now = clock()
-        return [
-            Failure(
-                one.record,
-                "submit",
-                answer.error_class,
-                error,
-                first_at,
-                now,
-                answer.attempts,
-                one.event_id,
-                one.assignment_id,
-            )
-            for one in batch
-        ]
+                offered = _enter(one, Outcome.SHADOW, now, now, sent=_sent(one.shadow, None))
+            if isinstance(answer, Accepted):
+                submitted.add(one.event_id)
+                outcome, reason = Outcome(answer.outcome), None
+            else:
+                outcome, reason = Outcome.REFUSED, answer.error_class
+            own = _enter(one, outcome, first_at, now, reason, _sent(one, name), answer)
+            described.append(_describe(one, answer, excerpt, first_at, now, (*own, *offered)))
+        return described
 
     if api.batch_size == 1:
         return map_in_key_order(submissions, lambda submission: submission.assignment_id, hand_in, pool())
     outcomes: dict[int, Submitted | Failure | Skip] = {}
     for turn in _turns(submissions):
-        unchanged = {index: skip(submissions[index]) for index in turn if contents.hold(submissions[index])}
-        outcomes.update(unchanged)
-        left = [index for index in turn if index not in unchanged]
+        skipped = {index: one for index in turn if (one := skip(submissions[index])) is not None}
+        outcomes.update(skipped)
+        left = [index for index in turn if index not in skipped]
         batches = [left[start : start + api.batch_size] for start in range(0, len(left), api.batch_size)]
         answers = map_in_key_order(
             batches, lambda batch: batch[0], lambda batch: hand_in_batch([submissions[at] for at in batch]), pool()
@@ -251,6 +289,46 @@ def submit(
         for batch, answer in zip(batches, answers, strict=True):
             outcomes.update(zip(batch, answer, strict=True))
     return [outcomes[index] for index in range(len(submissions))]
+
+
+def _describe(
+    submission: Submission,
+    answer: Accepted | Rejected,
+    excerpt: str,
+    first_at: float,
+    now: float,
+    entries: tuple[Entry, ...],
+) -> Submitted | Failure:
+    if isinstance(answer, Accepted):
+        said = (answer.status, answer.attempts, excerpt, answer.duplicate, answer.created_id)
+        return Submitted(submission, *said, entries=entries)
+    error = f"{answer.error}: {excerpt}" if excerpt else answer.error
+    who = (submission.event_id, submission.assignment_id)
+    return Failure(
+        submission.record, "submit", answer.error_class, error, first_at, now, answer.attempts, *who, entries=entries
+    )
+
+
+def _sent(submission: Submission, key: str | None, *, is_kept: bool = True) -> Sent:
+    return Sent(submission.payload, submission.payload_sha256, submission.content_sha256, key, is_kept)
+
+
+def _enter(
+    submission: Submission,
+    outcome: Outcome,
+    first_at: float,
+    answered_at: float,
+    reason: str | None = None,
+    sent: Sent | None = None,
+    answer: Accepted | Rejected | None = None,
+) -> tuple[Entry, ...]:
+    """The entry of one end; none for a submission that names no event."""
+    if submission.event is None:
+        return ()
+    status, attempts = (None, None) if answer is None else (answer.status, answer.attempts)
+    created_id = answer.created_id if isinstance(answer, Accepted) else None
+    who = (submission.record, submission.event, outcome)
+    return (Entry(*who, first_at, answered_at, reason, sent, status, attempts, created_id),)
 
 
 def _turns(submissions: Sequence[Submission]) -> list[list[int]]:

@@ -10,6 +10,7 @@ import lazy_loader
 
 from itel_cabinet.io.delta.erasure import Deleted, announce, append_rows, delete_rows, find_rows
 from itel_cabinet.io.delta.fences import Move, carry_out, fences_at, plan_fences, plan_restore, rows_from
+from itel_cabinet.io.delta.following import Partition, PartitionFollower
 from itel_cabinet.io.delta.inspect import (
     at_once,
     create_table,
@@ -46,6 +47,8 @@ __all__ = [
     "Deleted",
     "FencedTable",
     "Move",
+    "Partition",
+    "PartitionFollower",
     "Row",
     "RowError",
     "SuppressionList",

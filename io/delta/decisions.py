@@ -33,8 +33,8 @@ def split_by_fence(
 ) -> tuple[Rows, Rows, dict[tuple[str, int], int]]:
     """Split rows into those to write and those written before, and say where the fences must then stand.
 
-    ``fence(topic_id, partition)`` is the first offset not yet committed, or None; records of ``late`` (a table of
-    coordinates) are written though they lie below it. Only partitions with rows to write have a new fence: their
+    ``fence(topic_id, partition)`` is the first offset not yet committed, or None; rows that agree with one of ``late``
+    in its columns are written though they lie below it. Only partitions with rows to write have a new fence: their
     highest offset + 1, never below the old one. Order is kept. Raises RowError for rows without a source.
     """
     table = gather(spec, rows)
@@ -50,7 +50,7 @@ def split_by_fence(
     if below is None:
         return Rows(table), Rows(table.slice(0, 0)), new
     if late is not None and late.num_rows:
-        below = pc.and_not(below, rows_in(table, late, spec.source))
+        below = pc.and_not(below, rows_in(table, late, late.column_names))
     fresh, replayed = table.filter(pc.invert(below)), table.filter(below)
     new = {(t, p): max(offsets.stop, old[t, p]) for t, p, offsets in offsets_of(spec, fresh)}
     return Rows(fresh), Rows(replayed), new

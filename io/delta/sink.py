@@ -35,7 +35,7 @@ How it holds stands at :class:`~itel_cabinet.io.delta.table.FencedTable`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -46,7 +46,7 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.timestamp import MAX_TIMESTAMP, MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
-from itel_cabinet.io.batches import UnweighedCoder
+from itel_cabinet.io.batches import Passing, UnweighedCoder
 from itel_cabinet.io.delta.spec import Given, Row, TableSpec, WriteResult
 from itel_cabinet.io.delta.table import get_table
 from itel_cabinet.io.worker import beat, metrics
@@ -60,7 +60,7 @@ for _batch in (WriteResult, pa.Table, pa.RecordBatch):
 @dataclass(eq=False)
 class WriteToDelta(beam.PTransform):  # type: ignore[misc]
     """PCollection of rows, of sequences of rows, or best of Arrow tables and record batches, in any mixture ->
-    PCollection of :class:`WriteResult`, one a bundle with rows.
+    PCollection of :class:`WriteResult`, one a bundle with rows. Passing goes through.
 
     All rows of a bundle are one commit. Nothing is shuffled: where the source confirms its records when a bundle ends,
     they are durable by then. Exceptions of :meth:`FencedTable.write` fail the bundle. Results are in the global window
@@ -94,7 +94,11 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
         self._rows: list[Row | pa.Table | pa.RecordBatch] = []
         self._earliest, self._latest = MAX_TIMESTAMP, MIN_TIMESTAMP
 
-    def process(self, element: Row | Given, timestamp: Timestamp = beam.DoFn.TimestampParam) -> None:
+    def process(
+        self, element: Row | Given | Passing, timestamp: Timestamp = beam.DoFn.TimestampParam
+    ) -> Sequence[Passing]:
+        if isinstance(element, Passing):
+            return [element]
         self._earliest, self._latest = min(self._earliest, timestamp), max(self._latest, timestamp)
         if isinstance(element, pa.Table | pa.RecordBatch):
             self._rows += [element] * bool(element.num_rows)
@@ -102,6 +106,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
             self._rows.append(element)
         else:
             self._rows.extend(element)
+        return ()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         rows, self._rows = self._rows, []

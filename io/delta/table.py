@@ -219,8 +219,8 @@ class FencedTable:
         late = _late_records(self.spec, table, replayed.table)
         if late.num_rows:
             _LOGGER.warning(
-                "%s: %d records below the fence are not in the table, and are written now; the first is %s/%d/%d",
-                self.spec, late.num_rows, *min(zip(*late.to_pydict().values(), strict=True)),
+                "%s: %d rows below the fence are not in the table, and are written now; the first is of %s/%d/%d",
+                self.spec, late.num_rows, *min(zip(*late.select(self.spec.source).to_pydict().values(), strict=True)),
             )  # fmt: skip
             fresh, replayed, offsets = split_by_fence(self.spec, rows, fence, late)
         fences = {self.spec.fence_id(*at): offset for at, offset in offsets.items()}
@@ -383,8 +383,8 @@ def _table_of(rows: Sequence[Row]) -> pa.Table:
 
 
 def _late_records(spec: TableSpec, table: DeltaTable, below: pa.Table) -> pa.Table:
-    """Coordinates of those records of the rows below the fence that the table does not have: by their coordinates and
-    what else tells records apart, or, of an upsert, by what they would change.
+    """Of the rows below the fence those that the table does not have: by their coordinates and what else tells rows
+    apart, of which a table is returned; or the coordinates of those of an upsert that would change it.
     """
     if not below.num_rows:
         return below.select(spec.source)
@@ -401,7 +401,8 @@ def _late_records(spec: TableSpec, table: DeltaTable, below: pa.Table) -> pa.Tab
             for topic_id, partition, offsets in offsets_of(spec, below)
         ]
         there = pa.concat_tables([part.cast(schema) for part in found])
-        late = below.filter(pc.invert(rows_in(below, there, columns)))
+        late = below.filter(pc.invert(rows_in(below, there, columns))).select(columns)
+        return late.take(last_of_each(number(late, columns)))
     late = late.select(spec.source)
     return late.take(last_of_each(number_rows(late, spec.source)))
 

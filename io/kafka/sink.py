@@ -16,7 +16,7 @@ from apache_beam.metrics import Metrics
 from apache_beam.transforms.window import GlobalWindows
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from itel_cabinet.io.batches import Batch
+from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.kafka.admin import is_outage
 from itel_cabinet.io.kafka.config import ClientConfig, resolve_config
 from itel_cabinet.io.kafka.producer import Message, RefusedMessage, make_producer, produce
@@ -42,7 +42,7 @@ class KafkaSinkSettings:
 @dataclass
 class WriteToKafka(beam.PTransform):  # type: ignore[misc]
     """Lists of Message -> lists of RefusedMessage, of those that the broker never takes. Every delivery is confirmed in
-    its bundle; where the settings are ``transactional``, while the batch is worked on.
+    its bundle; where the settings are ``transactional``, while the batch is worked on. Passing goes through.
 
     The broker being away is waited for as long as ``outage_seconds`` and then raised as OutageError. Order within a
     partition is kept (idempotent producer).
@@ -99,7 +99,9 @@ class _Produce(beam.DoFn):  # type: ignore[misc]
         self._sent: Counter[str] = Counter()
         self._since: dict[str, int] = {}
 
-    def process(self, messages: Sequence[Message]) -> list[list[RefusedMessage]]:
+    def process(self, messages: Sequence[Message] | Passing) -> Sequence[Sequence[RefusedMessage] | Passing]:
+        if isinstance(messages, Passing):
+            return [messages]
         if self._settings.transactional:
             return self._write(messages)
         for message in messages:

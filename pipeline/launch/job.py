@@ -65,6 +65,13 @@ def check(settings: Settings) -> None:
     wiring = Wiring(settings)
     with _naming("triggers", RulesError):
         _ = wiring.trigger_rules
+    with _naming("resubmit", ValueError):
+        _ = wiring.resubmission
+    if settings.job.calls_itel and not settings.keeps_ledger:
+        _print(
+            "warning: no ledger is kept, so what iTel has is sent again when it is read again, under the same key: "
+            "give --tables_root" + (" and leave --ledger=off out" if settings.tables.root else "")
+        )
     _check_connection("claimx", settings.claimx_connection())
     if settings.job.calls_itel and settings.itel.folder is None:
         _check_connection("itel", settings.itel_connection())

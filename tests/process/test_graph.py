@@ -15,10 +15,13 @@ from itel_cabinet.pipeline.wiring import Wiring
 SINKS = {
     Job.TRIGGER: {"Publish", "Unreadable", "Not found", "Unpublished"},
     Job.TRACKING: {"Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"},
-    Job.API: {"Submit", "Tell of submissions", "Incomplete", "Refused", "Unreadable", "Not found"},
+    Job.API: {
+        *("Leave out what is settled", "Submit", "Tell of submissions", "Refused", "Keep the ledger", "Keep bodies"),
+        *("Unreadable", "Not found"),
+    },
     Job.CABINET: {
         *("Track", "Keep forms", "Keep photos", "Tell of events", "Unreadable", "Not found"),
-        *("Submit", "Tell of submissions", "Incomplete", "Refused"),
+        *("Leave out what is settled", "Submit", "Tell of submissions", "Refused", "Keep the ledger", "Keep bodies"),
     },
 }
 

@@ -13,7 +13,7 @@ import pytest
 
 from itel_cabinet.local.samples import Generator, Produced, Receipt, Shares, produce
 from itel_cabinet.local.simulators import ItelSimulator
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from tests.support.accounting import assert_everything_accounted_for, repeated_calls
 from tests.support.feed import Feed
 from tests.support.jobs import Stack, wait_for
@@ -24,6 +24,8 @@ POINTS = [
     f"after-commit:{ATTACHMENTS}",
     "after-2xx",
     "after-flush",
+    f"before-commit:{LEDGER}",
+    f"before-commit:{BODIES}",
     "before-finalizer",
 ]
 """One for each state that a crash can leave, in no order: in a bundle, calls come first, then commits."""
@@ -36,6 +38,7 @@ AGAIN = [
     f"before-commit:{TRACKING}:3",
     f"after-commit:{FORMS}:3",
     f"after-commit:{ATTACHMENTS}:3",
+    f"after-commit:{LEDGER}:2",
     "after-2xx:70",
     "after-flush:5",
     "before-finalizer:3",

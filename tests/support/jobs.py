@@ -23,7 +23,7 @@ from deltalake import DeltaTable
 
 from itel_cabinet.local.services import Broker
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 from tests.support.cabinet_samples import answer
 
@@ -185,6 +185,14 @@ class Stack:
 
     def attachments(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self.table(ATTACHMENTS).to_pylist()
+        return rows
+
+    def ledger(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table(LEDGER).to_pylist()
+        return rows
+
+    def bodies(self) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = self.table(BODIES).to_pylist()
         return rows
 
     def dead_letters(self, role: str = "errors") -> list[DeadLetter]:
