@@ -402,7 +402,7 @@ def _late_records(spec: TableSpec, table: DeltaTable, below: pa.Table) -> pa.Tab
         ]
         there = pa.concat_tables([part.cast(schema) for part in found])
         late = below.filter(pc.invert(rows_in(below, there, columns))).select(columns)
-        return late.take(last_of_each(number(late, columns)))
+        return late.take(last_of_each(number_rows(late, columns)))
     late = late.select(spec.source)
     return late.take(last_of_each(number_rows(late, spec.source)))
 

@@ -60,7 +60,7 @@ def test_what_is_settled_is_sent_no_second_time(stack: Stack) -> None:
 
     without = stack.run("api", consumer_group=f"{stack.prefix}.without")
     assert "warning: no ledger is kept" in without.errors
-    assert set(calls(stack).values()) == {2}
+    assert min(calls(stack).values()) == 2
 
 
 @pytest.mark.parametrize(
