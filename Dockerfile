@@ -20,7 +20,8 @@ FROM python:3.11-slim
 COPY constraints.txt /tmp/
 COPY --from=wheel /wheel /tmp/wheel
 RUN pip install --no-cache-dir -c /tmp/constraints.txt /tmp/wheel/*.whl && pip check && rm -r /tmp/*
-# Beam's program that starts Python workers: `-worker_pool` waits for a TaskManager's word, at port 50000.
+# Beam's program that starts Python workers: `-worker_pool` waits for a TaskManager's word, at port 50000. The manifests
+# start itel-cabinet-worker instead, which leaves to this one the jobs that bring files to install.
 COPY --from=beam /opt/apache/beam /opt/apache/beam
 # The workers are this environment, with nothing installed at their start.
 ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1

@@ -18,6 +18,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import socket
 import sys
 import time
@@ -186,6 +187,10 @@ class FlinkCluster(Service):
         # By default every worker on a machine unpacks its files to the same folder; here to its TaskManager's.
         boot.write_text(f'#!/bin/sh\nexec "{BOOT.path}" --semi_persist_dir="$PWD" "$@"\n', encoding="utf-8")
         boot.chmod(0o755)
+        worker = self.folder / "worker"
+        command = f"{shlex.quote(sys.executable)} -m itel_cabinet.pipeline.launch.flink_worker"
+        worker.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+        worker.chmod(0o755)
         config = self._configured("jobmanager", {"parallelism.default": task_managers * self.slots})
         self.start_job_manager()
         for _ in range(task_managers):
@@ -214,13 +219,17 @@ class FlinkCluster(Service):
         return f"{HOST}:{self.job_port}"
 
     def beam_options(self) -> dict[str, str]:
-        """The options, by name, that make a launch run here. The tuning that Flink needs is the launcher's."""
+        """The options, by name, that make a launch run here. The tuning that Flink needs is the launcher's.
+
+        Workers are of the Python that runs this; ``boot`` in ``folder`` is Beam's own program, which installs what a
+        job brings.
+        """
         return {
             "runner": "FlinkRunner",
             "job_endpoint": self.job_endpoint,
             "flink_master": f"http://{HOST}:{self.rest_port}",
             "environment_type": "PROCESS",
-            "environment_config": json.dumps({"command": str(self.folder / "boot")}),
+            "environment_config": json.dumps({"command": str(self.folder / "worker")}),
             "pipeline_resources_detector_factory_class": "NothingToStage",
         }
 
@@ -299,7 +308,7 @@ class FlinkCluster(Service):
         )
 
     def python_workers(self, index: int) -> list[int]:
-        """Process ids of the Python workers of a TaskManager; not of Beam's boot, which starts a killed one again."""
+        """Process ids of the Python workers of a TaskManager."""
         return [pid for pid in self._task_managers[index].members() if _is_python_worker(pid)]
 
     def stop(self) -> None:
@@ -539,9 +548,10 @@ class FlinkCluster(Service):
 
 def _is_python_worker(pid: int) -> bool:
     try:
-        return b"sdk_worker_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return any(module in command for module in (b"launch.flink_worker", b"worker.sdk_worker_main"))
 
 
 def _listens(port: int) -> bool:

@@ -631,7 +631,8 @@ def test_the_harness_is_a_pool_of_python_workers_beside_each_task_manager() -> N
     assert harness == {
         "name": "python-harness",
         "image": "itel-cabinet:0.1.0",
-        "args": ["-worker_pool"],
+        "command": ["python", "-m", "apache_beam.runners.worker.worker_pool_main"],
+        "args": ["--service_port=50000", "--container_executable=itel-cabinet-worker"],
         "ports": [
             {"name": "harness-pool", "containerPort": 50000},
             {"name": "metrics", "containerPort": 9400},
