@@ -1,7 +1,8 @@
 """``python -m bench.flink`` (and ``make bench``): the jobs on a Flink cluster beside the same jobs on DirectRunner.
 
-Two figures of each, taken from outside: how many records a second and shard go from a backlog in Kafka into a Delta
-table, and how long after its Kafka timestamp a record's row can be read while records come in steadily. What is visible
+Three figures of each, taken from outside: how long it takes from submitting a job to its first commit, how many records
+a second and shard go from a backlog in Kafka into a Delta table, and how long after its Kafka timestamp a record's row
+can be read while records come in steadily. What is visible
 is read from the tables' fences (docs/architecture.md), which are committed with the rows. Broker, simulators, cluster
 and this process share the machine: the figures are for comparing.
 """
@@ -133,7 +134,7 @@ class Bench:
             }
         topic_id = Cluster({"bootstrap.servers": self.broker.bootstrap_servers}).topic(topic).topic_id
         launched = self._on_flink if runner == "FlinkRunner" else self._here
-        with launched(job, options), Watch(tables / TRACKING, topic_id).watching() as watch:
+        with Watch(tables / TRACKING, topic_id).watching() as watch, launched(job, options):
             yield watch
 
     @contextlib.contextmanager
@@ -171,6 +172,15 @@ class Bench:
             finally:
                 process.kill()
                 process.wait()
+
+    def start(self, runner: str, number: int) -> float:
+        """Seconds from submitting a job to its first commit, while records wait for it."""
+        topic = self._topic(f"start-{runner}-{number}")
+        self._feed(topic, rate=1_000.0, count=20 * PARTITIONS)
+        submitted = time.time()
+        with self.running("tracking", runner, topic) as watch:
+            watch.wait_for(lambda seen: seen.rows > 0, "the first rows are there")
+            return next(seen.at for seen in watch.seen if seen.rows) - submitted
 
     def records_a_second(self, runner: str, count: int) -> float:
         """Of a backlog of ``count`` events of few assignments, so that most lookups are answered by the cache; start-up
@@ -236,9 +246,19 @@ def started() -> Iterator[Bench]:
         yield Bench(folder, broker, claimx, itel, cluster)
 
 
-def compare(console: Console, *, events: int, rate: float, seconds: float) -> None:
-    """Measure both figures on both runners and print them side by side."""
+def compare(console: Console, *, starts: int, events: int, rate: float, seconds: float) -> None:
+    """Measure all figures on both runners and print them side by side."""
     with started() as bench:
+        begun = Table(title=f"From submitting to the first commit, the tracking job, medians of {starts}")
+        for column in ("runner", "s"):
+            begun.add_column(column, justify="right" if column == "s" else "left")
+        waited: dict[str, list[float]] = {runner: [] for runner in RUNNERS}
+        for number in range(starts):
+            for runner in RUNNERS:
+                waited[runner].append(bench.start(runner, number))
+        for runner, values in waited.items():
+            begun.add_row(runner, f"{statistics.median(values):.1f}")
+        console.print(begun)
         throughput = Table(title=f"Kafka to Delta, the tracking job, a backlog of {events:,} events")
         for column in ("runner", "shards", "events/s", "events/s a shard"):
             throughput.add_column(column, justify="left" if column == "runner" else "right")
@@ -261,11 +281,12 @@ def compare(console: Console, *, events: int, rate: float, seconds: float) -> No
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.flink", description=str(__doc__).split("\n")[0])
+    parser.add_argument("--starts", type=int, default=5, help="starts of a job; the median counts")
     parser.add_argument("--events", type=int, default=200_000, help="events of the backlog")
     parser.add_argument("--rate", type=float, default=100.0, help="events a second, for the freshness")
     parser.add_argument("--seconds", type=float, default=30.0, help="how long they come")
     options = parser.parse_args(arguments)
-    compare(Console(), events=options.events, rate=options.rate, seconds=options.seconds)
+    compare(Console(), starts=options.starts, events=options.events, rate=options.rate, seconds=options.seconds)
 
 
 if __name__ == "__main__":

@@ -44,10 +44,12 @@ ANSWER = """{"taskId": 32513, "assignmentId": 1, "projectId": 2, "formId": "f", 
 
 @dataclass(frozen=True)
 class Waited:
-    """Seconds from a process's start to its first byte on stdout (a job: to its first commit), and to its end."""
+    """Seconds from a process's start to its first byte on stdout (a job: to its first commit), and to its end; and of
+    processor time."""
 
     first: float
     whole: float
+    processor: float
 
 
 @dataclass(frozen=True)
@@ -98,11 +100,11 @@ class Bench:
             found = output.read(1)
             first = time.perf_counter() - started
             output.read()
-        status = process.wait()
+        status, processor = _reap(process)
         whole = time.perf_counter() - started
         if not found or status not in (0, 1):
             raise RuntimeError(f"`{command}` ended with status {status}")
-        return Waited(first, whole)
+        return Waited(first, whole, processor)
 
     def job(self, version: Version) -> Waited:
         """Start a tracking job whose records wait for it, until their rows are there; then SIGTERM, until its end."""
@@ -123,7 +125,7 @@ class Bench:
                 _wait_for_rows(tables / TRACKING, process)
                 first = time.perf_counter() - started
                 process.send_signal(signal.SIGTERM)
-                status = process.wait(MAX_WAIT_SECONDS)
+                status, processor = _reap(process)
                 whole = time.perf_counter() - started
             except BaseException:
                 log.seek(0)
@@ -134,7 +136,14 @@ class Bench:
                 process.wait()
         if status != 0:
             raise RuntimeError(f"the job ended with status {status}")
-        return Waited(first, whole)
+        return Waited(first, whole, processor)
+
+
+def _reap(process: subprocess.Popen[bytes]) -> tuple[int, float]:
+    """Wait for a process's end: its exit status, and the seconds of processor time that it took."""
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, used.ru_utime + used.ru_stime
 
 
 def _wait_for_rows(table: Path, process: subprocess.Popen[bytes]) -> None:
@@ -180,12 +189,12 @@ def compare(console: Console, *, rounds: int, jobs: int, beside: Path | None) ->
             for version in versions:
                 found.setdefault(("run tracking, to its first rows", version.name), []).append(bench.job(version))
     table = Table(title=f"Start, medians of {rounds} (jobs: {jobs})")
-    for column in ("command", "version", "first byte s", "end s"):
+    for column in ("command", "version", "first byte s", "end s", "processor s"):
         table.add_column(column, justify="right" if column.endswith(" s") else "left")
     for (command, name), runs in found.items():
         shown = " ".join(word.partition("=")[0] if "/" in word or "=" in word else word for word in command.split())
-        first, whole = (statistics.median(values) for values in zip(*((w.first, w.whole) for w in runs), strict=True))
-        table.add_row(shown.partition(" /")[0], name, f"{first:.2f}", f"{whole:.2f}")
+        waited = ([run.first for run in runs], [run.whole for run in runs], [run.processor for run in runs])
+        table.add_row(shown.partition(" /")[0], name, *(f"{statistics.median(seconds):.2f}" for seconds in waited))
     console.print(table)
 
 
