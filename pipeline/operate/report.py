@@ -20,8 +20,10 @@ from jinja2 import Environment, StrictUndefined, Template
 
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart, number
 from itel_cabinet.pipeline.operate.dead_letters import FailureCount
-from itel_cabinet.pipeline.queries import Session, bind, find
+from itel_cabinet.pipeline.queries import Session, TableMissingError, bind, find
+from itel_cabinet.pipeline.reconciliation import Lack, rank_gaps, reconcile
 from itel_cabinet.transforms.dead_letters import shorten
+from itel_cabinet.transforms.enrichment import COMPLETED
 
 __all__ = ["Report", "gather", "render"]
 
@@ -36,24 +38,33 @@ Row = Mapping[str, Any]
 class Report:
     """What the page tells: the answers of its queries by name, and the failures, None where nobody asked Kafka.
 
-    ``made_at`` is aware; open tasks are idle until then.
+    ``made_at`` is aware; open tasks are idle until then. ``lacking`` counts the forms that iTel lacks by reason, the
+    most frequent first; None where there is no ledger of submissions.
     """
 
     made_at: datetime
     tables_root: str
     answers: Mapping[str, Sequence[Row]]
     failures: Sequence[FailureCount] | None
+    lacking: Sequence[Lack] | None = None
 
 
 def gather(session: Session, *, tables_root: str, failures: Sequence[FailureCount] | None, now: datetime) -> Report:
     """Ask all that the page tells, of one state of the tables. Raises as :meth:`Session.run` does."""
-    answers = {}
-    for name in _QUERIES:
-        query = find(name)
-        given = {"now": now.isoformat()} if any(p.name == "now" for p in query.parameters) else {}
-        result = session.run(query, bind(query, given, now=now))
-        answers[name] = [dict(zip(result.columns, row, strict=True)) for row in result.rows]
-    return Report(now, tables_root, answers, failures)
+    answers = {name: _ask(session, name, now) for name in _QUERIES}
+    try:
+        outcomes = _ask(session, "submission-outcomes", now)
+    except TableMissingError:
+        return Report(now, tables_root, answers, failures)
+    gaps = reconcile(session, statuses=(COMPLETED,)).gaps
+    return Report(now, tables_root, {**answers, "submission-outcomes": outcomes}, failures, rank_gaps(gaps))
+
+
+def _ask(session: Session, name: str, now: datetime) -> list[dict[str, Any]]:
+    query = find(name)
+    given = {"now": now.isoformat()} if any(p.name == "now" for p in query.parameters) else {}
+    result = session.run(query, bind(query, given, now=now))
+    return [dict(zip(result.columns, row, strict=True)) for row in result.rows]
 
 
 def render(report: Report) -> str:
@@ -65,6 +76,7 @@ def render(report: Report) -> str:
 
     daily = {row["day"]: (row["assigned"], row["completed"]) for row in answers["daily"]}
     worst_first = sorted(report.failures or (), key=lambda one: -one.open)
+    outcomes = answers.get("submission-outcomes", ())
     failing = [(f"{one.stage}: {one.error_class}", one.open) for one in worst_first if one.open]
     page = _template().render(
         report=report,
@@ -77,6 +89,18 @@ def render(report: Report) -> str:
         open_ages=bars("open-ages", "idle", "tasks"),
         damage=bars("damage", "section", "forms"),
         failures=bar_chart(failing) if failing else None,
+        outcomes=bar_chart([(_why(one["outcome"], one["reason"]), one["submissions"]) for one in outcomes]),
+        lacking=bar_chart([(_why(one.outcome, one.reason), one.forms) for one in report.lacking or ()]),
+        lacking_rows=[
+            {
+                "outcome": one.outcome,
+                "reason": one.reason,
+                "forms": one.forms,
+                "oldest_at": one.oldest_at,
+                "oldest_days": round((report.made_at - one.oldest_at).total_seconds() / 86_400, 1),
+            }
+            for one in report.lacking or ()
+        ],
         failure_rows=[
             {"step": one.stage, "reason": one.error_class, "open": one.open, "replayed": one.replayed}
             for one in worst_first
@@ -85,6 +109,10 @@ def render(report: Report) -> str:
         most_rows=_MOST_ROWS,
     )
     return page.lstrip()
+
+
+def _why(outcome: str, reason: str | None) -> str:
+    return outcome.replace("_", " ") + (f": {reason}" if reason else "")
 
 
 @cache

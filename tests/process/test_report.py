@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from itel_cabinet.pipeline.operate import FailureCount, gather, render
 from itel_cabinet.pipeline.operate.charts import bar_chart, column_chart
 from itel_cabinet.pipeline.operate.report import Report
 from itel_cabinet.pipeline.queries import Session
+from itel_cabinet.pipeline.tables import LEDGER
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure, Record
 from tests.conftest import TopicFactory
@@ -122,8 +124,17 @@ def test_the_numbers_are_the_queries(folder: str, tmp_path: Path, capsys: pytest
 
     shown = tables(page)
     assert {*shown} == {
-        *("funnel", "daily", "completion-hours", "open-ages", "open-tasks", "damage", "projects", "quality")
+        *("funnel", "daily", "completion-hours", "open-ages", "open-tasks", "damage", "projects", "quality"),
+        *("submission-outcomes", "lacking"),
     }
+    lacking = shown.pop("lacking")
+    assert [row[:3] for row in lacking] == [
+        ["outcome", "reason", "forms"],
+        ["never_tried", "-", "1"],
+        ["refused", "no_form", "1"],
+        ["refused", "timeout", "1"],
+    ]
+    assert "<dt>forms iTel lacks</dt><dd>3</dd>" in page
     for name, rows in shown.items():
         given = [f"--param=now={as_of}"] if name.startswith("open-") else []
         assert main(["query", name, f"--tables_root={folder}", "--format=json", *given]) == 0
@@ -136,6 +147,16 @@ def test_the_numbers_are_the_queries(folder: str, tmp_path: Path, capsys: pytest
     for chart, table in [("funnel", "funnel"), ("completion", "completion-hours"), ("damage", "damage")]:
         drawn = [(label, value) for label, value, _ in bars(page, f"{chart}-chart")]
         assert drawn == [(row[0], row[1]) for row in shown[table][1:]]
+    assert [bar[:2] for bar in bars(page, "outcomes-chart")][:3] == [
+        ("accepted", "2"),
+        ("refused: timeout", "2"),
+        ("duplicate", "1"),
+    ]
+    assert [bar[:2] for bar in bars(page, "lacking-chart")] == [
+        ("never tried", "1"),
+        ("refused: no_form", "1"),
+        ("refused: timeout", "1"),
+    ]
     assert [value for _, value, _ in bars(page, "open-chart")] == [row[1] for row in shown["open-ages"][1:]]
     assert "--bootstrap_servers" in page
     assert "dead-letters list --count" in page
@@ -224,8 +245,20 @@ def test_empty_tables_make_a_page(tmp_path: Path, browser: Browser) -> None:
     assert main(["report", f"--tables_root={tmp_path}", f"--output={file}"]) == 0
     page = file.read_text()
     assert "There is no event yet." in page
+    assert "The ledger has none yet." in page
+    assert "None: iTel has every completed form" in page
     assert [bar[1:] for bar in bars(page, "funnel-chart")] == [("0", 0.0)] * 4
     assert browser.open(file).complaints == []
+
+
+def test_without_a_ledger_the_page_says_so(tmp_path: Path) -> None:
+    known_history.write(str(tmp_path))
+    shutil.rmtree(tmp_path / LEDGER)
+    file = tmp_path / "report.html"
+    assert main(["report", f"--tables_root={tmp_path}", f"--output={file}"]) == 0
+    page = file.read_text()
+    assert "There is no ledger of submissions here" in page
+    assert "forms iTel lacks" not in page
 
 
 # ------------------------------------------------------------------------------------------------------------ strangers

@@ -8,13 +8,16 @@ import tempfile
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from itel_cabinet.pipeline.operate import FailureCount, gather, render
 from itel_cabinet.pipeline.queries import Session
+from itel_cabinet.pipeline.tables import LEDGER
 from tests.support import known_history
 from tests.support.chromium import started
+from tests.support.filed_submissions import append, event, filed
 from tests.support.known_history import Told, form
 
 _NOW = datetime(2026, 3, 10, 7, tzinfo=UTC)
@@ -30,7 +33,9 @@ _SECTIONS = (("Lower", 6, 1.0), ("Upper", 5, 0.6), ("Full Height", 2, 0.15), ("I
 def main() -> None:
     page = Path(__file__).parents[2] / "docs" / "report.png"
     with tempfile.TemporaryDirectory() as folder:
-        known_history.write(folder, _tasks(random.Random(7)))
+        tasks = _tasks(random.Random(7))
+        known_history.write(folder, tasks)
+        append(known_history.specs(folder)[LEDGER], _submissions(tasks, random.Random(8)))
         with Session(known_history.specs(folder)) as session:
             report = gather(session, tables_root="az://claims/tables", failures=_FAILURES, now=_NOW)
         file = Path(folder, "report.html")
@@ -74,6 +79,17 @@ def _tasks(chance: random.Random) -> list[Told]:
             )  # fmt: skip
             told.append(event)
     return told
+
+
+def _submissions(tasks: list[Told], chance: random.Random) -> list[dict[str, Any]]:
+    ends = [("accepted", None)] * 60 + [("duplicate", None)] * 2 + [("refused", "timeout"), ("unchanged", None)]
+    rows = []
+    for one in tasks:
+        if one.status == "COMPLETED":
+            outcome, reason = chance.choice(ends) if one.form else ("refused", "no_form")
+            of = event(0, event_id=one.event_id, assignment=one.assignment, event_timestamp=known_history.at(one.when))
+            rows.append(filed(of, outcome, reason, latency_ms=chance.uniform(40, 90) if one.form else None))
+    return rows
 
 
 def _told(moment: datetime) -> str:
