@@ -465,6 +465,24 @@ API = _dashboard(
                 stacked=True,
             ),
             Graph(
+                "Forms that iTel lacks",
+                "Completed forms of the last 7 days without a success in the ledger, by what became of the last try; "
+                "itel-cabinet reconcile has them.",
+                "short",
+                {"{{outcome}}": f"max by (outcome) ({_series('unreconciled_forms')})"},
+            ),
+            Graph(
+                "Age of the oldest",
+                "How long ago the event of the oldest form was that iTel lacks; 0 for none.",
+                "s",
+                {
+                    "{{outcome}}": f"time() - min by (outcome) "
+                    f"({_series('oldest_unreconciled_form_timestamp_seconds')} > 0) "
+                    f"or max by (outcome) ({_series('unreconciled_forms')}) * 0"
+                },
+                limit=3_600,
+            ),
+            Graph(
                 "Lookups for the body",
                 "What the contract needs of ClaimX's exports: found, missing, or a link that is not resolved.",
                 "cpm",

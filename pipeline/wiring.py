@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from itel_cabinet.pipeline.outputs import (
     encode_rows,
     encode_submissions,
 )
+from itel_cabinet.pipeline.reconciliation_watch import watch_forms
 from itel_cabinet.pipeline.tables import LEDGER, suppression_list, table_specs, tables_of_job
 from itel_cabinet.transforms.contracts import Contract
 from itel_cabinet.transforms.ledger import (
@@ -92,17 +93,21 @@ class Wiring:
 
     @property
     def prepare_worker(self) -> partial[None]:
-        """Prepares a process, and has it watch its group's dead letters if it reports anything."""
-        watch = partial(
+        """Prepares a process, and has it watch its group's dead letters, and the forms that iTel lacks, if it reports
+        anything."""
+        letters = partial(
             watch_letters,
             self.sink.client,
             tuple(sorted(self._error_topics)),
             self.settings.source.group,
             self.settings.source.topic_epoch,
         )
+        specs = tuple(table_specs(self.settings).items()) if self.settings.keeps_ledger else ()
+        forms = partial(watch_forms, specs, self.settings.submitted_statuses)
+        watches = (letters, *((forms,) if specs else ())) if self.worker.metrics_port else ()
         contract = self.contract
         info = (contract.file.name, contract.file.version, contract.sha256)
-        return partial(_prepare, self.worker, info, watch if self.worker.metrics_port else None)
+        return partial(_prepare, self.worker, info, watches)
 
     @property
     def _error_topics(self) -> set[str]:
@@ -277,10 +282,10 @@ class Wiring:
         return PublishMessages(self.sink, time.time)
 
 
-def _prepare(worker: WorkerSettings, contract: tuple[str, str, str], watch: Callable[[], object] | None) -> None:
+def _prepare(worker: WorkerSettings, contract: tuple[str, str, str], watches: Sequence[Callable[[], object]]) -> None:
     prepare(worker)
     metrics.CONTRACT_INFO.labels(*contract).set(1)
-    if watch is not None:
+    for watch in watches:
         watch()
 
 

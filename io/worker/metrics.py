@@ -118,6 +118,14 @@ OLDEST_OPEN_LETTER = _gauge(
     "oldest_open_letter_timestamp_seconds", "When the oldest of them was written (Unix time); 0 for none."
 )
 LETTERS_LOST = _counter("letters_lost", "Dead letters that retention deleted before they were replayed.")
+UNRECONCILED_FORMS = _gauge(
+    "unreconciled_forms",
+    "Completed forms of the last 7 days that iTel lacks by the ledger, by what became of the last try.",
+    "outcome",
+)
+OLDEST_UNRECONCILED = _gauge(
+    "oldest_unreconciled_form_timestamp_seconds", "The oldest one's event (Unix time); 0 for none.", "outcome"
+)
 UNKNOWN_QUESTIONS = _counter(
     "unknown_questions", "Answers to questions that the form's table does not know, by question.", "question"
 )

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from deltalake import DeltaTable
 
+from itel_cabinet.io.worker import metrics
 from itel_cabinet.pipeline.commands import main
+from itel_cabinet.pipeline.reconciliation_watch import look_at_forms
 from itel_cabinet.pipeline.tables import BODIES, FORMS, LEDGER, TRACKING
 from tests.support.filed_submissions import START, append, event, filed, make_tables
 from tests.support.printed import Printed
@@ -202,6 +204,35 @@ def test_tables_that_are_not_there(printed: Printed, tmp_path: Path) -> None:
     for command in (["reconcile"], ["submissions", "list"], ["submissions", "show", "1"]):
         line = printed.error(1, *command, f"--tables_root={tmp_path}")
         assert line.startswith(f"--tables_root: there is no table {tmp_path}/")
+
+
+def test_the_watch_counts_what_is_lacking_since_there_is_a_ledger(tmp_path: Path) -> None:
+    specs = make_tables(tmp_path)
+    made = datetime.now(UTC)
+    earlier, held, refused, untried = (event(number, **at(made, number - 4.5)) for number in range(4, 8))
+    there = event(9, **at(made, 9))
+    append(specs[TRACKING], [earlier, held, refused, untried, there])
+    append(specs[LEDGER], [filed(held, "held"), filed(refused, "refused", "timeout"), filed(there, "accepted")])
+
+    def seen(days: float) -> dict[str, tuple[float, float]]:
+        look_at_forms(specs, frozenset({"COMPLETED"}), made + timedelta(days=days))
+        gauges = (metrics.UNRECONCILED_FORMS, metrics.OLDEST_UNRECONCILED)
+        return {
+            outcome: tuple(gauge.labels(outcome)._value.get() for gauge in gauges)  # type: ignore[misc]
+            for outcome in ("never_tried", "refused", "held")
+        }
+
+    assert seen(1) == {
+        "never_tried": (1, untried["event_timestamp"].timestamp()),
+        "refused": (1, refused["event_timestamp"].timestamp()),
+        "held": (1, pytest.approx(held["event_timestamp"].timestamp(), abs=0.001)),
+    }
+    assert seen(30) == dict.fromkeys(("never_tried", "refused", "held"), (0, 0))
+
+
+def at(moment: datetime, minutes: float) -> dict[str, Any]:
+    """The columns of an event so long after a moment."""
+    return ago((datetime.now(UTC) - moment).total_seconds() / 60 - minutes)
 
 
 # ----------------------------------------------------------------------------------------------------------- the ledger

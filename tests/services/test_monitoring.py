@@ -54,7 +54,7 @@ def test_promtool_finds_no_fault(arguments: tuple[str, ...], monkeypatch: pytest
 
 def test_every_alert_says_what_is_wrong_why_and_what_to_do() -> None:
     rules = alert_rules()
-    assert len(rules) == 22
+    assert len(rules) == 23
     for rule in rules:
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"].keys() == {"summary", "cause", "cure", "runbook_url"}
@@ -266,7 +266,7 @@ def test_every_panel_shows_what_a_run_has_done(stack: Stack, prometheus: Prometh
 
 @pytest.mark.timeout(900)
 def test_alerts_fire_and_clear(stack: Stack, prometheus: Prometheus, feed: Feed) -> None:
-    """All but six, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
+    """All but seven, of which OffsetCommitFailures has a test below, with a broker of its own that it may kill.
 
     In place of a second worker on Flink, whose loss restarts the whole job, another copy of the job that reads another
     topic is lost: PartitionUnread looks at the label alone.
