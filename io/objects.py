@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
@@ -116,11 +117,11 @@ class Objects:
         base = self._base.rstrip("/") + "/"
         return uri.removeprefix(base) if uri.startswith(base) else None
 
-    def sizes(self, folder: str) -> dict[str, int]:
-        """The keys of all objects in ``folder`` and in folders below, with their sizes in bytes."""
+    def details(self, folder: str) -> dict[str, tuple[int, datetime]]:
+        """The keys of all objects in ``folder`` and in folders below, with their bytes and when they were stored."""
         _check_key(folder)
         pages = self._do(lambda store: [*obstore.list(store, folder)])
-        return {entry["path"]: entry["size"] for page in pages for entry in page}
+        return {entry["path"]: (entry["size"], entry["last_modified"]) for page in pages for entry in page}
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; one that is not there is no error. Idempotent."""

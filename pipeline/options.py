@@ -118,6 +118,14 @@ def _check_key_header(name: str) -> str:
     return name
 
 
+def _check_table_properties(properties: dict[str, str]) -> dict[str, str]:
+    if properties:  # else nobody waits for delta-rs, which takes a while to import
+        from itel_cabinet.io.delta import check_properties
+
+        check_properties(properties)
+    return properties
+
+
 def _check_shadow_url(url: str) -> str:
     return url and check_url(url)
 
@@ -131,6 +139,7 @@ _STORE_SECRET = re.compile(
     r"(secret|token|password|sas_|(account|access|master|customer|sas)_key)(?!.*_(file|id)$)", re.IGNORECASE
 )
 
+TableProperties = Annotated[JsonObject, AfterValidator(_check_table_properties)]
 StoreOptions = Annotated[JsonObject, AfterValidator(_refuse_secrets)]
 Reference = Annotated[str, AfterValidator(_check_auth)]
 CommaList = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
@@ -310,6 +319,8 @@ class TablesOptions(_Group):
     """Object-store options of delta-rs as a JSON object; secrets belong in the environment."""
     partition_by: CommaList = ("year", "month", "day")
     """Partition columns of the tracking table, when it is created."""
+    properties: TableProperties = Field(default={}, alias="table_properties")
+    """Delta properties of tables that are created, as a JSON object; those that break fences are refused."""
     ledger: Literal["on", "off"] = "off"
     """Keep a row of each submission's end, and send nothing that it says iTel has; on by itself with --tables_root."""
     submission_bodies: Literal["on", "off"] = "on"

@@ -65,6 +65,7 @@ def table_specs(settings: Settings, contract: Contract | None = None) -> dict[st
         return TableSpec(
             schema=schema,
             storage_options=settings.tables.storage_options,
+            properties=settings.tables.properties,
             outage_seconds=settings.outage_patience_seconds,
             suppressed=suppressed,
             statistics=tuple(name for name in _STATISTICS if name in schema.names),

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 from itel_cabinet.io.delta.erasure import Deleted, announce, append_rows, delete_rows, find_rows
+from itel_cabinet.io.delta.features import check_properties
 from itel_cabinet.io.delta.fences import Move, carry_out, fences_at, plan_fences, plan_restore, rows_from
 from itel_cabinet.io.delta.following import Partition, PartitionFollower
 from itel_cabinet.io.delta.inspect import (
     at_once,
     create_table,
     describe_table,
+    differing_properties,
     error_text,
     glance_at_table,
     is_outage,
@@ -63,9 +65,11 @@ __all__ = [
     "append_rows",
     "at_once",
     "carry_out",
+    "check_properties",
     "create_table",
     "delete_rows",
     "describe_table",
+    "differing_properties",
     "error_text",
     "fences_at",
     "find_rows",

@@ -6,11 +6,15 @@ are looked at before anything is written, or sent elsewhere.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+
 from deltalake import DeltaTable
 
-from itel_cabinet.io.delta.spec import TableError, TableSpec
+from itel_cabinet.io.delta.spec import RETENTION, TableError, TableSpec
+from itel_cabinet.io.worker import SettingError
 
-__all__ = ["check_features"]
+__all__ = ["check_features", "check_properties"]
 
 # Tried one by one with deltalake 1.6.6: append, merge and optimize (tests/process/test_delta_features.py).
 _WRITABLE = frozenset(
@@ -57,3 +61,36 @@ def check_features(spec: TableSpec, table: DeltaTable) -> None:
         raise TableError(
             f"{spec}: delta-rs cannot write its {features} {', '.join(unknown)}: run {'; '.join(statements)}"
         )
+
+
+_TRUTH = (r"true|false", "true or false")
+_NUMBER = (r"[1-9][0-9]{0,8}", "a whole number")
+_DURATION = (r"interval +[1-9][0-9]{0,5} +(week|day|hour)s?", "a duration such as interval 30 days")
+_SETTABLE = {
+    "delta.enableChangeDataFeed": _TRUTH,
+    "delta.enableExpiredLogCleanup": _TRUTH,
+    "delta.checkpointInterval": _NUMBER,
+    "delta.logRetentionDuration": _DURATION,
+    "delta.deletedFileRetentionDuration": _DURATION,
+}
+_STATISTICS = "it would keep texts of rows in the log, where they outlive their rows: leave it out"
+_HARMFUL = {
+    RETENTION: "it lets the fences of idle partitions expire, and replays would be written twice: leave it out",
+    "delta.appendOnly": "then no form could be replaced, and nobody erased: leave it out",
+    "delta.columnMapping.mode": "delta-rs cannot write such a table: leave it out",
+    "delta.dataSkippingStatsColumns": _STATISTICS,
+    "delta.dataSkippingNumIndexedCols": _STATISTICS,
+}
+
+
+def check_properties(properties: Mapping[str, str]) -> None:
+    """Raises SettingError for a property that a new table must not have, or whose value delta-rs would take for none:
+    it says nothing about a wrong one."""
+    for name, value in properties.items():
+        if name in _HARMFUL:
+            raise SettingError(f"{name}: {_HARMFUL[name]}", field="properties")
+        if name not in _SETTABLE:
+            raise SettingError(f"{name} cannot be set here: give some of {', '.join(_SETTABLE)}", field="properties")
+        pattern, meaning = _SETTABLE[name]
+        if not re.fullmatch(pattern, value):
+            raise SettingError(f"{name} must be {meaning}, got {value!r}", field="properties")

@@ -45,6 +45,7 @@ __all__ = [
     "check_writable",
     "create_table",
     "describe_table",
+    "differing_properties",
     "error_text",
     "file_sizes",
     "glance_at_table",
@@ -160,6 +161,15 @@ def create_table(spec: TableSpec, *, dry_run: bool = False) -> TableState:
         return _state(spec, table, created)
 
     return at_once(spec, look)
+
+
+def differing_properties(spec: TableSpec, state: TableState) -> dict[str, str | None]:
+    """The properties that a specification gives and a table, which was there before, has otherwise: as it has them."""
+    return {
+        name: state.properties.get(name)
+        for name, value in dict(spec.properties).items()
+        if state.properties.get(name) != value
+    }
 
 
 def describe_table(uri: str, storage_options: Pairs = ()) -> TableState:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from itel_cabinet.io.objects import Objects
     from itel_cabinet.pipeline.operate import Receipt
 
-__all__ = ["MediaRoots", "MediaStorageOptions", "erase", "open_media"]
+__all__ = ["MediaRoots", "MediaStorageOptions", "erase", "erasing", "open_media"]
 
 _INT64_MAX = 2**63 - 1
 

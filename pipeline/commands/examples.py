@@ -63,6 +63,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"tables optimize {_TABLES} --table=claimx_itel_forms --z_order=assignment_id",
     ),
     "tables rederive": (f"tables rederive {_TABLES} --contract=mine.yaml --dry_run",),
+    "tables purge": (
+        f"tables purge {_TABLES} --older_than=400d --media_root=/data/media --dry_run",
+        f"tables purge {_TABLES} --older_than=90d --table=itel_cabinet_submission_bodies",
+    ),
     "tables vacuum": (f"tables vacuum {_TABLES} --dry_run",),
     "tables restore": (f"tables restore {_TABLES} --table=claimx_itel_forms --version=41 {_KAFKA} --dry_run",),
     "tables fence show": (f"tables fence show {_TABLES} --table=claimx_itel_forms",),

@@ -200,6 +200,7 @@ def restore_table(
         with working():
             made = carry_out(spec, change, watch_seconds=watch_seconds)
     resets = _resets(lowered, starts, group, topic, bootstrap_servers)
+    anybody_erased = _is_anybody_erased(spec)
     if as_json:
         print_json(
             {
@@ -210,6 +211,7 @@ def restore_table(
                 "fences": _move_rows(change.moves),
                 "lost": losses,
                 "to_read_again": resets,
+                "erased_may_be_back": anybody_erased,
             }
         )
         return
@@ -220,6 +222,11 @@ def restore_table(
     _print_moves(change.moves)
     for loss in losses:
         typer.echo(f"lost: {loss}")
+    if anybody_erased:
+        typer.echo(
+            "people were erased from these tables, and may be back with this version: "
+            f"`{PROGRAM} erase --again --tables_root={tables_root}` erases them again"
+        )
     if not resets:
         typer.echo("nothing is to be read again")
         return
@@ -229,6 +236,19 @@ def restore_table(
     )
     for line in resets:
         typer.echo(f"  {line}")
+
+
+def _is_anybody_erased(spec: TableSpec) -> bool:
+    """Whether an older version may hold somebody who was erased since."""
+    from itel_cabinet.io.delta import at_once, get_suppressions
+
+    place = spec.suppressed
+    if place is None:
+        return False
+    people = get_suppressions(place.uri, place.storage_options, place.ids)
+    with working():
+        at_once(spec, people.refresh)
+    return len(people) > 0
 
 
 def _log_starts(servers: str, kafka_config: str, topic: str, epoch: int) -> tuple[str, dict[int, int]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from itel_cabinet.pipeline.commands.contract_choice import DEFAULT_CONTRACT, ContractName
 from itel_cabinet.pipeline.commands.contract_choice import load as load_contract
+from itel_cabinet.pipeline.commands.erase import MediaRoots, MediaStorageOptions, erasing, open_media
 from itel_cabinet.pipeline.commands.fences import fence_app, restore_table
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.shared import (
@@ -40,16 +42,29 @@ def create_tables(
     partition_by: Annotated[
         str, typer.Option("--partition_by", metavar="COLUMNS", help="Partition columns of the tracking table.")
     ] = "year,month,day",
+    table_properties: Annotated[
+        str,
+        typer.Option(
+            "--table_properties",
+            metavar="JSON",
+            help="Delta properties of those that are made, such as delta.enableChangeDataFeed, as a JSON object.",
+        ),
+    ] = "{}",
     storage_options: StorageOptions = "{}",
     dry_run: DryRun = False,
 ) -> None:
     """Make the tables that are missing; those that exist are checked and left alone. Needs no broker; may be
     repeated.
     """
-    from itel_cabinet.io.delta import create_table
+    from itel_cabinet.io.delta import create_table, differing_properties
     from itel_cabinet.pipeline.tables import table_specs
 
-    settings = table_settings(tables_root=tables_root, partition_by=partition_by, storage_options=storage_options)
+    settings = table_settings(
+        tables_root=tables_root,
+        partition_by=partition_by,
+        table_properties=table_properties,
+        storage_options=storage_options,
+    )
     try:
         specs = table_specs(settings)
     except ValueError as error:
@@ -63,6 +78,8 @@ def create_tables(
             typer.echo(f"{state.uri}: would be created ({shape})")
         else:
             typer.echo(f"{state.uri}: {f'created ({shape})' if state.created else 'exists, left alone'}")
+        for name, value in differing_properties(spec, state).items():
+            typer.echo(f"  --table_properties: it has {name} = {value}, which is left as it is")
 
 
 @tables_app.command("rederive")
@@ -277,6 +294,55 @@ def vacuum_tables(
         with working():
             gone = vacuum(spec, retention_hours=retention_hours, dry_run=dry_run)
         typer.echo(f"{spec.name}: {sized(gone.files, gone.bytes)} {'would be deleted' if dry_run else 'deleted'}")
+
+
+@tables_app.command("purge")
+def purge_tables(
+    tables_root: TablesRoot,
+    older_than: Annotated[
+        str, typer.Option("--older_than", metavar="AGE", help="By the event's time, such as 400d, 60w or 36h.")
+    ],
+    table: OneTable = None,
+    media_root: MediaRoots = None,
+    media_storage_options: MediaStorageOptions = "{}",
+    storage_options: StorageOptions = "{}",
+    dry_run: DryRun = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete the rows of old events, and the photos that only they name. May run beside the jobs, be interrupted and
+    repeated.
+
+    Each table can have an age of its own: --table. What was deleted stays in older versions until `vacuum`. Unlike
+    `erase` it puts nobody on the list of who stays out: an age below what the topics keep is undone by a reset of
+    offsets.
+    """
+    from itel_cabinet.io.worker import prepare
+    from itel_cabinet.pipeline.operate import purge
+
+    before = datetime.now(UTC) - _age(older_than)
+    roots = open_media(media_root, media_storage_options)
+    prepare()
+    with erasing():
+        purged = purge(chosen(tables_root, storage_options, table), before, media=roots, dry_run=dry_run)
+    if as_json:
+        photos = {"files": purged.photos, "bytes": purged.photo_bytes}
+        print_json({"dry_run": dry_run, "before": before.isoformat(), "rows": purged.rows, "photos": photos})
+        return
+    verb = "would be deleted" if dry_run else "deleted"
+    for name, rows in purged.rows.items():
+        typer.echo(f"{name}: {rows} rows of events before {before:%Y-%m-%d %H:%M} UTC {verb}")
+    if roots:
+        typer.echo(f"photos: {sized(purged.photos, purged.photo_bytes)} {verb}")
+
+
+_UNITS = {"h": 1, "d": 24, "w": 168}
+
+
+def _age(text: str) -> timedelta:
+    found = re.fullmatch(r"([1-9][0-9]{0,3})([hdw])", text.strip())
+    if found is None:
+        raise CommandError(f"--older_than: must be an age such as 400d, 60w or 36h: got {text!r}", wrong_use=True)
+    return timedelta(hours=int(found[1]) * _UNITS[found[2]])
 
 
 tables_app.command("restore")(restore_table)

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from apache_beam.runners.runner import PipelineResult
 from confluent_kafka import KafkaException
 
-from itel_cabinet.io.delta import FencedTable, TableError, create_table
+from itel_cabinet.io.delta import FencedTable, TableError, create_table, differing_properties
 from itel_cabinet.io.http import ConnectionSettings
 from itel_cabinet.io.kafka import Cluster, check_group, check_transactions, leave_group, resolve_config
 from itel_cabinet.io.objects import ObjectStoreError, ObjectStoreSettings, get_objects
@@ -88,8 +88,10 @@ def check(settings: Settings) -> None:
         with _naming("partition_by", ValueError):
             specs = wiring.tables.values()
         for spec in specs:
-            there = create_table(spec).schema.names
-            if {*spec.schema.names} - {*there}:
+            state = create_table(spec)
+            for name, value in differing_properties(spec, state).items():
+                _print(f"warning: --table_properties: {spec} has {name} = {value} already, which is left as it is")
+            if {*spec.schema.names} - {*state.schema.names}:
                 FencedTable(spec).add_columns()
     except KafkaException as error:
         raise LaunchError(describe_kafka_error(error, settings.source.bootstrap_servers)) from None

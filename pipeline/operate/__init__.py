@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.group_view import GroupView
     from itel_cabinet.pipeline.operate.observation import Observer, Subject
     from itel_cabinet.pipeline.operate.preview import NotAnAnswerError, PreviewContext, preview_answer
+    from itel_cabinet.pipeline.operate.purge import Purged, purge
     from itel_cabinet.pipeline.operate.questions import UnknownQuestion, rank_unknown_questions
     from itel_cabinet.pipeline.operate.readers import (
         ReadingGroup,
@@ -70,6 +71,7 @@ __all__ = [
     "People",
     "Place",
     "PreviewContext",
+    "Purged",
     "ReadingGroup",
     "Receipt",
     "RecentLetters",
@@ -106,6 +108,7 @@ __all__ = [
     "missing_photos",
     "original",
     "preview_answer",
+    "purge",
     "rank_unknown_questions",
     "reading_groups",
     "recent_letters",
@@ -138,6 +141,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "observation": ["Observer", "Subject"],
         "filed": ["Filed", "find_bodies", "find_filed", "find_filed_of"],
         "preview": ["NotAnAnswerError", "PreviewContext", "preview_answer"],
+        "purge": ["Purged", "purge"],
         "questions": ["UnknownQuestion", "rank_unknown_questions"],
         "readers": ["ReadingGroup", "describe_left_behind", "find_job", "lowest_offsets", "reading_groups"],
         "rederive": ["Revision", "rederive"],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -39,7 +39,7 @@ from itel_cabinet.transforms.ledger import SETTLED
 from itel_cabinet.transforms.photos import MEDIA_FOLDER, assignment_of, project_folder
 from itel_cabinet.transforms.suppression import ASSIGNMENT, PROJECT
 
-__all__ = ["RECEIPTS", "Erasure", "Files", "People", "Receipt", "Remainder", "find_listed"]
+__all__ = ["RECEIPTS", "Erasure", "Files", "People", "Receipt", "Remainder", "check_roots", "find_listed"]
 
 RECEIPTS = "itel_cabinet_erasures"
 """The table of what was erased when, without ids."""
@@ -156,7 +156,7 @@ class Erasure:
         receipt = Receipt(people, dry_run, now)
         there = [self.specs[name] for name in _ORDER if name in self.specs and table_exists(self.specs[name])]
         rows = self._find(there, people)
-        self._check_photos(rows)
+        check_roots({row["blob_path"] for row in rows.get(ATTACHMENTS, ()) if row["blob_path"]}, self.media)
         if not dry_run:
             place = self.specs[TRACKING]
             receipt.new = at_once(place, lambda: self.people.add(people.ids, now))
@@ -202,16 +202,6 @@ class Erasure:
             for spec in there
         }
 
-    def _check_photos(self, rows: Mapping[str, Sequence[Row]]) -> None:
-        named = [row["blob_path"] for row in rows.get(ATTACHMENTS, ()) if row["blob_path"]]
-        outside = sum(all(root.key_of(path) is None for root in self.media) for path in named)
-        if outside:
-            raise RefusedError(
-                f"rows name {outside} photo files that are in none of the roots given: give each root that the jobs "
-                "have stored photos in, as they had it; nothing was erased",
-                field="root",
-            )
-
     def _remove_files(self, people: People, rows: Mapping[str, Sequence[Row]], receipt: Receipt) -> None:
         assignments = {*people.assignments, *(row["assignment_id"] for some in rows.values() for row in some)}
         named = {row["blob_path"] for row in rows.get(ATTACHMENTS, ()) if row["blob_path"]}
@@ -220,7 +210,7 @@ class Erasure:
             found = {
                 key: size
                 for folder in self._photo_folders(people, rows)
-                for key, size in root.sizes(folder).items()
+                for key, (size, _) in root.details(folder).items()
                 if key in keys or assignment_of(key) in assignments or _is_in_project(key, people)
             }
             receipt.photos.add([*found.values()])
@@ -267,6 +257,17 @@ class Erasure:
                     properties.get("delta.enableChangeDataFeed") == "true",
                 )
             )
+
+
+def check_roots(paths: Collection[str], media: Sequence[Objects]) -> None:
+    """Raises RefusedError if one of these photos is in none of the roots."""
+    outside = sum(all(root.key_of(path) is None for root in media) for path in paths)
+    if outside:
+        raise RefusedError(
+            f"rows name {outside} photo files that are in none of the roots given: give each root that the jobs have "
+            "stored photos in, as they had it; nothing was deleted",
+            field="root",
+        )
 
 
 def _is_in_project(key: str, people: People) -> bool:

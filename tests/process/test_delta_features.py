@@ -33,7 +33,8 @@ from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.queries import Session, find
 from itel_cabinet.pipeline.tables import TRACKING
 from tests.support import known_history
-from tests.support.delta_rows import READINGS, reading
+from tests.support.delta_rows import READINGS, form, forms, reading, stored
+from tests.support.printed import Printed
 
 READER_TOO = {"columnMapping", "deletionVectors", "timestampNtz", "typeWidening", "v2Checkpoint", "variantType"}
 WRITABLE = [
@@ -293,3 +294,48 @@ def test_a_restore_after_a_checkpoint_lowers_every_fence(spec: TableSpec) -> Non
     again = FencedTable(spec).write([reading(number) for number in range(5)])
     assert len(again.written) == 3
     assert pa.table(DeltaTable(spec.uri).scan()).num_rows == 5
+
+
+# Properties of a new table
+
+
+def test_properties_of_new_tables(tmp_path: Path, printed: Printed) -> None:
+    given = {"delta.enableChangeDataFeed": True, "delta.logRetentionDuration": "interval 30 days"}
+    create = ["tables", "create", f"--tables_root={tmp_path}", f"--table_properties={json.dumps(given)}"]
+    assert printed.stdout(*create).count("created") == 5
+    there = describe_table(f"{tmp_path}/{TRACKING}").properties
+    assert (there["delta.enableChangeDataFeed"], there["delta.logRetentionDuration"]) == ("true", "interval 30 days")
+    other = [*create[:-1], '--table_properties={"delta.logRetentionDuration": "interval 3 days"}']
+    said = printed.stdout(*other)
+    assert said.count("it has delta.logRetentionDuration = interval 30 days, which is left as it is") == 5
+
+
+@pytest.mark.parametrize(
+    ("properties", "error"),
+    [
+        ({"delta.setTransactionRetentionDuration": "interval 3 days"}, "lets the fences of idle partitions expire"),
+        ({"delta.appendOnly": True}, "no form could be replaced"),
+        ({"delta.columnMapping.mode": "name"}, "delta-rs cannot write such a table"),
+        ({"delta.dataSkippingNumIndexedCols": -1}, "texts of rows in the log"),
+        ({"delta.enableRowTracking": True}, "delta.enableRowTracking cannot be set here: give some of"),
+        ({"delta.logRetentionDuration": "30 days"}, "must be a duration such as interval 30 days, got '30 days'"),
+        ({"delta.checkpointInterval": 0}, "must be a whole number, got '0'"),
+    ],
+)
+def test_properties_that_a_table_must_not_have(
+    tmp_path: Path, printed: Printed, properties: dict[str, Any], error: str
+) -> None:
+    command = ["tables", "create", f"--tables_root={tmp_path}", f"--table_properties={json.dumps(properties)}"]
+    line = printed.error(2, *command)
+    assert line.startswith("--table_properties: ")
+    assert error in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_sink_writes_tables_with_these_properties(tmp_path: Path) -> None:
+    properties = {"delta.enableChangeDataFeed": "true", "delta.checkpointInterval": "1"}
+    spec = forms(tmp_path, properties=properties)
+    writer = FencedTable(spec)
+    for turn in range(3):
+        writer.write([form("a", turn, 2 * turn), form("b", 0, 2 * turn + 1)])
+    assert stored(spec, "form", "answer") == [("a", "at 2"), ("b", "at 0")]
