@@ -131,8 +131,8 @@ class Demo:
             first=lambda: _version(tables / TRACKING) > 0,
         )
         # Skipped on the way to iTel alone: these have their rows.
-        reasons = ("status_not_submitted", "unchanged", "held_by_gate")
-        only_tracked, unchanged, held = (skipped.pop(reason, 0) for reason in reasons)
+        reasons = ("status_not_submitted", "unchanged", "already_submitted", "held_by_gate")
+        only_tracked, unchanged, known, held = (skipped.pop(reason, 0) for reason in reasons)
         books = Ledger(entries, skipped)
         for coordinates, entry in entries.items():
             if End.HELD in entry.expected:
@@ -147,16 +147,18 @@ class Demo:
         submissions = self.itel.submissions()
         received = {self._event_id(submission.idempotency_key) for submission in submissions}
         assignments = {submission.assignment_id for submission in submissions}
-        left = 0
         for coordinates, (event_id, assignment_id) in submitted.items():
             if event_id in received:
                 books.found(coordinates, End.ACCEPTED)
             elif assignment_id in assignments:
-                left += 1
                 books.found(coordinates, End.UNCHANGED)
                 entries[coordinates] = Entry(entries[coordinates].kind, (End.ROW, End.UNCHANGED))
         self._find_dead_letters("cabinet", books)
-        books.compare("skipped as unchanged, forms that iTel has by another event", unchanged, left)
+        books.compare(
+            "skipped as unchanged or already submitted, forms that iTel has by another record",
+            unchanged + known,
+            len(submitted) - len(received & {event_id for event_id, _ in submitted.values()}),
+        )
         books.compare("skipped for iTel alone, rows alone", only_tracked, books.totals().get(End.ROW, 0))
         books.compare(
             "calls iTel accepted, results reported", self.calls_accepted, len(self.broker.read(ITEL_SUCCESSES))
