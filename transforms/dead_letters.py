@@ -26,6 +26,7 @@ from pydantic import (
 )
 
 from itel_cabinet.transforms.records import Failure, Record
+from itel_cabinet.transforms.replays import Edit, read_edit
 from itel_cabinet.transforms.trace_context import trace_message
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
 _ERROR_CHARACTERS = 500
 _NAME_CHARACTERS = 250
 _REPLAYED_FOR = "x-replayed-for"
+_REPLAYED_TO = "x-replayed-to"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -121,27 +123,44 @@ class DeadLetter(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class ReplayNote:
-    """A note on an error topic: the dead letter of these coordinates and this group has been replayed."""
+    """A note on an error topic: the dead letter of these coordinates and this group has been replayed, ``to`` the same
+    group or another, its value put right by an ``edit`` or as it was."""
 
     coordinates: str
     group: str
+    to: str
+    edit: Edit | None = None
 
 
-def encode_replay_note(letter: DeadLetter, now: float) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
-    """Key, value and headers of the note that a letter was replayed at ``now`` (epoch seconds).
+def encode_replay_note(
+    letter: DeadLetter, now: float, *, to: str | None = None, edit: Edit | None = None
+) -> tuple[bytes, None, tuple[tuple[str, bytes], ...]]:
+    """Key, value and headers of the note that a letter was replayed ``to`` a group at ``now`` (epoch seconds).
 
     It has the letter's key and no value: a tombstone for those who keep a copy of an error topic by key.
     """
     at = datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds")
-    return letter.coordinates.encode(), None, ((_REPLAYED_FOR, letter.group.encode()), ("x-replayed-at", at.encode()))
+    elsewhere = ((_REPLAYED_TO, to.encode()),) if to not in (None, letter.group) else ()
+    headers = (
+        (_REPLAYED_FOR, letter.group.encode()),
+        ("x-replayed-at", at.encode()),
+        *elsewhere,
+        *(edit.headers if edit else ()),
+    )
+    return letter.coordinates.encode(), None, headers
 
 
 def decode_replay_note(record: Record) -> ReplayNote | None:
     """The note in a record of an error topic; None for any other record."""
     if record.value is not None or record.key is None:
         return None
-    group = dict(record.headers).get(_REPLAYED_FOR)
-    return None if group is None else ReplayNote(record.key.decode(errors="replace"), group.decode(errors="replace"))
+    headers = dict(record.headers)
+    group = headers.get(_REPLAYED_FOR)
+    if group is None:
+        return None
+    letter_of = group.decode(errors="replace")
+    to = (headers.get(_REPLAYED_TO) or group).decode(errors="replace")
+    return ReplayNote(record.key.decode(errors="replace"), letter_of, to, read_edit(record.headers))
 
 
 def encode_dead_letter(

@@ -15,6 +15,7 @@ import pyarrow as pa
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import INT64_MAX, TaskEvent
 from itel_cabinet.transforms.records import Failure, Record, Skip
+from itel_cabinet.transforms.replays import describe_edit
 from itel_cabinet.transforms.trace_context import read_trace
 
 __all__ = [
@@ -246,7 +247,7 @@ def make_ledger_rows(
     clock: Callable[[], float],
 ) -> pa.Table:
     """A row of the ledger for each entry, in order. ``contract`` made the bodies for iTel, ``shadow`` those for the
-    second endpoint; a row says which resubmission it is of."""
+    second endpoint; a row says which resubmission it is of, or who has edited its record."""
     entries = [entry for end in ends for entry in end.entries]
     now = _micros(clock())
     makers = [(shadow or contract) if one.outcome is Outcome.SHADOW else contract for one in entries]
@@ -274,7 +275,8 @@ def make_ledger_rows(
             max(0.0, one.answered_at - one.first_at) * 1_000 if one.sent and one.sent.key else None for one in entries
         ],
         resubmission=[
-            name if resubmission and resubmission.covers(one.event.assignment_id) else None for one in entries
+            name if resubmission and resubmission.covers(one.event.assignment_id) else describe_edit(one.record)
+            for one in entries
         ],
         traceparent=[read_trace(one.record).traceparent for one in entries],
         first_at=[_micros(one.first_at) for one in entries],

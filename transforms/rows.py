@@ -17,7 +17,7 @@ from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import TaskEvent, dump_json
 from itel_cabinet.transforms.forms import Form, Question, TaskDetails, read_int, read_timestamp
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.replays import has_row
+from itel_cabinet.transforms.replays import describe_edit, has_row
 
 __all__ = [
     "ATTACHMENTS_SCHEMA",
@@ -169,7 +169,8 @@ def make_attachment_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], fl
 
 
 def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
-    """The row of one event. User ids and dates are ClaimX's, or the event's own task row's where ClaimX names none."""
+    """The row of one event. User ids and dates are ClaimX's, or the event's own task row's where ClaimX names none.
+    ``source`` says if a person has edited the record."""
     task: Mapping[str, Any] = event.task or {}
     return {
         "event_id": event.event_id,
@@ -189,7 +190,7 @@ def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | N
         "original_event": None if record.value is None else record.value.decode(errors="replace"),
         "project_data": None if event.project is None else dump_json(event.project),
         "tracking_version": _TRACKING_VERSION,
-        "source": _SOURCE,
+        "source": describe_edit(record) or _SOURCE,
         "year": event.timestamp.year,
         "month": event.timestamp.month,
         "day": event.timestamp.day,

@@ -84,6 +84,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         f"dead-letters replay {_KAFKA} {_TABLES} --stage=payload --error_class=no_form --dry_run",
         f"dead-letters replay {_KAFKA} {_TABLES} --to_group=itel_cabinet_group",
     ),
+    "dead-letters export": (f"dead-letters export Zx3kQ0aTQ2iV0hF5p2l1Ww/2/41 {_KAFKA} --to=letter.json",),
+    "dead-letters edit": (
+        f"dead-letters edit Zx3kQ0aTQ2iV0hF5p2l1Ww/2/41 {_KAFKA} --from=letter.json {_TABLES} --dry_run",
+    ),
     "offsets show": (f"offsets show {_GROUP} --json",),
     "offsets reset": (
         f"offsets reset {_GROUP} --to_time=2026-01-10T15:00 --dry_run",

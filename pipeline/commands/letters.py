@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import re
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands import shared
+from itel_cabinet.pipeline.commands.letter_edits import edit_dead_letter, export_dead_letter
+from itel_cabinet.pipeline.commands.letter_topics import (
+    DeadLetterTopic,
+    Goal,
+    ItelErrorsTopic,
+    OfGroup,
+    error_topics,
+    find_goal,
+    find_letter,
+    open_replayer,
+    warn_of,
+)
 from itel_cabinet.pipeline.commands.printing import make_console, print_json
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
@@ -28,11 +36,8 @@ from itel_cabinet.pipeline.commands.shared import (
     KafkaConfig,
     Servers,
     StorageOptions,
-    client_settings,
     read_moment,
     storing,
-    table_settings,
-    tables_at,
 )
 from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
@@ -40,27 +45,19 @@ from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from itel_cabinet.io.kafka import LogReader
-    from itel_cabinet.pipeline.operate import Entry, FailureCount, Filter, ForeignMessage, Outcome, ReadingGroup, Replay
-    from itel_cabinet.transforms.records import Record
+    from itel_cabinet.pipeline.operate import (
+        FailureCount,
+        Filter,
+        Outcome,
+        Replay,
+    )
 
-__all__ = [
-    "DeadLetterTopic",
-    "ItelErrorsTopic",
-    "error_topics",
-    "letters_app",
-    "warn_of",
-]
+__all__ = ["letters_app"]
 
 letters_app = typer.Typer(help="The records that the jobs gave up, on the error topics.")
-DeadLetterTopic = Annotated[
-    str, typer.Option("--dead_letter_topic", help="Where the jobs put records that cannot be processed.")
-]
-ItelErrorsTopic = Annotated[str, typer.Option("--itel_errors_topic", help="Where they put failed submissions.")]
 Stage = Annotated[str | None, typer.Option("--stage", help="Only this step's: parse, enrich, payload, submit ...")]
 ErrorClass = Annotated[str | None, typer.Option("--error_class", help="Only this reason's: not_json, outage ...")]
 OfJob = Annotated[Job | None, typer.Option("--job", help="Only this job's.")]
-OfGroup = Annotated[str | None, typer.Option("--consumer_group", "--group", help="Only this group's.")]
 Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only those that failed then or later.")]
 Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only those that failed before.")]
 OfTopic = Annotated[str | None, typer.Option("--input_topic", "--topic", help="Only records of this topic ...")]
@@ -89,44 +86,6 @@ def _filter(*, since: str | None, until: str | None, offset: str | None, job: Jo
         until=read_moment("until", until),
         **given,
     )
-
-
-@contextmanager
-def error_topics(
-    bootstrap_servers: str, kafka_config: str, topics: Sequence[str], epoch: int = 0
-) -> Iterator[tuple[dict[str, object], LogReader]]:
-    """The client's settings, and a reader that knows the error topics."""
-    from confluent_kafka import KafkaException
-
-    from itel_cabinet.io.kafka import FencedError, LogReader, UnknownTopicError
-    from itel_cabinet.pipeline.refusals import describe_kafka_error, describe_missing_topic
-
-    client = client_settings(bootstrap_servers, kafka_config)
-    try:
-        with LogReader(client, epoch=epoch) as reader:
-            for option, topic in zip(("--dead_letter_topic", "--itel_errors_topic"), topics, strict=True):
-                try:
-                    reader.topic(topic)
-                except UnknownTopicError as error:
-                    raise CommandError(f"{option}: {describe_missing_topic(error)}") from None
-            yield client, reader
-    except KafkaException as error:
-        raise CommandError(describe_kafka_error(error, bootstrap_servers)) from None
-    except FencedError:
-        raise CommandError(
-            "another replay of these topics has begun, and this one has stopped: see what that one says"
-        ) from None
-
-
-def warn_of(foreign: Sequence[ForeignMessage]) -> None:
-    if foreign:
-        first, number = foreign[0], len(foreign)
-        print(
-            f"{PROGRAM}: warning: {number} {'message is' if number == 1 else 'messages are'} no dead "
-            f"{'letter' if number == 1 else 'letters'} and left alone, the first one in {first.topic} at "
-            f"{first.partition}/{first.offset}: {first.reason}",
-            file=sys.stderr,
-        )
 
 
 @letters_app.command("list")
@@ -203,27 +162,16 @@ def show_dead_letter(
     topic_epoch: Annotated[int, typer.Option("--topic_epoch", min=0, help="As the job has it.")] = 0,
     kafka_config: KafkaConfig = "{}",
 ) -> None:
-    """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data."""
-    from itel_cabinet.io.kafka import LogReader, UnknownTopicError
-    from itel_cabinet.pipeline.operate import Filter, error_log, original
-    from itel_cabinet.transforms.dead_letters import decode_dead_letter
+    """Show a record's latest dead letter, bytes and all, as JSON. What it shows may be personal data.
+
+    `edited` says who had changed the record before it failed, `edits` who has sent what in its place since.
+    """
+    from itel_cabinet.transforms.replays import read_edit
+    from itel_cabinet.transforms.trace_context import read_trace
 
     topics = (dead_letter_topic, itel_errors_topic)
     with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
-        wanted = Filter(coordinates=frozenset({coordinates}), group=consumer_group)
-        entries = error_log(reader, topics, wanted).entries
-        if not entries:
-            raise CommandError(
-                f"{coordinates}: has no dead letter in {' or '.join(topics)}: see `{PROGRAM} dead-letters list`"
-            )
-        entry = max(entries, key=lambda one: one.letter.last_at)
-        message = reader.at(entry.topic, entry.partition, entry.offset)
-        letter = decode_dead_letter(message.value or b"") if message else entry.letter
-        with LogReader(client, epoch=topic_epoch) as originals:
-            try:
-                record = original(originals, letter)
-            except UnknownTopicError:
-                record = None
+        entry, letter, record = find_letter(client, reader, topics, coordinates, consumer_group, topic_epoch)
     if record is None:
         print(
             f"{PROGRAM}: warning: the dead letter had no room for all of the record, and its topic no longer has it",
@@ -234,8 +182,12 @@ def show_dead_letter(
         sys.stdout.buffer.write(record.value or b"")
         sys.stdout.flush()
         return
+    own = read_edit(record.headers)
     shown = {
         **entry.summary,
+        "trace_id": read_trace(record).trace_id,
+        "edited": None if own is None else asdict(own),
+        "edits": [asdict(edit) for edit in entry.edits],
         "key": _shown(record.key),
         "headers": [[name, _shown(value)] for name, value in record.headers],
         "value": _shown(record.value),
@@ -306,8 +258,7 @@ def replay_dead_letters(
     """
     from rich.progress import Progress
 
-    from itel_cabinet.io.kafka import Cluster, LogReader, LogWriter, group_lag
-    from itel_cabinet.pipeline.operate import Outcome, Replayer, error_log, reading_groups
+    from itel_cabinet.pipeline.operate import Outcome
 
     wanted = _filter(
         stage=stage, error_class=error_class, job=job, group=consumer_group, since=since, until=until,
@@ -315,50 +266,23 @@ def replay_dead_letters(
     )  # fmt: skip
     topics = (dead_letter_topic, itel_errors_topic)
     counts: Counter[Outcome] = Counter()
-    goals: Counter[_Goal] = Counter()
+    goals: Counter[Goal] = Counter()
     outcomes: list[Replay] = []
     with error_topics(bootstrap_servers, kafka_config, topics, topic_epoch) as (client, reader):
-        # First of all: from here on no other replay of these topics writes, so what is read of them now stays true.
-        name = f"{PROGRAM}-replay-{'-'.join(topics)}"
-        writer = None if dry_run else LogWriter(client, name, transactions=transactions)
-        log = error_log(reader, topics, wanted)
-        warn_of(log.foreign)
-        with LogReader(client, epoch=topic_epoch) as originals:
-
-            @functools.cache
-            def committed(group: str, topic: str) -> dict[int, int | None]:
-                lags = group_lag(client, group, topic, epoch=topic_epoch, timeout=shared.BROKER_SECONDS)
-                return {one.partition: one.committed for one in lags}
-
-            cluster = Cluster(client, timeout=shared.BROKER_SECONDS)
-
-            @functools.cache
-            def groups(topic: str) -> Mapping[str, ReadingGroup]:
-                present = cluster.topic(topic, epoch=topic_epoch)
-                return reading_groups(cluster.committed_by_all(present), present.topic_id)
-
-            replayer = Replayer(
-                letters=reader,
-                originals=originals,
-                writer=writer,
-                committed=committed,
-                groups=groups,
-                to_group=to_group,
-                in_table=_rows_of(log.entries, tables_root, storage_options),
-                is_erased=_read_list(tables_root, storage_options),
-                error_topics=topics,
-                again=again,
-                max_replays=max_replays,
-                rate=rate,
-            )
+        opened = open_replayer(
+            client, reader, topics, wanted,
+            epoch=topic_epoch, writes=not dry_run, transactions=transactions, tables_root=tables_root,
+            storage_options=storage_options, to_group=to_group, again=again, max_replays=max_replays, rate=rate,
+        )  # fmt: skip
+        with opened as (log, replayer):
             console = Console(stderr=True)
-            with Progress(console=console, disable=not console.is_terminal) as progress:
+            with storing(), Progress(console=console, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("replaying", total=len(log.entries))
                 try:
                     for one in replayer.replay(log.entries):
                         counts[one.outcome] += 1
                         if one.outcome is Outcome.REPLAYED:
-                            goals[_goal(one, to_group, groups)] += 1
+                            goals[find_goal(one, to_group, replayer.groups)] += 1
                         if one.reason:
                             outcomes.append(one)
                         progress.advance(bar)
@@ -368,61 +292,11 @@ def replay_dead_letters(
     return 1 if any(outcome.failed for outcome in counts) else 0
 
 
-class _Goal(NamedTuple):
-    """A group that records were written for, and whether a job may read with it now."""
-
-    group: str
-    is_read_with: bool
-
-
-def _goal(replay: Replay, to_group: str | None, groups: Callable[[str], Mapping[str, ReadingGroup]]) -> _Goal:
-    name = to_group or replay.entry.letter.group
-    seen = groups(replay.entry.letter.topic).get(name)
-    return _Goal(name, seen is not None and not seen.is_silent(time.time()))
-
-
-def _rows_of(entries: Sequence[Entry], tables_root: str | None, storage_options: str) -> set[tuple[str, int, int]]:
-    """The records among those of ``entries`` that the tracking table has a row of."""
-    from itel_cabinet.io.delta import records_written
-    from itel_cabinet.pipeline.operate import may_have_row
-    from itel_cabinet.pipeline.tables import TRACKING
-
-    asked = [(e.letter.topic_id, e.letter.partition, e.letter.offset) for e in entries if may_have_row(e)]
-    if not tables_root:
-        if asked:
-            warning = "without --tables_root, a record that has its row beside its dead letter gets a second one"
-            print(f"{PROGRAM}: warning: {warning}", file=sys.stderr)
-        return set()
-    spec = tables_at(tables_root, storage_options)[TRACKING]
-    with storing():
-        return records_written(spec, asked)
-
-
-def _read_list(tables_root: str | None, storage_options: str) -> Callable[[Record], bool]:
-    """Says whether a record is about somebody who was erased; of one that cannot be read nobody knows."""
-    from itel_cabinet.io.delta import at_once, get_suppressions
-    from itel_cabinet.pipeline.tables import TRACKING, suppression_list, table_specs
-    from itel_cabinet.transforms.events import read_ids
-
-    if not tables_root:
-        return lambda _: False
-    settings = table_settings(tables_root=tables_root, storage_options=storage_options)
-    place = suppression_list(settings)
-    people = get_suppressions(place.uri, place.storage_options, place.ids)
-    with storing():
-        at_once(table_specs(settings)[TRACKING], people.refresh)
-
-    def is_erased(record: Record) -> bool:
-        ids = read_ids(record)
-        return any(people.find(kind, [ids.get(name)]) for kind, name in place.ids)
-
-    return is_erased
-
-
 _TOLD = {
     "replayed": "replayed",
     "already_replayed": "left out, replayed before (--again replays them once more)",
     "in_the_table": "left out, in the tracking table after all",
+    "settled": "left out, settled: iTel has what it should, as the ledger says",
     "read_again": "left out, their job has not got beyond them and reads them again by itself",
     "erased": "left out, of people who were erased since",
     "parked": "parked, replayed too often to go on (--max_replays raises the limit)",
@@ -434,7 +308,7 @@ _TOLD = {
 def _print_replay(
     counts: Mapping[Outcome, int],
     outcomes: Sequence[Replay],
-    goals: Mapping[_Goal, int],
+    goals: Mapping[Goal, int],
     *,
     dry_run: bool,
     as_json: bool,
@@ -461,3 +335,7 @@ def _print_replay(
     for goal in sorted(goals):
         waiting = "" if goal.is_read_with else ", which no job reads with now: they wait till one does"
         typer.echo(f"  {goals[goal]} for the group {goal.group}{waiting}")
+
+
+letters_app.command("export")(export_dead_letter)
+letters_app.command("edit")(edit_dead_letter)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.table import Table
 
-from itel_cabinet.pipeline.commands.letters import (
+from itel_cabinet.pipeline.commands.letter_topics import (
     DeadLetterTopic,
     ItelErrorsTopic,
     error_topics,

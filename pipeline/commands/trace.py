@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itel_cabinet.pipeline.commands.letters import DeadLetterTopic, ItelErrorsTopic, error_topics
+from itel_cabinet.pipeline.commands.letter_topics import DeadLetterTopic, ItelErrorsTopic, error_topics
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.query import table_specs_of
 from itel_cabinet.pipeline.commands.shared import AsJson, CommandError, KafkaConfig, StorageOptions, TablesRoot

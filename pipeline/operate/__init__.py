@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.backtest import backtest
     from itel_cabinet.pipeline.operate.dead_letters import (
         Entry,
+        ErrorLog,
         FailureCount,
         Filter,
         ForeignMessage,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from itel_cabinet.pipeline.operate.replay import Outcome, Replay, Replayer, may_have_row
     from itel_cabinet.pipeline.operate.report import gather, render
     from itel_cabinet.pipeline.operate.resubmission import Place, Resubmitter, letters_by_gap, records_in_history
+    from itel_cabinet.pipeline.operate.settled import EventKey, event_key, know_none, make_index
     from itel_cabinet.pipeline.operate.timeline import Timeline, trace_letters, trace_tables
     from itel_cabinet.pipeline.operate.topics import TopicPlan, TopicState, create_topics, describe_topics
     from itel_cabinet.pipeline.operate.verdict import (
@@ -56,6 +58,8 @@ __all__ = [
     "BackfillStoppedError",
     "Entry",
     "Erasure",
+    "ErrorLog",
+    "EventKey",
     "FailureCount",
     "Filed",
     "Filter",
@@ -94,6 +98,7 @@ __all__ = [
     "describe_left_behind",
     "describe_topics",
     "error_log",
+    "event_key",
     "failure_counts",
     "find_bodies",
     "find_filed",
@@ -102,8 +107,10 @@ __all__ = [
     "find_listed",
     "gather",
     "judge",
+    "know_none",
     "letters_by_gap",
     "lowest_offsets",
+    "make_index",
     "may_have_row",
     "missing_photos",
     "original",
@@ -127,6 +134,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "backfill": ["BackfillStoppedError", "backfill_photos", "missing_photos"],
         "dead_letters": [
             "Entry",
+            "ErrorLog",
             "FailureCount",
             "Filter",
             "RecentLetters",
@@ -148,6 +156,7 @@ __getattr__, _, _ = lazy_loader.attach(
         "replay": ["Outcome", "Replay", "Replayer", "may_have_row"],
         "resubmission": ["Place", "Resubmitter", "letters_by_gap", "records_in_history"],
         "report": ["gather", "render"],
+        "settled": ["EventKey", "event_key", "know_none", "make_index"],
         "topics": ["TopicPlan", "TopicState", "create_topics", "describe_topics"],
         "timeline": ["Timeline", "trace_letters", "trace_tables"],
         "verdict": ["Health", "Limits", "Observed", "Offsets", "Tables", "Unseen", "Verdict", "WorkerState", "judge"],

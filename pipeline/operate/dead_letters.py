@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -20,7 +20,7 @@ from itel_cabinet.transforms.dead_letters import (
 )
 from itel_cabinet.transforms.open_letters import OpenLetters
 from itel_cabinet.transforms.records import Record
-from itel_cabinet.transforms.replays import count_replays, find_original, has_row
+from itel_cabinet.transforms.replays import Edit, count_replays, find_original, has_row
 
 __all__ = [
     "Entry",
@@ -56,7 +56,8 @@ class Entry:
 
     ``times`` says how often its record's event had been replayed when it failed, ``replayed`` how often this letter has
     been since; ``tracked``, that the event has its row; ``repeats``, the coordinates of the record that its record is a
-    replay of.
+    replay of. ``sent_to`` are the groups that its record has been replayed for, by this letter or another's; ``edits``
+    what a person has sent in its place.
     """
 
     topic: str
@@ -67,6 +68,8 @@ class Entry:
     tracked: bool
     replayed: int = 0
     repeats: str | None = None
+    sent_to: frozenset[str] = frozenset()
+    edits: tuple[Edit, ...] = ()
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -181,19 +184,28 @@ def error_log(reader: LogReader, topics: Iterable[str], wanted: Filter) -> Error
     """
     found: dict[tuple[str, str], Entry] = {}
     foreign: list[ForeignMessage] = []
-    notes: Counter[tuple[str, str]] = Counter()
+    notes: defaultdict[tuple[str, str], list[ReplayNote]] = defaultdict(list)
+    sent_to: defaultdict[str, set[str]] = defaultdict(set)
     for message, content in letters(reader, topics):
         if isinstance(content, ForeignMessage):
             foreign.append(content)
         elif isinstance(content, ReplayNote):
-            notes[content.coordinates, content.group] += 1
+            notes[content.coordinates, content.group].append(content)
+            sent_to[content.coordinates].add(content.to)
         else:
             entry = _entry(message, content)
             earlier = found.pop(entry.identity, entry)
             latest = max(earlier, entry, key=lambda one: one.letter.last_at)
             found[entry.identity] = replace(latest, tracked=earlier.tracked or entry.tracked)
     entries = [
-        replace(entry, replayed=notes[identity]) for identity, entry in found.items() if wanted.takes(entry.letter)
+        replace(
+            entry,
+            replayed=len(notes[identity]),
+            sent_to=frozenset(sent_to[entry.letter.coordinates]),
+            edits=tuple(note.edit for note in notes[identity] if note.edit),
+        )
+        for identity, entry in found.items()
+        if wanted.takes(entry.letter)
     ]
     return ErrorLog(entries, foreign)
 

@@ -154,7 +154,9 @@ class Resubmitter:
     def _write(self, chunk: Sequence[tuple[Gap, Record]]) -> Iterator[tuple[Gap, Place, str]]:
         if self.writer is not None:
             entries = [entry for gap, _ in chunk for entry in self.letters.get(gap.coordinates, ())]
-            notes = [Message(one.topic, *encode_replay_note(one.letter, self.clock())) for one in entries]
+            notes = [
+                Message(one.topic, *encode_replay_note(one.letter, self.clock(), to=self.group)) for one in entries
+            ]
             try:
                 self.writer.write([self._message(*one) for one in chunk], then=notes)
             except UnwritableError as error:

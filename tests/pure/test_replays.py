@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import UTC, datetime
 
 import pytest
@@ -17,7 +18,16 @@ from itel_cabinet.transforms.dead_letters import (
 )
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.records import Failure, Record
-from itel_cabinet.transforms.replays import count_replays, has_row, is_for_other_group, make_replay_headers
+from itel_cabinet.transforms.replays import (
+    count_replays,
+    describe_edit,
+    has_row,
+    is_editor,
+    is_for_other_group,
+    make_edit,
+    make_replay_headers,
+    read_edit,
+)
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
 from itel_cabinet.transforms.trace_context import read_trace
 from tests.support.cabinet_samples import details, event, group, parse_form, question, record, tracking_message
@@ -110,8 +120,75 @@ def test_a_note_of_a_replay() -> None:
         ("x-replayed-at", b"2026-01-10T15:00:00.000+00:00"),
     )
     assert decode_replay_note(record(value, key=key, headers=headers)) == ReplayNote(
-        "AbCdEfGhIjKlMnOpQrStUv/2/41", "gruppe-ä"
+        "AbCdEfGhIjKlMnOpQrStUv/2/41", "gruppe-ä", "gruppe-ä"
     )
+
+
+def test_a_note_of_a_replay_for_another_group_and_by_hand() -> None:
+    source = record(b"{")
+    failure = Failure(source, "parse", "not_json", "the value is not JSON", 0.0, 0.0)
+    letter = decode_dead_letter(encode_dead_letter(failure, job="tracking", group="old")[1])
+    edit = make_edit(source, b"{}", by="Pat", now=0.0)
+    key, value, headers = encode_replay_note(letter, 0.0, to="new", edit=edit)
+    assert decode_replay_note(record(value, key=key, headers=headers)) == ReplayNote(
+        source.coordinates, "old", "new", edit
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- edits by hand
+
+
+def test_an_edited_record_says_who_changed_what() -> None:
+    source = record(b"{", headers=(("x", b"y"), ("x-edited-by", b"an earlier one")))
+    edit = make_edit(source, b"{}", by="Pat Roe", now=1_768_057_500.25)
+    headers = make_replay_headers(source, group="g", count=1, tracked=False, edit=edit)
+    found = dict(headers)
+    assert (found["x"], found["x-edited-by"], found["x-edited-at"]) == (b"y", b"Pat Roe", b"2026-01-10T15:05:00+00:00")
+    before, after = (hashlib.sha256(value).hexdigest() for value in (b"{", b"{}"))
+    assert found["x-edit-of"] == f"AbCdEfGhIjKlMnOpQrStUv/2/41 {before} {after}".encode()
+    assert [name for name, _ in headers].count("x-edited-by") == 1
+    edited = record(b"{}", headers=headers, offset=90)
+    assert read_edit(edited.headers) == edit
+    # What fails again and is replayed as it is still bears the mark.
+    assert read_edit(replayed(edited, count=2).headers) == edit
+
+
+def test_the_history_says_that_a_record_was_edited() -> None:
+    source = record(tracking_message())
+    edit = make_edit(source, b"", by="Pat Roe", now=0.0)
+    headers = make_replay_headers(source, group="g", count=1, tracked=False, edit=edit)
+    known = details()
+    tasks = [CabinetTask(one, event(), known, None) for one in (source, record(tracking_message(), headers=headers))]
+    sources = [row["source"] for row in make_tracking_rows(tasks, clock=lambda: 0.0)]
+    assert sources == ["claimx_itel_plugin", "edited by Pat Roe: AbCdEfGhIjKlMnOpQrStUv/2/41"]
+
+
+@given(st.text(max_size=120), st.binary(max_size=20), st.binary(max_size=20), st.floats(0, 4e9))
+def test_an_edit_s_mark_is_read_as_it_was_written(by: str, before: bytes, after: bytes, now: float) -> None:
+    if is_editor(by):
+        source = record(before)
+        edit = make_edit(source, after, by=by, now=now)
+        assert read_edit(edit.headers) == edit
+        line = describe_edit(record(after, headers=edit.headers))
+        assert line == f"edited by {by}: {source.coordinates}"
+        assert len(line.splitlines()) == 1
+
+
+_MARKS = st.lists(
+    st.tuples(st.sampled_from(["x-edited-by", "x-edited-at", "x-edit-of"]), st.none() | st.binary(max_size=200)),
+    max_size=4,
+).map(tuple)
+
+
+@given(_MARKS)
+def test_a_forged_mark_of_an_edit_is_none_or_one_line(headers: tuple[tuple[str, bytes | None], ...]) -> None:
+    line = describe_edit(record(b"x", headers=headers))
+    assert line is None or len(line.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["", " x", "a\nb", "x" * 101, "\x1b[31m", "\ud800"])
+def test_not_every_text_is_a_name(name: str) -> None:
+    assert not is_editor(name)
 
 
 @pytest.mark.parametrize(
