@@ -68,6 +68,7 @@ def _plain(timeline: Timeline, fates: Mapping[str, str]) -> dict[str, Any]:
     return {
         "id": timeline.identity,
         "fates": dict(fates),
+        "trace_ids": timeline.trace_ids,
         "timeline": [
             {
                 "at": _as_json(one.at),
@@ -104,6 +105,7 @@ def _print(timeline: Timeline, fates: Mapping[str, str]) -> None:
     ]
     print_rows({"at": "at", "what": "what", "event_id": "event", "text": "", "coordinates": "coordinates"}, rows)
     for event, fate in fates.items():
-        typer.echo(f"{event}: {fate}")
+        traces = timeline.trace_ids[event]
+        typer.echo(f"{event}: {fate}" + (f" (trace {', '.join(traces)})" if traces else ""))
     for line in timeline.not_seen:
         typer.echo(f"not looked at: {line}")

@@ -24,6 +24,7 @@ from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.ledger import Outcome
 from itel_cabinet.transforms.records import Record
 from itel_cabinet.transforms.replays import find_original
+from itel_cabinet.transforms.trace_context import parse_traceparent, read_trace
 
 __all__ = ["Moment", "Timeline", "trace_letters", "trace_tables"]
 
@@ -80,6 +81,17 @@ class Timeline:
         """The moments by their time."""
         last = datetime.max.replace(tzinfo=UTC)
         return sorted(self.moments, key=lambda one: (one.at or last, _KINDS.index(one.what), one.coordinates))
+
+    @property
+    def trace_ids(self) -> dict[str, list[str]]:
+        """The ids of the traces that submissions and dead letters of each event belong to, oldest first."""
+        found: dict[str, list[str]] = {}
+        for moment in self.in_order:
+            context = parse_traceparent(str(moment.details.get("traceparent") or "").encode())
+            ids = found.setdefault(moment.event_id or moment.coordinates, [])
+            if context and context.trace_id not in ids:
+                ids.append(context.trace_id)
+        return found
 
     def fates(self, statuses: Collection[str]) -> dict[str, str]:
         """What became of each event, in a few words; of a record that could not be read, by its coordinates.
@@ -207,7 +219,6 @@ def _letter(
     letter: DeadLetter, record: Record, topic: str, event_id: str | None, replayed: Sequence[datetime]
 ) -> Moment:
     state = f"replayed at {replayed[-1]:%Y-%m-%d %H:%M:%S}" if replayed else "open"
-    traces = [value.decode(errors="replace") for name, value in record.headers if name == "traceparent" and value]
     return Moment(
         letter.last_at,
         "dead letter",
@@ -226,7 +237,7 @@ def _letter(
             "state": "replayed" if replayed else "open",
             "replayed_at": [*replayed],
             "replay_of": find_original(record),
-            "traceparent": traces[0] if traces else None,
+            "traceparent": read_trace(record).traceparent,
         },
     )
 

@@ -205,6 +205,19 @@ def _replayed(site: Site) -> None:
     site.check_rows()
 
 
+def _reconciled(site: Site) -> None:
+    found = json.loads((site.operator.run / "reconcile.json").read_text())
+    assert found["settled"] > 0
+    assert found["completed"] == found["settled"] + found["superseded"] + found["lacking"] + found["left_out"]
+
+
+def _traced(site: Site) -> None:
+    printed = site.operator.printed["What happened to it?"]
+    assert re.search(r"^[\w-]+: (accepted|duplicate|unchanged|refused|dead_letter)", printed, re.MULTILINE)
+    assert "idempotency_key: " in printed
+    assert "body: " in (site.operator.run / "body.txt").read_text()
+
+
 def _with_photos(site: Site) -> None:
     active = [row for row in site.rows(ATTACHMENTS) if row["is_active"]]
     assert active
@@ -290,6 +303,8 @@ AFTER: dict[str, Callable[[Site], None]] = {
     "Stop, and go on": _started,
     "A new version, or other options": _started,
     "Records that failed": _replayed,
+    "Does iTel have every form?": _reconciled,
+    "What happened to it?": _traced,
     "Photos that are missing": _with_photos,
     "Read again from a moment": _started,
     "Rebuild a table": _rebuilt,

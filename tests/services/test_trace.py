@@ -96,6 +96,7 @@ def message(of: dict[str, Any]) -> bytes:
 
 def test_each_fate_is_shown_truthfully(tmp_path: Path, letters: Letters, traced: Traced) -> None:
     specs = make_tables(tmp_path)
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     events = [event(number) for number in range(12)]
     events[9]["task_status"] = "ASSIGNED"
     by_replay = {**events[7], "kafka_offset": 107}
@@ -113,7 +114,9 @@ def test_each_fate_is_shown_truthfully(tmp_path: Path, letters: Letters, traced:
     append(
         specs[LEDGER],
         [
-            filed(events[0], "accepted", created_id="ITEL-9", status=201, attempts=1, latency_ms=12.0),
+            filed(
+                events[0], "accepted", created_id="ITEL-9", status=201, attempts=1, latency_ms=12.0, traceparent=trace
+            ),
             filed(events[1], "duplicate"),
             filed(events[2], "unchanged"),
             filed(events[3], "refused", "refused", status=422, attempts=1),
@@ -165,6 +168,8 @@ def test_each_fate_is_shown_truthfully(tmp_path: Path, letters: Letters, traced:
     *_, letter, last = traced("evt-000007", *letters.asked)["timeline"]
     assert (letter["state"], len(letter["replayed_at"]), last["coordinates"]) == ("replayed", 1, f"{TOPIC_ID}/0/107")
     assert traced("evt-000008", *letters.asked)["timeline"][-1]["resubmission"] == "all"
+    assert traced("evt-000000", *letters.asked)["trace_ids"] == {"evt-000000": ["4bf92f3577b34da6a3ce929d0e0e4736"]}
+    assert [len(ids) for ids in traced("evt-000003", *letters.asked)["trace_ids"].values()] == [1]
 
 
 def test_a_letter_of_a_replay_is_found_by_the_record_that_it_repeats(
