@@ -214,7 +214,7 @@ def _reconciled(site: Site) -> None:
 def _traced(site: Site) -> None:
     printed = site.operator.printed["What happened to it?"]
     assert re.search(r"^[\w-]+: (accepted|duplicate|unchanged|refused|dead_letter)", printed, re.MULTILINE)
-    assert "idempotency_key: " in printed
+    assert "outcome: " in printed
     assert "body: " in (site.operator.run / "body.txt").read_text()
 
 
