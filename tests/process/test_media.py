@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from itel_cabinet.io.delta import SuppressionList, Suppressions
 from itel_cabinet.io.http import AllowedHosts, ConnectionSettings, DownloadSettings
 from itel_cabinet.io.objects import Objects, ObjectStoreError, ObjectStoreSettings
 from itel_cabinet.io.photos import MediaSettings, Photos, get_photos
@@ -177,6 +178,34 @@ def fetched(library: Any, album: Album = ALBUM, seconds: float = 60.0, threads: 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_photo_of_one_who_was_erased_meanwhile_is_not_kept(
+    library: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The erasure comes between the photo's download and its storing, when it cannot find the file."""
+    place = SuppressionList(f"{tmp_path}/list", (("project", "project_id"),))
+    library = replace(library, suppressions=Suppressions(place))
+    put = Objects.put
+
+    def put_after_the_erasure(*given: Any) -> None:
+        Suppressions(place).add([("project", ALBUM.project_id)], datetime.now(UTC))
+        put(*given)
+
+    monkeypatch.setattr(Objects, "put", put_after_the_erasure)
+    assert {photo.warning for photo in fetched(library, threads=1).values()} == {
+        "erased: its assignment or project was erased meanwhile"
+    }
+    assert files(tmp_path / "media") == {}
+
+
+def test_a_photo_is_not_kept_while_the_list_cannot_be_read(library: Photos, tmp_path: Path) -> None:
+    (tmp_path / "list" / "_delta_log").mkdir(parents=True)
+    (tmp_path / "list" / "_delta_log" / f"{0:020}.json").write_text("not a log")
+    place = SuppressionList(f"{tmp_path}/list", (("project", "project_id"),))
+    photos = fetched(replace(library, suppressions=Suppressions(place)))
+    assert {photo.outcome for photo in photos.values()} == {"store"}
+    assert files(tmp_path / "media") == {}
 
 
 def test_photos_are_stored_once(claimx: ClaimXSimulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
