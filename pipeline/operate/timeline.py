@@ -151,8 +151,8 @@ def _rows(timeline: Timeline, spec: TableSpec, columns: Sequence[str] | None) ->
 
 
 def _event(row: Mapping[str, Any]) -> Moment:
-    lag = (row["processed_timestamp"] - row["event_timestamp"]).total_seconds()
-    text = f"{row['task_status']} ({row['event_type']}); row written {lag:.1f} s later"
+    written = row["processed_timestamp"].astimezone(UTC)
+    text = f"{row['task_status']} ({row['event_type']}); row written at {written:%Y-%m-%d %H:%M:%S}"
     details = {
         "assignment_id": row["assignment_id"],
         "project_id": row["project_id"],
