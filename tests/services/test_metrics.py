@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import free_port
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from tests.support.jobs import Stack
 
 Scraped = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -66,11 +66,12 @@ def test_a_job_tells_what_it_has_done(stack: Stack) -> None:
     tables = {TRACKING: stack.tracking(), FORMS: stack.forms()}
     assert by(told, "rows_written_total", "table")[TRACKING,] == len(tables[TRACKING])
     assert by(told, "rows_replayed_total", "table") == {}
-    versions = {(name,): DeltaTable(f"{stack.tables_uri}/{name}").version() for name in (TRACKING, FORMS, ATTACHMENTS)}
+    written = (TRACKING, FORMS, ATTACHMENTS, LEDGER, BODIES)
+    versions = {(name,): DeltaTable(f"{stack.tables_uri}/{name}").version() for name in written}
     assert by(told, "commits_total", "table") == versions
     assert by(told, "commit_seconds_count", "table").keys() == versions.keys()
     sinks = {sink for (sink,) in by(told, "freshness_seconds_count", "sink")}
-    assert sinks == {TRACKING, FORMS, ATTACHMENTS, "itel"}
+    assert sinks == {*written, "itel"}
 
     accepted = sum(submission.times for submission in stack.itel.submissions())
     assert sum(by(told, "submissions_total", "outcome").values()) == accepted

@@ -29,7 +29,7 @@ from itel_cabinet.pipeline.commands import main
 from itel_cabinet.pipeline.letter_watch import LetterWatch
 from itel_cabinet.pipeline.operate import GroupView, RecentLetters, WorkerState, recent_letters
 from itel_cabinet.pipeline.operate.observation import look_at_worker
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead_letter, encode_replay_note
 from itel_cabinet.transforms.records import Failure
 from tests.conftest import TopicFactory
@@ -312,7 +312,8 @@ def test_what_status_shows_of_tables_and_dead_letters(stack: Stack, asked: Asked
 
     tables = {table["name"]: table for table in report["tables"]["tables"]}
     assert {name: table["version"] for name, table in tables.items()} == {
-        name: DeltaTable(f"{stack.tables_uri}/{name}").version() for name in (TRACKING, FORMS, ATTACHMENTS)
+        name: DeltaTable(f"{stack.tables_uri}/{name}").version()
+        for name in (TRACKING, FORMS, ATTACHMENTS, LEDGER, BODIES)
     }
     newest = max(row["event_timestamp"] for row in stack.tracking())
     shown = datetime.fromisoformat(tables[TRACKING]["newest_event"])
