@@ -10,8 +10,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.transforms.ledger import Entry, Outcome
 from itel_cabinet.transforms.records import Failure, Skip
-from tests.support.cabinet_samples import record
+from tests.support.cabinet_samples import event, record
 
 
 def sort_out(numbers: list[int]) -> Iterator[Any]:
@@ -55,3 +56,25 @@ def test_results_failures_and_skips_part_and_are_counted() -> None:
 def test_nothing_empty_is_handed_on() -> None:
     counted = run([101], [], [3], [2], results=[[4]], failures=[[failure(3)]])
     assert counted == {"failed:parse:odd": 1, "skipped:too_large": 1}
+
+
+def test_what_has_ended_is_carried_on_counted_once_and_worked_on_no_more() -> None:
+    entry = Entry(record(b""), event(), Outcome.HELD, 1.0, 1.0, "held_by_gate")
+    held, passed_over = Skip(record(b"", offset=1), "held_by_gate", (entry,)), Skip(record(b"", offset=2), "other")
+
+    def hold(numbers: list[int]) -> Iterator[Any]:
+        yield from ({1: held, 2: passed_over, 3: failure(3)}.get(number, number) for number in numbers)
+
+    pipeline = beam.Pipeline(runner=FnApiRunner())
+    first = pipeline | beam.Create([[1, 2, 3, 4]], reshuffle=False) | "Hold" >> Step("payload", hold, carries=True)
+    second = first.results | "Go on" >> Step("submit", lambda numbers: [n * 2 for n in numbers], carries=True)
+    assert_that(second.results, equal_to([[8, held, failure(3)]]))
+    assert_that(first.failures, equal_to([]), label="none apart")
+    done = pipeline.run()
+    done.wait_until_finish()
+    counters = done.metrics().query(beam.metrics.MetricsFilter().with_namespace("itel_cabinet"))["counters"]
+    assert {counter.key.metric.name: counter.committed for counter in counters} == {
+        "failed:parse:odd": 1,
+        "skipped:held_by_gate": 1,
+        "skipped:other": 1,
+    }
