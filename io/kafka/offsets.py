@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from itel_cabinet.io.kafka.admin import Cluster, Topic, UnknownTopicError, committed_entries, is_outage, open_onlooker
 from itel_cabinet.io.kafka.config import resolve_config
 from itel_cabinet.io.kafka.marks import Committed, Mark
+from itel_cabinet.io.kafka.producer import FencedError
 from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
 from itel_cabinet.io.worker import OutageError, RefusedError, crash_points, metrics, once_per_process, retry_outage
 
@@ -223,6 +224,18 @@ class GroupOffsets:
                 self._committed.pop((position.topic_id, partition), None)
             self._committed |= {(position.topic_id, p): offset for p, offset in offsets.items()}
         return offsets
+
+    def confirm(self, topic_id: str, partition: int) -> None:
+        """Raise FencedError unless the offset of a partition is the one that this process has committed, and
+        KafkaException as it comes.
+        """
+        entries = committed_entries(self._consumer, Topic(self._source.topic, topic_id, (partition,)))
+        found = select_own(entries, self._source, topic_id).get(partition)
+        if found != self._committed.get((topic_id, partition)):
+            raise FencedError(
+                f"the group {self._source.group}: partition {partition} of topic {self._source.topic} is at {found}, "
+                "where this process has not left it: it ends, and the next one goes on from there"
+            )
 
     def commit_now(self, position: ShardPosition, write: Callable[[Sequence[TopicPartition]], object]) -> None:
         """Commit what is due of a ``position`` by ``write``, which is called even if nothing is: a transaction has its

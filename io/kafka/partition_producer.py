@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer, TopicPartition
 
 from itel_cabinet.io.kafka.admin import is_outage
 from itel_cabinet.io.kafka.config import ClientConfig, resolve_config
@@ -42,22 +44,22 @@ class PartitionProducer:
     RefusedError if this user may not do it or the broker has no transactions. For one thread at a time.
     """
 
-    def __init__(self, client: ClientConfig, name: str, outage_seconds: float) -> None:
-        self._what = f"Kafka at {dict(client)['bootstrap.servers']}, transaction {name}"
+    def __init__(
+        self, client: ClientConfig, name: str, outage_seconds: float, confirm: Callable[[], object] = lambda: None
+    ) -> None:
+        """``confirm`` raises FencedError unless all is as this one has left it; after some outages it is asked."""
+        self._client, self._name, self._confirm = client, name, confirm
         self._outage_seconds = outage_seconds
-        self._producer = make_producer(
-            resolve_config(client),
-            delivery_seconds=_DELIVERY_SECONDS,
-            transactional_id=name,
-            transaction_timeout_ms=int(min(outage_seconds + _MARGIN_SECONDS, _MOST_SECONDS) * 1000),
-        )
+        self._what = f"Kafka at {dict(client)['bootstrap.servers']}, transaction {name}"
+        self._producer = self._make()
         self._messages: list[Message] = []  # what the transaction is to hold; the first so many are written
         self._written = 0
         self._begun = self._spoilt = self._committing = self._one_by_one = False
+        self._opened = self._lost = False
 
     def open(self) -> None:
         """Take the name: returns once what another has begun under it is undone. To be called first, and once."""
-        self._retry(lambda: self._producer.init_transactions(_CALL_SECONDS))
+        self._retry(self._open)
 
     def write(self, messages: Sequence[Message]) -> list[RefusedMessage]:
         """Write in the transaction, which begins with it; what the broker never takes is left out and returned."""
@@ -76,6 +78,31 @@ class PartitionProducer:
         self._messages, self._spoilt = [], True
         with contextlib.suppress(KafkaException):
             self._undo()
+
+    def _make(self) -> Producer:
+        return make_producer(
+            resolve_config(self._client),
+            delivery_seconds=_DELIVERY_SECONDS,
+            transactional_id=self._name,
+            transaction_timeout_ms=int(min(self._outage_seconds + _MARGIN_SECONDS, _MOST_SECONDS) * 1000),
+        )
+
+    def _open(self) -> None:
+        self._call(self._producer.init_transactions, _CALL_SECONDS)
+        self._opened = True
+
+    def _open_again(self) -> None:
+        """Go on with another producer: after a broker's end amid a transaction librdkafka may give its own up, though
+        nobody has taken the name.
+        """
+        self._producer = self._make()
+        self._begun = self._spoilt = self._committing = False
+        self._written = 0
+        was_open = self._opened
+        self._open()
+        if was_open:
+            self._confirm()
+        self._lost = False
 
     def _put(self, refused: list[RefusedMessage]) -> None:
         while suspects := self._deliver(self._messages[self._written :]):
@@ -164,29 +191,55 @@ class PartitionProducer:
                 raise RefusedError(f"{self._what}: {refused[0].reason}, though the message was taken before")
             self._begin()
             if offset is not None:
-                self._producer.send_offsets_to_transaction([offset], group, _CALL_SECONDS)
+                self._call(self._producer.send_offsets_to_transaction, [offset], group, _CALL_SECONDS)
             crash_points.maybe_crash("before-transaction")
             self._committing = True
-        self._producer.commit_transaction(_CALL_SECONDS)
+        self._call(self._producer.commit_transaction, _CALL_SECONDS)
         self._begun = self._committing = False
 
     def _undo(self) -> None:
         if self._begun:
-            self._producer.abort_transaction(_CALL_SECONDS)
+            self._call(self._producer.abort_transaction, _CALL_SECONDS)
         self._begun = self._spoilt = self._committing = False
         self._written = 0
+
+    def _call(self, call: Callable[..., object], *arguments: Any) -> None:
+        """Call librdkafka, which after a broker's restart may not come back within the time that it was given (seen of
+        2.16 for offsets in a transaction): the producer is given up then.
+        """
+        ended: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+
+        def run() -> None:
+            try:
+                call(*arguments)
+            except Exception as error:
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        threading.Thread(target=run, name="transaction", daemon=True).start()
+        try:
+            error = ended.get(timeout=2 * _CALL_SECONDS)
+        except queue.Empty:
+            self._lost = True
+            error = KafkaException(KafkaError(KafkaError._TIMED_OUT, "no answer in a transaction"))
+        if error is not None:
+            raise error
 
     def _retry(self, call: Callable[[], None]) -> None:
         """Call until it is done; a transaction that has failed is undone and written again."""
 
         def attempt() -> None:
             try:
+                if self._lost:
+                    self._open_again()
                 if self._spoilt:
                     self._undo()
                 call()
             except KafkaException as exception:
                 error = exception.args[0]
                 self._check(error)
+                self._lost = self._lost or error.fatal()
                 self._spoilt = self._spoilt or not error.retriable()
                 raise
 
@@ -207,7 +260,7 @@ class PartitionProducer:
             )
         if error.code() in _RIGHTS:
             raise RefusedError(f"{self._what}: {error.str()}: grant this user the right {_RIGHTS[error.code()]}")
-        if error.fatal():
+        if error.fatal() and not self._opened:
             raise RefusedError(f"{self._what}: {error.str()}")
 
 

@@ -123,7 +123,12 @@ class Transactions:
 
     def _make_producer(self, topic_id: str, partition: int) -> PartitionProducer:
         source = self._source
-        return PartitionProducer(source.client, f"{_prefix(source)}{topic_id}/{partition}", source.outage_seconds)
+        return PartitionProducer(
+            source.client,
+            f"{_prefix(source)}{topic_id}/{partition}",
+            source.outage_seconds,
+            partial(self._offsets.confirm, topic_id, partition),
+        )
 
     def _owned(self, position: ShardPosition, by: Transaction | None = None) -> dict[int, PartitionProducer]:
         with self._lock:

@@ -25,6 +25,7 @@ from itel_cabinet.local.services import Broker
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.commands import main
 from itel_cabinet.transforms.results import SubmissionResult
+from tests.support.accounting import assert_published_once
 from tests.support.cabinet_samples import group, question, tracking_message
 from tests.support.jobs import TOPICS, RunningJob, Stack, wait_for
 
@@ -373,3 +374,36 @@ def test_batches_to_itel(stack: Stack) -> None:
     results = [SubmissionResult.model_validate_json(m.value or b"") for m in stack.broker.read(stack.topic("success"))]
     assert Counter(result.event_id for result in results) == Counter(flow.told)
     assert Counter(row["event_id"] for row in stack.tracking()) == Counter(flow.told)
+
+
+def test_the_trigger_job_publishes_each_event_once_over_outages_of_the_broker(
+    frail_broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, tmp_path: Path
+) -> None:
+    """One that it waits out, amid its transactions, and one that ends it."""
+    stack = Stack(frail_broker, claimx, itel, tmp_path, "trigger", {"max_batch_records": "2"})
+    for role, partitions in TOPICS.items():
+        frail_broker.create_topic(stack.topic(role), partitions)
+    generator = Generator(4, start=datetime.now(UTC))
+    receipts: list[Receipt] = []
+
+    def feed() -> None:
+        """More than the job gets done before the broker is gone."""
+        before = sum(stack.committed("trigger").values())
+        events = generator.claimx_events(400)
+        receipts.extend(produce(frail_broker.bootstrap_servers, stack.topic("enriched"), events, claimx))
+        wait_for(lambda: sum(stack.committed("trigger").values()) > before, "it works")
+        frail_broker.kill()
+
+    with stack.running("trigger") as job:
+        feed()
+        wait_for(lambda: "trying again" in job.errors, "it waits")
+        frail_broker.start_again()
+        stack.settle("trigger", 120)
+        assert job.stop() == 0, job.errors
+    with stack.running("trigger", outage_patience_seconds=2) as job:
+        feed()
+        assert job.wait(90) == 1
+        assert job.errors.splitlines()[-1].startswith("itel-cabinet: Kafka at "), job.errors
+    frail_broker.start_again()
+    stack.run("trigger")
+    assert_published_once(stack, receipts)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from itel_cabinet.io.kafka import FencedError, Message, client_config
+from itel_cabinet.io.kafka import FencedError, Mark, Message, client_config, group_lag
 from itel_cabinet.io.kafka.partition_producer import PartitionProducer
 from itel_cabinet.local.samples import Generator, Produced, Receipt, produce
 from itel_cabinet.local.services import Broker
@@ -32,9 +32,13 @@ def produced(stack: Stack, records: Iterable[Produced], rate: float | None = Non
 @pytest.mark.parametrize(
     "point",
     [
-        "after-flush",
+        pytest.param("after-flush", marks=pytest.mark.slow),
         "before-transaction",
-        pytest.param("before-transaction:8", id="before-transaction: some partitions are committed, one is not"),
+        pytest.param(
+            "before-transaction:8",
+            id="before-transaction: some partitions are committed, one is not",
+            marks=pytest.mark.slow,
+        ),
         "after-transaction",
         pytest.param("after-transaction:3", marks=pytest.mark.slow),
     ],
@@ -53,7 +57,10 @@ def test_killed_amid_a_transaction(stack: Stack, point: str) -> None:
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("kills", "events"),
-    [pytest.param(2, 1_200, id="short"), pytest.param(15, 20_000, id="long", marks=pytest.mark.chaos)],
+    [
+        pytest.param(2, 1_200, id="short", marks=pytest.mark.slow),
+        pytest.param(15, 20_000, id="long", marks=pytest.mark.chaos),
+    ],
 )
 def test_killed_at_random_each_event_is_published_once(stack: Stack, kills: int, events: int) -> None:
     """Kills come at seeded moments after the job has moved the group's offsets since its start."""
@@ -102,6 +109,7 @@ def test_a_zombie_is_fenced(stack: Stack, shards: int) -> None:
     assert_published_once(stack, receipts)
 
 
+@pytest.mark.slow
 def test_offsets_set_back_are_read_again_while_running(stack: Stack) -> None:
     """What a person asks for is done, though it publishes events once more."""
     receipts = produced(stack, Generator(94, start=datetime.now(UTC)).claimx_events(120))
@@ -143,11 +151,12 @@ def test_what_the_broker_refuses_is_left_out_of_the_transaction(broker: Broker, 
     assert broker.read(written) == []
 
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": read})
-    producer.commit(TopicPartition(read, 0, 7, "mark"), consumer.consumer_group_metadata())
+    producer.commit(TopicPartition(read, 0, 7, "of the topic"), consumer.consumer_group_metadata())
     consumer.close()
     good = [value for value in values if len(value) < 20_000]
     assert [message.value for message in broker.read(written)] == [b"first", *good, b"in its place"]
-    assert broker.committed(read, read) == {0: 7}
+    [lag] = group_lag({"bootstrap.servers": broker.bootstrap_servers}, read, read)
+    assert (lag.stale, lag.mark) == (7, Mark("of")), "the mark travels with the offset"
 
 
 def test_a_fenced_producer_says_so_and_what_it_wrote_is_gone(broker: Broker, topic: Callable[..., str]) -> None:
