@@ -30,7 +30,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from itel_cabinet.io.batches import Batch
 from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
-from itel_cabinet.io.worker import WorkerSettings, metrics, serve
+from itel_cabinet.io.worker import WorkerSettings, metrics, prepare, serve
 from itel_cabinet.local.services import free_port
 from itel_cabinet.pipeline.steps import Step, count_form
 from itel_cabinet.transforms.contracts import load_shipped
@@ -86,7 +86,7 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
     contract = load_shipped("cabinet_repair")
     parse = partial(parse_task_events, group=source.group, task_ids=contract.task_ids, clock=_SECONDS)
-    events = pipeline | ReadFromKafka(source) | "Parse" >> Step("parse", parse)
+    events = pipeline | ReadFromKafka(source, prepare) | "Parse" >> Step("parse", parse)
     look_up = partial(
         enrich,
         lookup=FreeLookup,

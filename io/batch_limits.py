@@ -1,4 +1,4 @@
-"""How many records a batch may have, by the bytes that the last one came to. Needs no Beam."""
+"""How many records a batch may have, by the bytes and the time that the last one came to. Needs no Beam."""
 
 from __future__ import annotations
 
@@ -34,21 +34,25 @@ FETCHED = FetchedBytes()
 
 @dataclass
 class BatchLimit:
-    """How many records the next batch may have, so that it comes to ``most_bytes`` at most, judged by the last one.
+    """How many records the next batch may have, so that it comes to ``most_bytes`` and its work to ``most_seconds`` at
+    most, judged by the last one.
 
-    The first batch is small, and each may be twice the one before: the size of what will be fetched is not known. Not
-    thread-safe.
+    The first batch is small, and each may be twice the one before: the size of what will be fetched is not known. While
+    calls are slow batches are small, so that a crash loses little. Not thread-safe.
     """
 
     most_records: int
     most_bytes: int
+    most_seconds: float
     records: int = 0
 
     def __post_init__(self) -> None:
         self.records = min(self.most_records, _FIRST_RECORDS)
 
-    def learn(self, records: int, size: int) -> None:
-        """Take in that the last batch had so many records, and that with what was fetched for them it was so large."""
+    def learn(self, records: int, size: int, seconds: float) -> None:
+        """Take in that the last batch had so many records, that with what was fetched for them it was so large, and
+        that its work took so long."""
         if records:
             fit = self.most_bytes * records // size if size else self.most_records
-            self.records = max(1, min(self.most_records, 2 * self.records, fit))
+            done = int(min(self.most_records, self.most_seconds * records / seconds)) if seconds else self.most_records
+            self.records = max(1, min(self.most_records, 2 * self.records, fit, done))

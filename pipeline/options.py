@@ -185,7 +185,9 @@ class SourceOptions(_Group):
     max_batch_seconds: Seconds
     """... or this long after its first record ..."""
     max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1_000)
-    """... or at about this many bytes of records and of ClaimX's answers, judged by the batch before."""
+    """... or at about this many bytes of records and of ClaimX's answers, judged by the batch before ..."""
+    max_bundle_seconds: PositiveSeconds = 10.0
+    """... or at as many records as were worked on in so long, judged by the batch before: a crash repeats no more."""
 
 
 class ApiOptions(_Group):

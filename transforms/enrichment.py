@@ -255,11 +255,13 @@ def _fetch(
     """What ``make`` makes of an answer that is newer than ``not_before``."""
     record, event = item
     first_at = clock()
-    failure = partial(Failure, record, "enrich", event_id=event.event_id, assignment_id=event.assignment_id)
     try:
         trace = partial(trace_call, record)
         return make(claimx.task(event.assignment_id, not_before=not_before, fresh=fresh, trace=trace))
     except TaskLookupError as error:
-        return failure(error.error_class, str(error), first_at, clock(), error.attempts)
+        error_class, text, attempts = error.error_class, str(error), error.attempts
     except IncompleteTaskError as error:
-        return failure("wrong_shape", f"ClaimX's answer: {error}", first_at, clock())
+        error_class, text, attempts = "wrong_shape", f"ClaimX's answer: {error}", 1
+    return Failure(
+        record, "enrich", error_class, text, first_at, clock(), attempts, event.event_id, event.assignment_id
+    )

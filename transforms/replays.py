@@ -113,12 +113,13 @@ def _sha256(value: bytes | None) -> str:
 
 def is_for_other_group(record: Record, group: str) -> bool:
     """Whether this is a replay for another consumer group than ``group``."""
-    return any(name == REPLAY_FOR and value != group.encode() for name, value in record.headers)
+    headers = record.headers
+    return bool(headers) and any(name == REPLAY_FOR and value != group.encode() for name, value in headers)
 
 
 def has_row(record: Record) -> bool:
     """Whether this is a replay of an event that the tracking table has under earlier coordinates."""
-    return any(name == REPLAY_TRACKED for name, _ in record.headers)
+    return bool(record.headers) and any(name == REPLAY_TRACKED for name, _ in record.headers)
 
 
 def count_replays(record: Record) -> int:

@@ -83,7 +83,7 @@ class _ShardReader:
                 "error_cb": lambda _error: self._trouble.set(),
             }
         )
-        self._limit = BatchLimit(source.max_batch_records, source.max_batch_bytes)
+        self._limit = BatchLimit(source.max_batch_records, source.max_batch_bytes, source.max_bundle_seconds)
         self._last_records, self._last_bytes = 0, 0
         self._position: ShardPosition | None = None
         self._listed_at = -float("inf")
@@ -101,7 +101,8 @@ class _ShardReader:
         """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
         beat()
         with self._lock:
-            self._limit.learn(self._last_records, self._last_bytes + FETCHED.take())
+            worked = time.monotonic() - self._read_at
+            self._limit.learn(self._last_records, self._last_bytes + FETCHED.take(), worked)
             position = self._owned(start)
             if self._position != start or position is not start:
                 self._assign(position)

@@ -30,6 +30,7 @@ class KafkaSource:
     max_batch_seconds: float = 0.2
     """A batch ends at either limit; the seconds count from its first record."""
     max_batch_bytes: int = 8 * 1024 * 1024
+    max_bundle_seconds: float = 10.0
     """A batch ends at about this size, judged by the one before: its records, and what was fetched for them."""
     until_caught_up: bool = False
     """Finish once every partition has reached the end it had at the start."""

@@ -318,7 +318,7 @@ def test_a_batch_of_tasks() -> None:
     def clock() -> float:
         return NOW.timestamp()
 
-    assert [row["kafka_offset"] for row in stored(make_tracking_rows(tasks, clock=clock), TRACKING_SCHEMA)] == [1, 2]
+    assert [row["kafka_offset"] for row in make_tracking_rows(tasks, clock=clock).to_pylist()] == [1, 2]
     [row] = stored(make_form_rows(tasks, clock=clock), FORMS_SCHEMA)
     assert (row["kafka_offset"], row["updated_at"]) == (2, NOW)
     rows = stored(make_attachment_rows(tasks, clock=clock), ATTACHMENTS_SCHEMA)

@@ -51,7 +51,7 @@ def write(root: str, *batches: Sequence[Told]) -> None:
     tables = {name: FencedTable(spec) for name, spec in specs(root).items()}
     for batch in batches or (_FIRST, _SECOND):
         told = [(one.task(), one.processed()) for one in batch]
-        tracked = [row for task, now in told for row in make_tracking_rows([task], clock=now.timestamp)]
+        tracked = [row for task, now in told for row in make_tracking_rows([task], clock=now.timestamp).to_pylist()]
         assert tables[TRACKING].write(tracked).version is not None
         tables[FORMS].write([row for task, now in told for row in make_form_rows([task], clock=now.timestamp)])
         photos = [row for task, now in told for row in make_attachment_rows([task], clock=now.timestamp)]
