@@ -37,6 +37,7 @@ from itel_cabinet.io.http.transport import (
     check_environment,
     check_url,
 )
+from itel_cabinet.io.http.window import Window
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.io.worker import (
     OutageError,
@@ -163,6 +164,7 @@ class Connection:
     _transport: Transport = field(init=False, repr=False)
     _breaker: Breaker = field(init=False, repr=False)
     _pace: Pace = field(init=False, repr=False)
+    _window: Window = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -174,6 +176,7 @@ class Connection:
         self._pace = Pace(
             settings.name, settings.calls_per_second, settings.max_retry_after_seconds, self.clock, self.random
         )
+        self._window = Window(settings.name, settings.concurrency, self.clock)
         auth = Auth.parse(settings.auth)
         if auth.is_oauth2 and self.tokens is None:
             url = urlsplit(auth.token_url)
@@ -330,9 +333,12 @@ class Connection:
                     raise self._breaker_open(attempts, last)
                 self.sleep(_POLL_SECONDS)
                 continue
+            # Before the pace's leave, which may be withdrawn while others' calls end; a probe is waited for by all.
+            entered = self._window.enter(waits=not (admission.probe or self._pace.blocked()))
             turn = self._pace.admit()
             if turn is not None:
-                return _Entry(admission, turn, self.clock() - began - counted)
+                return _Entry(admission, turn, entered, entered - began - counted)
+            self._window.leave(entered)
             self._breaker.record(admission, None)
 
     def _await_turn(self, place: float) -> None:
@@ -382,6 +388,11 @@ class Connection:
         finally:
             self._breaker.record(entry.admission, *_read_life(outcome))
             self._breaker.note(isinstance(outcome, Reply) and outcome.meaning is not Meaning.AGAIN)
+            self._window.leave(
+                entry.entered,
+                answered=isinstance(outcome, Reply) and outcome.ok,
+                overloaded=_is_limited(outcome) or _is_overload(outcome),
+            )
             self._pace.record(
                 entry.turn,
                 limited=_is_limited(outcome),
@@ -423,6 +434,7 @@ class _Entry:
 
     admission: Admission
     turn: Turn
+    entered: float
     held_seconds: float
 
 
@@ -435,6 +447,13 @@ def _check_secret_headers(headers: tuple[tuple[str, str], ...]) -> None:
 def _is_limited(outcome: Reply | CallError | None) -> bool:
     """Whether the API (or the token endpoint before it) limits its calls."""
     return outcome.meaning is Meaning.BACK_PRESSURE if isinstance(outcome, Reply) else bool(outcome and outcome.limited)
+
+
+def _is_overload(outcome: Reply | CallError | None) -> bool:
+    """Whether a try says that the API, or a gateway for it, has more to do than it can."""
+    return (
+        outcome.status in (502, 503, 504) if isinstance(outcome, Reply) else bool(outcome and outcome.kind == "timeout")
+    )
 
 
 def _read_life(outcome: Reply | CallError | None) -> tuple[bool | None, str]:

@@ -157,6 +157,7 @@ HTTP_LIMITED = _counter("http_limited", "Requests that the API put off by a limi
 HTTP_CALLS_FAILED = _counter("http_calls_failed", "Calls without a good answer (2xx) after all tries.", "api")
 HTTP_CALL_SECONDS = _histogram("http_call_seconds", "Calls, all tries and pauses included.", _CALL_SECONDS, "api")
 BREAKER_OPEN = _gauge("breaker_open", "1 while the API is not called because most tries failed.", "api")
+HTTP_CONCURRENCY = _gauge("http_concurrency", "Calls that may be under way at once: as many as the API bears.", "api")
 SUBMISSIONS = _counter(
     "submissions", "Submissions to iTel: accepted, duplicate, unchanged, or the error's class.", "outcome"
 )

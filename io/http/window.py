@@ -1,0 +1,100 @@
+"""How many calls of one API are under way at once: as many as it bears, within a bound.
+
+Found as TCP Vegas finds its window: more while answers take no longer than they did, fewer once they do, since from
+there on calls only wait for each other; and fewer at once when a call is limited, cut off by its time-out, or answered
+by 502 to 504. How long answers take without that is the least median of a stretch of calls within the last minutes: a
+median, because one API answers different questions in different times.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from statistics import median_low
+
+from itel_cabinet.io.worker import metrics
+
+__all__ = ["Window"]
+
+_FIRST = 8.0
+_LEAST = 2.0  # for answers that are slow; for refusals it is 1
+_STRETCH = 16  # calls, at least, whose median counts
+_SLOWER = 2.0  # times the least median, and
+_SLACK_SECONDS = 0.020  # more than it: what waiting for this process's own processor looks like
+_CUT, _MOST_CUT = 0.7, 0.5
+_MEMORY_SECONDS = 60.0  # of the least median; twice that at most
+
+
+class Window:
+    """The calls of one API that are under way. Thread-safe. ``clock`` is monotonic, in seconds; waiting for a place
+    takes real time.
+    """
+
+    def __init__(self, name: str, most: int, clock: Callable[[], float]) -> None:
+        self._most = float(most)
+        self._clock = clock
+        self._free = threading.Condition()
+        self._limit = min(_FIRST, self._most)
+        self._under_way = 0
+        self._full = False  # whether the limit was reached since the last change
+        self._doubles = True
+        self._cut_at = -float("inf")
+        self._stretch: list[float] = []
+        self._least = float("inf"), float("inf")  # of this minute, and of the one before
+        self._minute_ends = clock() + _MEMORY_SECONDS
+        self._shown = metrics.HTTP_CONCURRENCY.labels(name)
+        self._shown.set(self.limit)
+
+    @property
+    def limit(self) -> int:
+        """How many calls may be under way now."""
+        return int(self._limit)
+
+    def enter(self, *, waits: bool = True) -> float:
+        """Wait for a place, or take one too many; the moment from which on the call is under way, for :meth:`leave`."""
+        with self._free:
+            while waits and self._under_way >= self.limit:
+                self._full = True
+                self._free.wait()
+            self._under_way += 1
+            self._full |= self._under_way >= self.limit
+            return self._clock()
+
+    def leave(self, began: float, *, answered: bool = False, overloaded: bool = False) -> None:
+        """Give the place back. A call may have been ``answered``, or say that the API is ``overloaded``; else nothing
+        is learnt of it."""
+        with self._free:
+            self._under_way -= 1
+            now = self._clock()
+            if overloaded:
+                self._shrink(began, now, _CUT, 1.0)
+            elif answered:
+                self._learn(began, now)
+            self._shown.set(self.limit)
+            self._free.notify(max(1, self.limit - self._under_way))
+
+    def _learn(self, began: float, now: float) -> None:
+        self._stretch.append(now - began)
+        if len(self._stretch) < max(_STRETCH, self.limit):
+            return
+        usual = median_low(self._stretch)
+        self._stretch.clear()
+        if now >= self._minute_ends:
+            self._least = float("inf"), self._least[0]
+            self._minute_ends = now + _MEMORY_SECONDS
+        self._least = min(self._least[0], usual), self._least[1]
+        least = min(self._least)
+        bearable = max(least * _SLOWER, least + _SLACK_SECONDS)
+        if usual > bearable:
+            self._shrink(began, now, max(_MOST_CUT, bearable / usual), _LEAST)
+        elif self._full:
+            self._limit = min(self._most, self._limit * 2 if self._doubles else self._limit + 1)
+            self._full = False
+
+    def _shrink(self, began: float, now: float, factor: float, least: float) -> None:
+        """Once for all calls that were under way together."""
+        if began < self._cut_at:
+            return
+        self._cut_at, self._doubles, self._full = now, False, False
+        self._stretch.clear()
+        self._limit = min(self._most, max(least, self._limit * factor))

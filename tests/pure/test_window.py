@@ -1,0 +1,140 @@
+"""How many calls are under way at once, on a simulated API whose capacity changes, in simulated time."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from itel_cabinet.io.http.window import Window
+
+CALL_SECONDS = 0.05
+PHASES = ((30.0, 8), (30.0, 48), (30.0, 4), (30.0, 24), (30.0, 64), (30.0, 12))
+MOST = 64
+PATIENCE_SECONDS = 2.0
+
+
+@dataclass
+class Api:
+    """Bears so many calls at once; with more, each takes longer by the square: what it does then falls. One that takes
+    longer than the caller waits was done for nothing."""
+
+    now: float = 0.0
+    under_way: int = 0
+
+    @property
+    def capacity(self) -> int:
+        left = self.now
+        for seconds, capacity in PHASES:
+            if left < seconds:
+                return capacity
+            left -= seconds
+        return PHASES[-1][1]
+
+    def seconds(self) -> float:
+        return CALL_SECONDS * max(1.0, self.under_way / self.capacity) ** 2
+
+
+def play(limit: Callable[[Api], int], ended: Callable[[Api, float, bool], None]) -> int:
+    """How many calls are answered in time, by a caller who never runs out of work."""
+    api, ends, good = Api(), list[tuple[float, float, bool]](), 0
+    while api.now < sum(seconds for seconds, _ in PHASES):
+        while api.under_way < limit(api):
+            api.under_way += 1
+            seconds = api.seconds()
+            heapq.heappush(ends, (api.now + min(seconds, PATIENCE_SECONDS), api.now, seconds <= PATIENCE_SECONDS))
+        api.now, began, is_good = heapq.heappop(ends)
+        api.under_way -= 1
+        good += is_good
+        ended(api, began, is_good)
+    return good
+
+
+def play_adaptive() -> tuple[int, dict[int, list[int]]]:
+    at: list[float] = [0.0]
+    window = Window("claimx", MOST, lambda: at[0])
+    limits: dict[int, list[int]] = {}
+
+    def limit(api: Api) -> int:
+        at[0] = api.now
+        if api.under_way < window.limit:
+            window.enter()
+        return window.limit
+
+    def ended(api: Api, began: float, is_good: bool) -> None:
+        at[0] = api.now
+        window.leave(began, answered=is_good, overloaded=not is_good)
+        limits.setdefault(int(api.now // 30), []).append(window.limit)
+
+    return play(limit, ended), limits
+
+
+def test_it_beats_any_fixed_number_where_the_capacity_changes() -> None:
+    adaptive, limits = play_adaptive()
+    fixed = {number: play(lambda _, n=number: n, lambda *_: None) for number in range(1, MOST + 1)}
+    best = max(fixed.values())
+    assert adaptive > best, (adaptive, best)
+    ideal = sum(seconds * capacity / CALL_SECONDS for seconds, capacity in PHASES)
+    assert adaptive > 0.75 * ideal, (adaptive, ideal)
+    # In the second half of each phase it has found what the API bears.
+    for phase, (_, capacity) in enumerate(PHASES):
+        found = limits[phase][len(limits[phase]) // 2 :]
+        assert capacity * 0.5 <= sum(found) / len(found) <= capacity * 1.6, (phase, capacity)
+
+
+@pytest.fixture
+def window() -> Window:
+    return Window("itel", 10, iter(range(10**6)).__next__)
+
+
+def call(window: Window, **end: bool) -> None:
+    window.leave(window.enter(), **end)
+
+
+def test_it_shrinks_once_for_calls_that_are_refused_together(window: Window) -> None:
+    began = [window.enter() for _ in range(8)]
+    for one in began:
+        window.leave(one, overloaded=True)
+    assert window.limit == 5
+    for _ in range(20):
+        call(window, overloaded=True)
+    assert window.limit == 1
+
+
+def test_it_does_not_grow_while_it_is_not_used(window: Window) -> None:
+    for _ in range(1_000):
+        call(window, answered=True)
+    assert window.limit == 8
+
+
+def test_what_says_nothing_changes_nothing(window: Window) -> None:
+    for _ in range(100):
+        call(window)
+    assert window.limit == 8
+
+
+def test_it_is_never_above_its_bound() -> None:
+    window = Window("itel", 3, lambda: 0.0)
+    for _ in range(200):
+        began = [window.enter() for _ in range(window.limit)]
+        for one in began:
+            window.leave(one, answered=True)
+        assert 1 <= window.limit <= 3
+    assert window.limit == 3
+
+
+def test_a_call_waits_for_a_place_and_a_probe_does_not() -> None:
+    window = Window("itel", 1, lambda: 0.0)
+    first = window.enter()
+    probe = window.enter(waits=False)
+    entered = threading.Event()
+    waiting = threading.Thread(target=lambda: (window.enter(), entered.set()))
+    waiting.start()
+    window.leave(probe)
+    assert not entered.wait(0.05)
+    window.leave(first)
+    waiting.join(10)
+    assert entered.is_set()
