@@ -159,7 +159,7 @@ def test_the_history_says_that_a_record_was_edited() -> None:
     headers = make_replay_headers(source, group="g", count=1, tracked=False, edit=edit)
     known = details()
     tasks = [CabinetTask(one, event(), known, None) for one in (source, record(tracking_message(), headers=headers))]
-    sources = [row["source"] for row in make_tracking_rows(tasks, clock=lambda: 0.0)]
+    sources = make_tracking_rows(tasks, clock=lambda: 0.0)["source"].to_pylist()
     assert sources == ["claimx_itel_plugin", "edited by Pat Roe: AbCdEfGhIjKlMnOpQrStUv/2/41"]
 
 
