@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -225,12 +225,12 @@ def measure(rounds: int, events: int) -> dict[tuple[int, str], list[dict[str, An
     return runs
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.cabinet", description=__doc__)
     parser.add_argument("--events", type=int, default=6_000)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way, in turn")
     parser.add_argument("--way", nargs=4, metavar=("WAY", "SERVERS", "FOLDER", "URL"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.way:
         way, servers, folder, url = options.way
         print(json.dumps(_run_here(way, servers, Path(folder), url)))
