@@ -27,6 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
+from deltalake.transaction import AddAction
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -38,6 +39,7 @@ from itel_cabinet.pipeline.contracts import load_contract
 from itel_cabinet.transforms.rows import make_forms_schema
 
 SIZES = (10_000, 100_000, 1_000_000)
+FILES = (1_000, 4_000, 16_000)
 WRITERS = (1, 2, 4, 8, 16)
 SIMULATED = (1, 16, 64)
 BUNDLE_ROWS = 500
@@ -140,6 +142,47 @@ def measure_upserts(sizes: Sequence[int], console: Console) -> None:
               for key, digits in (("seconds", 2), ("cpu", 2), ("peak_mb", 0))),
         )  # fmt: skip
     console.print(shown)
+
+
+# The log
+
+
+def measure_log(counts: Sequence[int], console: Console) -> None:
+    """What a table's files cost by their number alone: none of them is there, only their entries in the log."""
+    shown = Table(title="The log of a table, by its number of files; statistics of four columns")
+    for column in ("files", "opened: CPU ms", "refreshed, one file committed: CPU ms", "checkpoint KB", "commit KB"):
+        shown.add_column(column, justify="right")
+    for count in counts:
+        with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+            spec = forms(f"{folder}/forms")
+            create_table(spec)
+            one = DeltaTable(spec.uri)
+            one.create_write_transaction([_entry(at) for at in range(count)], "append", one.schema())
+            DeltaTable(spec.uri).create_checkpoint()
+            opened, used = [], []
+            for at in range(7):
+                began = time.process_time()
+                one = DeltaTable(spec.uri)
+                opened.append(time.process_time() - began)
+                began = time.process_time()
+                one.create_write_transaction([_entry(count + at)], "append", one.schema())
+                one.update_incremental()
+                used.append(time.process_time() - began)
+            log = Path(spec.uri, "_delta_log")
+            checkpoint = sum(file.stat().st_size for file in log.glob("*.checkpoint.parquet"))
+            commit = (log / f"{one.version():020}.json").stat().st_size
+        shown.add_row(
+            f"{count:,}", f"{statistics.median(opened) * 1000:.0f}", f"{statistics.median(used) * 1000:.0f}",
+            f"{checkpoint / 1024:,.0f}", f"{commit / 1024:.1f}",
+        )  # fmt: skip
+    console.print(shown)
+
+
+def _entry(at: int) -> AddAction:
+    bounds = {"assignment_id": at, "event_timestamp": "2026-01-01T00:00:00.000000Z", "kafka_offset": at}
+    nulls = dict.fromkeys(bounds, 0)
+    statistics_of_file = {"numRecords": 700, "minValues": bounds, "maxValues": bounds, "nullCount": nulls}
+    return AddAction(f"part-{at:036}.parquet", 260_000, {}, 0, True, json.dumps(statistics_of_file))
 
 
 # Writers
@@ -303,14 +346,16 @@ def main(given: Sequence[str] | None = None) -> None:
         print(json.dumps(_run_child(*given[1:])))
         return
     parser = argparse.ArgumentParser(prog="python -m bench.delta", description=__doc__)
-    parser.add_argument("parts", nargs="*", help="upserts, writers, simulated; all of them by default")
+    parser.add_argument("parts", nargs="*", help="upserts, log, writers, simulated; all of them by default")
     parser.add_argument("--sizes", type=int, nargs="*", default=SIZES, help="rows of the tables that are upserted into")
     parser.add_argument("--writers", type=int, nargs="*", default=WRITERS)
     parser.add_argument("--seconds", type=float, default=5.0, help="how long writers write")
     options = parser.parse_args(given)
-    console, parts = Console(width=120), options.parts or ["upserts", "writers", "simulated"]
+    console, parts = Console(width=120), options.parts or ["upserts", "log", "writers", "simulated"]
     if "upserts" in parts:
         measure_upserts(options.sizes, console)
+    if "log" in parts:
+        measure_log(FILES, console)
     if "writers" in parts:
         measure_writers(options.writers, options.seconds, console)
     if "simulated" in parts:
