@@ -13,8 +13,6 @@ from datetime import UTC, datetime, timedelta
 
 from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.worker import OutageError, metrics, once_per_process
-from itel_cabinet.pipeline.queries import Session, TableMissingError, open_present
-from itel_cabinet.pipeline.reconciliation import NEVER_TRIED, reconcile
 from itel_cabinet.pipeline.tables import LEDGER
 from itel_cabinet.transforms.ledger import Outcome
 
@@ -31,6 +29,10 @@ def look_at_forms(specs: dict[str, TableSpec], statuses: frozenset[str], now: da
     """Compare the tables, and report what iTel lacks by outcome: of events of the last week (``now`` is aware), and
     since there is a ledger, which knows nothing of what was before. Raises TableMissingError and OutageError.
     """
+    # DuckDB takes a tenth of a second to import, for which a job's start need not wait.
+    from itel_cabinet.pipeline.queries import Session, open_present
+    from itel_cabinet.pipeline.reconciliation import NEVER_TRIED, reconcile
+
     began = datetime.fromtimestamp((open_present(specs[LEDGER]).metadata().created_time or 0) / 1000, UTC)
     with Session(specs) as session:
         gaps = reconcile(session, statuses=statuses, since=max(now - _BACK, began)).gaps
@@ -50,6 +52,8 @@ def watch_forms(
 
     def run() -> None:
         sleep(_FIRST_SECONDS)
+        from itel_cabinet.pipeline.queries import TableMissingError  # as above
+
         while True:
             try:
                 look_at_forms(dict(specs), statuses, datetime.now(UTC))
