@@ -51,13 +51,13 @@ class SettledSubmissions:
         """See Ledger. What was committed before the call counts, no matter by which process."""
         with self._lock:
             self._read(dict.fromkeys(event.timestamp.astimezone(UTC).date() for event in events))
-            return {event.event_id for event in events if self._has(event, resubmission)}
-
-    def _has(self, event: TaskEvent, resubmission: Resubmission | None) -> bool:
-        name = resubmission.name if resubmission and resubmission.covers(event.assignment_id) else None
-        digest = _digest(event.event_id, name)
-        # An event that was published twice may bear the time of the day before.
-        return any(digest in settled for settled in self._days.values())
+            wanted: dict[bytes, str] = {}
+            for event in events:
+                name = resubmission.name if resubmission and resubmission.covers(event.assignment_id) else None
+                wanted[_digest(event.event_id, name)] = event.event_id
+            # Any day will do: an event that was published twice may bear the time of the day before.
+            digests = set(wanted)
+            return {wanted[digest] for settled in self._days.values() for digest in digests & settled}
 
     def _read(self, days: dict[date, None]) -> None:
         self._follower.refresh()
