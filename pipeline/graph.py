@@ -91,9 +91,9 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The Delta branch: the event's row, the newest form, its photos, whose files are waited for within a limit."""
     rows = tasks | "Event rows" >> beam.Map(partial(make_tracking_rows, clock=time.time)).with_output_types(Batch)
-    written = rows | "Track" >> WriteToDelta(wiring.tables[TRACKING])
+    written = rows | "Track" >> WriteToDelta(wiring.tables[TRACKING], whole_batches=True)
     forms = tasks | "Form rows" >> beam.Map(partial(make_form_rows, clock=time.time)).with_output_types(Batch)
-    forms | "Keep forms" >> WriteToDelta(wiring.tables[FORMS])
+    forms | "Keep forms" >> WriteToDelta(wiring.tables[FORMS], whole_batches=True)
     if wiring.settings.fetches_media:
         tasks = tasks | "Fetch photos" >> beam.Map(
             partial(
@@ -106,7 +106,7 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
             )
         ).with_output_types(Batch)
     photos = tasks | "Photo rows" >> beam.Map(partial(make_attachment_rows, clock=time.time)).with_output_types(Batch)
-    photos | "Keep photos" >> WriteToDelta(wiring.tables[ATTACHMENTS])
+    photos | "Keep photos" >> WriteToDelta(wiring.tables[ATTACHMENTS], whole_batches=True)
     if wiring.settings.outputs.tracking_success_topic:
         unreported = written | "Tell of events" >> wiring.tracking_success_sink()
         unreported | "Unreported events" >> wiring.dead_letter_sink()

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import textwrap
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -500,6 +501,38 @@ def test_a_pipeline_writes_rows_and_batches_and_tells_what_it_did(tmp_path: Path
         "conflicts": 0,
     }
     assert stored(spec, "kafka_offset") == [0, 1, 2, 3]
+
+
+def _wait_for_rows(batch: pa.Table, spec: TableSpec) -> list[str]:
+    end = time.monotonic() + 30
+    while not stored(spec, "kafka_offset"):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return [str(batch.num_rows)]
+
+
+def test_whole_batches_are_committed_while_their_bundle_goes_on(tmp_path: Path) -> None:
+    spec = readings(tmp_path)
+    create_table(spec)
+    batches = [batch_of(reading(0), reading(1)), batch_of(reading(2)), batch_of(reading(3))]
+    with TestPipeline(runner="FnApiRunner") as pipeline:
+        rows = pipeline | beam.Create([batches]) | beam.FlatMap(lambda batch: batch).with_output_types(pa.Table)
+        results = rows | WriteToDelta(spec, whole_batches=True)
+        # In the same bundle, and before it ends: it would wait for ever for a commit that waits for it.
+        rows | beam.Map(_wait_for_rows, spec)
+        written = results | beam.Map(lambda r: (r.version, [row["kafka_offset"] for row in r.written]))
+        assert_that(written, equal_to([(1, [0, 1]), (2, [2, 3])]))
+    assert stored(spec, "kafka_offset") == [0, 1, 2, 3]
+
+
+def test_a_commit_that_fails_beside_its_bundle_fails_it(tmp_path: Path) -> None:
+    wrong = batch_of(reading(0)).set_column(0, "value", pa.array([1]))
+    assert wrong.schema != readings(tmp_path).schema
+    pipeline = TestPipeline(runner="FnApiRunner")
+    rows = pipeline | beam.Create([[wrong]]) | beam.FlatMap(lambda batch: batch).with_output_types(pa.Table)
+    rows | WriteToDelta(readings(tmp_path), whole_batches=True)
+    with pytest.raises(Exception, match="column 'value' is string"):
+        pipeline.run()
 
 
 def test_two_sinks_in_one_pipeline_need_no_labels(tmp_path: Path) -> None:
