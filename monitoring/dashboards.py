@@ -198,6 +198,12 @@ def _http(api: str) -> tuple[Graph | Number, ...]:
             _quantiles("http_call_seconds", "pipeline", "{{pipeline}}", only),
         ),
         Graph(
+            "Calls at once",
+            "How many calls may be under way at once: as many as the API bears, --http_concurrency at most.",
+            "none",
+            {"{{pipeline}}": f"sum by (pipeline) ({_series('http_concurrency', only)})"},
+        ),
+        Graph(
             "Tries by outcome",
             "Single requests: the class of the answer's status, or how they failed.",
             "reqps",

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from itel_cabinet.transforms.contracts import Body, Contract, Refusal
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import TaskEvent
+from itel_cabinet.transforms.forms import parse_details
 from itel_cabinet.transforms.ledger import Entry, Outcome, refuse
 from itel_cabinet.transforms.records import Failure, Record, Skip
 
@@ -107,7 +108,8 @@ def build_submissions(
 
 
 def _shadow(task: CabinetTask, contract: Contract) -> Body | None:
-    form = contract.read_form(task.details)
+    # Read once more: a task keeps of its form what its own contract has read.
+    form = contract.read_form(parse_details(task.details.text.encode(), task.details.assignment_id))
     if not contract.passes(task.details, form, task.event):
         return None
     body = contract.build(task.details, form, task.event, task.project, task.links)

@@ -60,6 +60,15 @@ class JobFailedError(RefusedError):
     """The job ended early; the message is one line. A restart goes on from the group's offsets."""
 
 
+def _warn(settings: Settings) -> None:
+    """Say what a job that will run does not do."""
+    if settings.job.calls_itel and not settings.keeps_ledger:
+        _print(
+            "warning: no ledger is kept, so what iTel has is sent again when it is read again, under the same key: "
+            "give --tables_root" + (" and leave --ledger=off out" if settings.tables.root else "")
+        )
+
+
 def check(settings: Settings) -> None:
     """Refuse what is known to go wrong, within 30 seconds. Creates missing tables and columns. Raises LaunchError."""
     wiring = Wiring(settings)
@@ -67,11 +76,6 @@ def check(settings: Settings) -> None:
         _ = wiring.trigger_rules
     with _naming("resubmit", ValueError):
         _ = wiring.resubmission
-    if settings.job.calls_itel and not settings.keeps_ledger:
-        _print(
-            "warning: no ledger is kept, so what iTel has is sent again when it is read again, under the same key: "
-            "give --tables_root" + (" and leave --ledger=off out" if settings.tables.root else "")
-        )
     _check_connection("claimx", settings.claimx_connection())
     if settings.job.calls_itel and settings.itel.folder is None:
         _check_connection("itel", settings.itel_connection())
@@ -296,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             set_flink_options(beam_options, settings.job)
             check_job_server(beam_options)
         check(settings)
+        _warn(settings)
         if settings.monitoring.metrics_port and not is_on_flink(beam_options):
             with _naming("metrics_port", RefusedError):
                 check_port(settings.monitoring.metrics_port)

@@ -72,7 +72,7 @@ def test_a_restore_brings_back_who_was_erased_and_it_is_erased_again(root: str, 
     assert (receipt["assignments"], receipt["projects"], receipt["newly_suppressed"]) == ([103], ["5400001"], 0)
     assert assignments(root) == after
     # A job that goes on knows all of them, although the restore has undone what the table said.
-    rows = make_tracking_rows([one.task() for one in known_history._FIRST], clock=lambda: 0.0)
+    rows = make_tracking_rows([one.task() for one in known_history._FIRST], clock=lambda: 0.0).to_pylist()
     result = FencedTable(known_history.specs(root)[TRACKING]).write(rows)
     assert result.suppressed == sum(row["assignment_id"] == 103 or row["project_id"] == "5400001" for row in rows) > 0
     assert assignments(root) == after

@@ -112,7 +112,7 @@ def test_a_follower_reads_each_file_once(spec: TableSpec, writer: Writer) -> Non
     assert read() is None
     writer.write((about("b"), Outcome.ACCEPTED))
     assert read() == (["b"], False)
-    assert follower.partitions() == [(2026, 1, 10), (2026, 1, 11)]
+    assert sorted(follower.partitions()) == [(2026, 1, 10), (2026, 1, 11)]
     follower.forget((2026, 1, 10))
     change = read()
     assert change is not None

@@ -39,9 +39,9 @@ def test_stopped_during_load(stack: Stack, number: signal.Signals) -> None:
 
     stack.run("cabinet")
     assert_everything_accounted_for(stack, receipts)
-    # Nothing had to be done twice.
-    submitted = sum(r.produced.expect == "submitted" for r in receipts)
-    assert sum(one.times for one in stack.itel.submissions()) == submitted
+    # Nothing had to be done twice; an event that is written twice is sent once.
+    submitted = {r.produced.event_id for r in receipts if r.produced.expect == "submitted"}
+    assert {one.idempotency_key: one.times for one in stack.itel.submissions()} == dict.fromkeys(submitted, 1)
 
 
 def test_stopped_when_idle(stack: Stack) -> None:
