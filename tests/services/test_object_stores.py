@@ -12,7 +12,7 @@ import pytest
 
 from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from itel_cabinet.pipeline.commands import main
-from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, TRACKING
+from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from tests.support.accounting import assert_everything_accounted_for
 from tests.support.jobs import Stack
 
@@ -72,6 +72,8 @@ def test_tables_are_made_and_described_on_azure(azure: str, scheme: str, capsys:
         f"{root}/{TRACKING}: version 0, 0 files (0 bytes), partitioned by year, month, day",
         f"{root}/{FORMS}: version 0, 0 files (0 bytes)",
         f"{root}/{ATTACHMENTS}: version 0, 0 files (0 bytes)",
+        f"{root}/{LEDGER}: version 0, 0 files (0 bytes), partitioned by year, month, day",
+        f"{root}/{BODIES}: version 0, 0 files (0 bytes), partitioned by year, month, day",
     ]
 
 
