@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from itel_cabinet.transforms.columns import DAY, INSTANT, ORIGIN, make_day_columns, make_origin_columns, required
 from itel_cabinet.transforms.enrichment import CabinetTask
 from itel_cabinet.transforms.events import INT64_MAX, TaskEvent
 from itel_cabinet.transforms.records import Failure, Record, Skip
@@ -35,8 +36,6 @@ __all__ = [
     "refuse",
 ]
 
-_INSTANT = pa.timestamp("us", tz="UTC")
-
 
 class Outcome(StrEnum):
     """What can become of a completed task."""
@@ -58,32 +57,16 @@ SETTLED = frozenset({Outcome.ACCEPTED, Outcome.DUPLICATE, Outcome.UNCHANGED})
 """The outcomes after which an event is not sent again."""
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
-_ORIGIN = [
-    _required("event_timestamp", _INSTANT),
-    _required("kafka_topic", pa.string()),
-    _required("kafka_topic_id", pa.string()),
-    _required("kafka_partition", pa.int32()),
-    _required("kafka_offset", pa.int64()),
-    # The day of the event's own time: what is looked up by an event reads that day alone.
-    pa.field("year", pa.int32()),
-    pa.field("month", pa.int32()),
-    pa.field("day", pa.int32()),
-]
-
 LEDGER_SCHEMA = pa.schema(
     [
-        _required("event_id", pa.string()),
-        _required("assignment_id", pa.int64()),
-        _required("project_id", pa.string()),
-        _required("task_id", pa.int64()),
-        _required("event_type", pa.string()),
-        _required("task_status", pa.string()),
-        _required("outcome", pa.string()),
-        _required("settled", pa.bool_()),
+        required("event_id", pa.string()),
+        required("assignment_id", pa.int64()),
+        required("project_id", pa.string()),
+        required("task_id", pa.int64()),
+        required("event_type", pa.string()),
+        required("task_status", pa.string()),
+        required("outcome", pa.string()),
+        required("settled", pa.bool_()),
         pa.field("reason", pa.string()),
         pa.field("idempotency_key", pa.string()),
         pa.field("contract_name", pa.string()),
@@ -97,22 +80,24 @@ LEDGER_SCHEMA = pa.schema(
         pa.field("latency_ms", pa.float64()),
         pa.field("resubmission", pa.string()),
         pa.field("traceparent", pa.string()),
-        pa.field("first_at", _INSTANT),
-        pa.field("answered_at", _INSTANT),
-        _required("created_at", _INSTANT),
-        *_ORIGIN,
+        pa.field("first_at", INSTANT),
+        pa.field("answered_at", INSTANT),
+        required("created_at", INSTANT),
+        *ORIGIN,
+        *DAY,
     ]
 )
 
 BODIES_SCHEMA = pa.schema(
     [
-        _required("event_id", pa.string()),
-        _required("assignment_id", pa.int64()),
-        _required("project_id", pa.string()),
-        _required("body_sha256", pa.string()),
+        required("event_id", pa.string()),
+        required("assignment_id", pa.int64()),
+        required("project_id", pa.string()),
+        required("body_sha256", pa.string()),
         pa.field("contract_name", pa.string()),
-        _required("body", pa.string()),
-        *_ORIGIN,
+        required("body", pa.string()),
+        *ORIGIN,
+        *DAY,
     ]
 )
 
@@ -300,19 +285,13 @@ def make_body_rows(ends: Iterable[Ends], *, contract: ContractName, shadow: Cont
 
 def _table(schema: pa.Schema, entries: Sequence[Entry], **columns: list[Any]) -> pa.Table:
     """Rows of both tables: what an entry is about and where it comes from, and these columns."""
-    moments = [one.event.timestamp for one in entries]
+    events = [one.event for one in entries]
     columns |= {
-        "event_id": [one.event.event_id for one in entries],
-        "assignment_id": [one.event.assignment_id for one in entries],
-        "project_id": [one.event.project_id for one in entries],
-        "event_timestamp": moments,
-        "kafka_topic": [one.record.topic for one in entries],
-        "kafka_topic_id": [one.record.topic_id for one in entries],
-        "kafka_partition": [one.record.partition for one in entries],
-        "kafka_offset": [one.record.offset for one in entries],
-        "year": [one.year for one in moments],
-        "month": [one.month for one in moments],
-        "day": [one.day for one in moments],
+        "event_id": [event.event_id for event in events],
+        "assignment_id": [event.assignment_id for event in events],
+        "project_id": [event.project_id for event in events],
+        **make_origin_columns([one.record for one in entries], events),
+        **make_day_columns(events),
     }
     return pa.table([pa.array(columns[field.name], type=field.type) for field in schema], schema=schema)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from itel_cabinet.transforms.columns import DAY, INSTANT, ORIGIN, make_day_columns, make_origin_columns, required
 from itel_cabinet.transforms.enrichment import CabinetTask, Photograph
 from itel_cabinet.transforms.events import TaskEvent, dump_json
 from itel_cabinet.transforms.forms import Form, Question, TaskDetails, read_int, read_timestamp
@@ -38,7 +39,6 @@ _SOURCE = "claimx_itel_plugin"
 _MEDIA_TYPE = "image/jpeg"
 _NOT_FETCHED = Photograph(None, None)
 
-_INSTANT = pa.timestamp("us", tz="UTC")
 _ANSWER_TYPES = {
     "yes_no": pa.bool_(),
     "decimal": pa.float64(),
@@ -48,42 +48,27 @@ _ANSWER_TYPES = {
 }
 
 
-def _required(name: str, kind: pa.DataType) -> pa.Field:
-    return pa.field(name, kind, nullable=False)
-
-
-# Where a row came from; (event_timestamp, kafka_partition, kafka_offset) is also the order of upserts.
-_ORIGIN = [
-    _required("event_timestamp", _INSTANT),
-    _required("kafka_topic", pa.string()),
-    _required("kafka_topic_id", pa.string()),
-    _required("kafka_partition", pa.int32()),
-    _required("kafka_offset", pa.int64()),
-]
-
 TRACKING_SCHEMA = pa.schema(
     [
-        _required("event_id", pa.string()),
-        _required("event_type", pa.string()),
-        *_ORIGIN,
-        _required("processed_timestamp", _INSTANT),
-        _required("task_id", pa.int64()),
-        _required("assignment_id", pa.int64()),
-        _required("project_id", pa.string()),
-        _required("task_status", pa.string()),
+        required("event_id", pa.string()),
+        required("event_type", pa.string()),
+        *ORIGIN,
+        required("processed_timestamp", INSTANT),
+        required("task_id", pa.int64()),
+        required("assignment_id", pa.int64()),
+        required("project_id", pa.string()),
+        required("task_status", pa.string()),
         pa.field("task_name", pa.string()),
         pa.field("assigned_to_user_id", pa.int64()),
         pa.field("assigned_by_user_id", pa.int64()),
-        pa.field("task_created_at", _INSTANT),
-        pa.field("task_completed_at", _INSTANT),
+        pa.field("task_created_at", INSTANT),
+        pa.field("task_completed_at", INSTANT),
         pa.field("claimx_task_full", pa.string()),
         pa.field("original_event", pa.string()),
         pa.field("project_data", pa.string()),
         pa.field("tracking_version", pa.string()),
         pa.field("source", pa.string()),
-        pa.field("year", pa.int32()),
-        pa.field("month", pa.int32()),
-        pa.field("day", pa.int32()),
+        *DAY,
     ]
 )
 
@@ -96,17 +81,17 @@ def make_forms_schema(questions: Sequence[Question], raw_data_after: str | None 
     before = columns.index(raw_data_after) + 1 if raw_data_after else len(columns)
     return pa.schema(
         [
-            _required("assignment_id", pa.int64()),
-            _required("task_id", pa.int64()),
+            required("assignment_id", pa.int64()),
+            required("task_id", pa.int64()),
             pa.field("task_name", pa.string()),
-            _required("project_id", pa.string()),
+            required("project_id", pa.string()),
             pa.field("form_id", pa.string()),
             pa.field("form_response_id", pa.string()),
-            _required("status", pa.string()),
-            _required("event_id", pa.string()),
-            pa.field("date_assigned", _INSTANT),
-            pa.field("date_completed", _INSTANT),
-            pa.field("ingested_at", _INSTANT),
+            required("status", pa.string()),
+            required("event_id", pa.string()),
+            pa.field("date_assigned", INSTANT),
+            pa.field("date_completed", INSTANT),
+            pa.field("ingested_at", INSTANT),
             pa.field("customer_first_name", pa.string()),
             pa.field("customer_last_name", pa.string()),
             pa.field("customer_email", pa.string()),
@@ -116,19 +101,19 @@ def make_forms_schema(questions: Sequence[Question], raw_data_after: str | None 
             *answers[:before],
             pa.field("raw_data", pa.string()),
             *answers[before:],
-            pa.field("created_at", _INSTANT),
-            pa.field("updated_at", _INSTANT),
+            pa.field("created_at", INSTANT),
+            pa.field("updated_at", INSTANT),
             pa.field("parse_warnings", pa.string()),
-            *_ORIGIN,
+            *ORIGIN,
         ]
     )
 
 
 ATTACHMENTS_SCHEMA = pa.schema(
     [
-        _required("assignment_id", pa.int64()),
-        _required("project_id", pa.string()),
-        _required("event_id", pa.string()),
+        required("assignment_id", pa.int64()),
+        required("project_id", pa.string()),
+        required("event_id", pa.string()),
         pa.field("control_id", pa.string()),
         pa.field("question_key", pa.string()),
         pa.field("question_text", pa.string()),
@@ -136,12 +121,12 @@ ATTACHMENTS_SCHEMA = pa.schema(
         pa.field("claim_media_id", pa.int64()),
         pa.field("blob_path", pa.string()),
         pa.field("display_order", pa.int32()),
-        pa.field("created_at", _INSTANT),
+        pa.field("created_at", INSTANT),
         pa.field("is_active", pa.bool_()),
         pa.field("media_type", pa.string()),
-        pa.field("updated_at", _INSTANT),
+        pa.field("updated_at", INSTANT),
         pa.field("media_warning", pa.string()),
-        *_ORIGIN,
+        *ORIGIN,
     ]
 )
 
@@ -188,11 +173,7 @@ def _tracking_columns(
     return {
         "event_id": [event.event_id for event in events],
         "event_type": [event.event_type for event in events],
-        "event_timestamp": [event.timestamp for event in events],
-        "kafka_topic": [record.topic for record in records],
-        "kafka_topic_id": [record.topic_id for record in records],
-        "kafka_partition": [record.partition for record in records],
-        "kafka_offset": [record.offset for record in records],
+        **make_origin_columns(records, events),
         "processed_timestamp": [now] * number,
         "task_id": [event.task_id for event in events],
         "assignment_id": [event.assignment_id for event in events],
@@ -208,9 +189,7 @@ def _tracking_columns(
         "project_data": [None if event.project is None else dump_json(event.project) for event in events],
         "tracking_version": [_TRACKING_VERSION] * number,
         "source": [describe_edit(record) or _SOURCE for record in records],
-        "year": [event.timestamp.year for event in events],
-        "month": [event.timestamp.month for event in events],
-        "day": [event.timestamp.day for event in events],
+        **make_day_columns(events),
     }
 
 
