@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
@@ -15,8 +12,8 @@ from itel_cabinet.local.samples import Generator, Produced, Receipt, Shares, pro
 from itel_cabinet.local.simulators import ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from tests.support.accounting import assert_everything_accounted_for, repeated_calls
-from tests.support.feed import Feed
-from tests.support.jobs import Stack, wait_for
+from tests.support.jobs import Stack
+from tests.support.kills import kill_at_random
 
 TABLES = (TRACKING, FORMS, ATTACHMENTS)
 POINTS = [
@@ -47,8 +44,8 @@ MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.
 RECORDS_A_BATCH = 50
 
 
-def produced(stack: Stack, records: Iterable[Produced], rate: float | None = None) -> list[Receipt]:
-    return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx, rate=rate)
+def produced(stack: Stack, records: Iterable[Produced]) -> list[Receipt]:
+    return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx)
 
 
 @pytest.mark.parametrize("point", [*POINTS, *(pytest.param(point, marks=pytest.mark.slow) for point in AGAIN)])
@@ -64,9 +61,6 @@ def test_killed_at(stack: Stack, point: str) -> None:
     assert repeated_calls(stack, receipts) <= RECORDS_A_BATCH
 
 
-EVENTS_A_SECOND = 250.0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -75,30 +69,11 @@ EVENTS_A_SECOND = 250.0
 )
 def test_killed_at_random(stack: Stack, kills: int, events: int) -> None:
     """Kills come at seeded moments after the job has moved the group's offsets since its start."""
-    moments = random.Random(20)
     shares = Shares(assigned=0.5, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.01)
-    generator = Generator(6, start=datetime.now(UTC), step=timedelta(seconds=1 / EVENTS_A_SECOND), shares=shares)
-    stack.options = {"max_batch_records": "100", "http_concurrency": "8"}
     # Checking each body costs the simulator more than the rest of its work, and other tests do it.
-    with (
-        ItelSimulator(schema={}) as itel,
-        ThreadPoolExecutor(1) as producer,
-        Feed(generator.tracking_messages(events), events // (kills + 1) + 1) as feed,
-    ):
+    with ItelSimulator(schema={}) as itel:
         stack.itel = itel
-        receipts = producer.submit(produced, stack, feed, EVENTS_A_SECOND)
-        for _ in range(kills):
-            feed.next_life()
-            before = sum(stack.committed("cabinet").values())
-            with stack.running("cabinet") as job:
-                wait_for(lambda before=before: sum(stack.committed("cabinet").values()) > before, "progress")
-                threading.Event().wait(moments.uniform(0.0, 2.0))
-                job.kill()
-                assert job.process.returncode == -signal.SIGKILL, job.errors
-        feed.next_life()
-        written = receipts.result(300)
-        assert len(written) == events
-        stack.run("cabinet", seconds=300)
+        written = kill_at_random(stack, seed=6, shares=shares, kills=kills, events=events, seconds=300)
         assert_everything_accounted_for(stack, written)
         assert itel.overlaps == 0
         assert repeated_calls(stack, written) <= kills * 100

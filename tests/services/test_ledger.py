@@ -4,12 +4,9 @@ a kill; what is to be sent again is, once under each name."""
 from __future__ import annotations
 
 import json
-import random
 import signal
-import threading
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,15 +17,15 @@ from itel_cabinet.local.simulators import ItelSimulator
 from itel_cabinet.pipeline.tables import BODIES, LEDGER
 from tests.support.accounting import assert_everything_accounted_for, assert_ledger, repeated_calls
 from tests.support.cabinet_samples import group, question, tracking_message
-from tests.support.feed import Feed
-from tests.support.jobs import Stack, wait_for
+from tests.support.jobs import Stack
+from tests.support.kills import kill_at_random
 
 MANY_COMPLETIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 RECORDS_A_BATCH = 40
 
 
-def produced(stack: Stack, records: Iterable[Produced], rate: float | None = None) -> list[Receipt]:
-    return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx, rate=rate)
+def produced(stack: Stack, records: Iterable[Produced]) -> list[Receipt]:
+    return produce(stack.broker.bootstrap_servers, stack.topic("tracking"), records, stack.claimx)
 
 
 def calls(stack: Stack) -> Counter[str]:
@@ -146,9 +143,6 @@ def test_the_same_form_by_another_event_is_unchanged_after_a_restart_too(stack: 
     assert {body["event_id"] for body in stack.bodies()} == {*calls(stack)}
 
 
-EVENTS_A_SECOND = 250.0
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
@@ -157,27 +151,10 @@ EVENTS_A_SECOND = 250.0
 )
 def test_killed_at_random_and_read_again_from_the_beginning(stack: Stack, kills: int, events: int) -> None:
     """Kills while events come; then all of them once more under the same group, and under another one."""
-    moments = random.Random(20)
     shares = Shares(assigned=0.1, resubmitted=0.05, late=0.02, repeated=0.02, bad=0.01)
-    generator = Generator(44, start=datetime.now(UTC), step=timedelta(seconds=1 / EVENTS_A_SECOND), shares=shares)
-    stack.options = {"max_batch_records": "100", "http_concurrency": "8"}
-    with (
-        ItelSimulator(schema={}) as itel,
-        ThreadPoolExecutor(1) as producer,
-        Feed(generator.tracking_messages(events), events // (kills + 1) + 1) as feed,
-    ):
+    with ItelSimulator(schema={}) as itel:
         stack.itel = itel
-        receipts = producer.submit(produced, stack, feed, EVENTS_A_SECOND)
-        for _ in range(kills):
-            feed.next_life()
-            before = sum(stack.committed("cabinet").values())
-            with stack.running("cabinet") as job:
-                wait_for(lambda before=before: sum(stack.committed("cabinet").values()) > before, "progress")
-                threading.Event().wait(moments.uniform(0.0, 2.0))
-                job.kill()
-        feed.next_life()
-        written = receipts.result(600)
-        stack.run("cabinet", seconds=600)
+        written = kill_at_random(stack, seed=44, shares=shares, kills=kills, events=events, seconds=600)
         by_kills = repeated_calls(stack, written)
         stack.rewind("cabinet")
         stack.run("cabinet", seconds=600)
