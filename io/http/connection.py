@@ -37,7 +37,7 @@ from itel_cabinet.io.http.transport import (
     check_environment,
     check_url,
 )
-from itel_cabinet.io.http.window import Window
+from itel_cabinet.io.http.window import Window, question_kind
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.io.worker import (
     OutageError,
@@ -390,6 +390,7 @@ class Connection:
             self._breaker.note(isinstance(outcome, Reply) and outcome.meaning is not Meaning.AGAIN)
             self._window.leave(
                 entry.entered,
+                kind=question_kind(method, path),
                 answered=isinstance(outcome, Reply) and outcome.ok,
                 overloaded=_is_limited(outcome) or _is_overload(outcome),
             )

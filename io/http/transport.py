@@ -49,7 +49,7 @@ __all__ = [
 MAX_BODY_BYTES = 16 * 1024 * 1024  # far above any task or media list, and as many threads may each hold one
 EXCERPT_CHARACTERS = 500
 _EXCERPT_BYTES = 65_536  # of a body, before secrets and blanks are taken out
-# Possessive, as otherwise a path that is not plain is cut into its segments in all ways there are before it is given up.
+# Possessive: a path that is not plain would be cut into its segments in all ways there are before it is given up.
 _PLAIN_PATH = re.compile(r"/(?:[A-Za-z0-9_-][A-Za-z0-9_.-]*+/?)*+(?:\?[A-Za-z0-9_.=&-]*)?")
 _BUNDLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # the first one given is used
 _MAX_PEM_BYTES = 4 * 1024 * 1024  # the bundle of all public authorities has 0.3 MB

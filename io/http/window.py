@@ -2,19 +2,20 @@
 
 Found as TCP Vegas finds its window: more while answers take no longer than they did, fewer once they do, since from
 there on calls only wait for each other; and fewer at once when a call is limited, cut off by its time-out, or answered
-by 502 to 504. How long answers take without that is the least median of a stretch of calls within the last minutes: a
-median, because one API answers different questions in different times.
+by 502 to 504. How long answers take without that is the least median of a stretch of calls within the last minutes, for
+each kind of question by itself: a list of photos may always take longer than a task.
 """
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from statistics import median_low
 
 from itel_cabinet.io.worker import metrics
 
-__all__ = ["Window"]
+__all__ = ["Window", "question_kind"]
 
 _FIRST = 8.0
 _LEAST = 2.0  # for answers that are slow; for refusals it is 1
@@ -23,6 +24,40 @@ _SLOWER = 2.0  # times the least median, and
 _SLACK_SECONDS = 0.020  # more than it: what waiting for this process's own processor looks like
 _CUT, _MOST_CUT = 0.7, 0.5
 _MEMORY_SECONDS = 60.0  # of the least median; twice that at most
+_MOST_KINDS = 16  # what an API is asked beyond them is one kind
+_ID = re.compile(r"/[^/]*\d[^/]*")  # a segment with a digit in it
+
+
+def question_kind(method: str, path: str) -> str:
+    """What is the same for calls that are alike: the method, and the path but for ids and the query."""
+    return method + _ID.sub("/#", path.partition("?")[0])
+
+
+class _Usual:
+    """How long the calls of one kind take. Not thread-safe."""
+
+    def __init__(self, now: float) -> None:
+        self._stretch: list[float] = []
+        self._least = float("inf"), float("inf")  # of this minute, and of the one before
+        self._minute_ends = now + _MEMORY_SECONDS
+
+    def learn(self, seconds: float, now: float, calls: int) -> float | None:
+        """At the end of a stretch of ``calls``, how many times longer they took than is bearable; else None."""
+        self._stretch.append(seconds)
+        if len(self._stretch) < max(_STRETCH, calls):
+            return None
+        usual = median_low(self._stretch)
+        self._stretch.clear()
+        if now >= self._minute_ends:
+            self._least = float("inf"), self._least[0]
+            self._minute_ends = now + _MEMORY_SECONDS
+        self._least = min(self._least[0], usual), self._least[1]
+        least = min(self._least)
+        return usual / max(least * _SLOWER, least + _SLACK_SECONDS)
+
+    def forget_stretch(self) -> None:
+        """After a change of the limit: what was measured before says nothing of it."""
+        self._stretch.clear()
 
 
 class Window:
@@ -39,9 +74,7 @@ class Window:
         self._full = False  # whether the limit was reached since the last change
         self._doubles = True
         self._cut_at = -float("inf")
-        self._stretch: list[float] = []
-        self._least = float("inf"), float("inf")  # of this minute, and of the one before
-        self._minute_ends = clock() + _MEMORY_SECONDS
+        self._kinds: dict[str, _Usual] = {}
         self._shown = metrics.HTTP_CONCURRENCY.labels(name)
         self._shown.set(self.limit)
 
@@ -60,33 +93,28 @@ class Window:
             self._full |= self._under_way >= self.limit
             return self._clock()
 
-    def leave(self, began: float, *, answered: bool = False, overloaded: bool = False) -> None:
-        """Give the place back. A call may have been ``answered``, or say that the API is ``overloaded``; else nothing
-        is learnt of it."""
+    def leave(self, began: float, *, kind: str = "", answered: bool = False, overloaded: bool = False) -> None:
+        """Give the place back. A call of a ``kind`` may have been ``answered``, or say that the API is ``overloaded``;
+        else nothing is learnt of it."""
         with self._free:
             self._under_way -= 1
             now = self._clock()
             if overloaded:
                 self._shrink(began, now, _CUT, 1.0)
             elif answered:
-                self._learn(began, now)
+                self._learn(kind, began, now)
             self._shown.set(self.limit)
             self._free.notify(max(1, self.limit - self._under_way))
 
-    def _learn(self, began: float, now: float) -> None:
-        self._stretch.append(now - began)
-        if len(self._stretch) < max(_STRETCH, self.limit):
+    def _learn(self, kind: str, began: float, now: float) -> None:
+        if kind not in self._kinds and len(self._kinds) >= _MOST_KINDS:
+            kind = ""
+        usual = self._kinds.get(kind) or self._kinds.setdefault(kind, _Usual(now))
+        slower = usual.learn(now - began, now, self.limit)
+        if slower is None:
             return
-        usual = median_low(self._stretch)
-        self._stretch.clear()
-        if now >= self._minute_ends:
-            self._least = float("inf"), self._least[0]
-            self._minute_ends = now + _MEMORY_SECONDS
-        self._least = min(self._least[0], usual), self._least[1]
-        least = min(self._least)
-        bearable = max(least * _SLOWER, least + _SLACK_SECONDS)
-        if usual > bearable:
-            self._shrink(began, now, max(_MOST_CUT, bearable / usual), _LEAST)
+        if slower > 1:
+            self._shrink(began, now, max(_MOST_CUT, 1 / slower), _LEAST)
         elif self._full:
             self._limit = min(self._most, self._limit * 2 if self._doubles else self._limit + 1)
             self._full = False
@@ -96,5 +124,6 @@ class Window:
         if began < self._cut_at:
             return
         self._cut_at, self._doubles, self._full = now, False, False
-        self._stretch.clear()
+        for usual in self._kinds.values():
+            usual.forget_stretch()
         self._limit = min(self._most, max(least, self._limit * factor))

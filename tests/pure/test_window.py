@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from itel_cabinet.io.http.window import Window
+from itel_cabinet.io.http.window import Window, question_kind
 
 CALL_SECONDS = 0.05
 PHASES = ((30.0, 8), (30.0, 48), (30.0, 4), (30.0, 24), (30.0, 64), (30.0, 12))
@@ -108,6 +108,41 @@ def test_it_does_not_grow_while_it_is_not_used(window: Window) -> None:
     for _ in range(1_000):
         call(window, answered=True)
     assert window.limit == 8
+
+
+def test_slow_questions_among_quick_ones_do_not_make_it_smaller() -> None:
+    at = [0.0]
+    window = Window("claimx", 64, lambda: at[0])
+    # A batch asks for its tasks, then for what is longer in coming: each for many records, and over and over.
+    for _ in range(20):
+        for kind, seconds in (("GET/task/#", 0.01), ("GET/media", 0.3), ("GET/project/#", 0.08)):
+            for _ in range(10):
+                began = [window.enter() for _ in range(window.limit)]
+                at[0] += seconds
+                for one in began:
+                    window.leave(one, kind=kind, answered=True)
+    assert window.limit == 64
+
+
+def test_kinds_without_end_are_one() -> None:
+    window = Window("claimx", 8, lambda: 0.0)
+    for number in range(1_000):
+        window.leave(window.enter(), kind=f"GET/{number}", answered=True)
+    assert len(window._kinds) == 17
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "kind"),
+    [
+        ("GET", "/customTasks/assignment/5430057?full=true", "GET/customTasks/assignment/#"),
+        ("GET", "/export/project/12/media?mediaIds=1,2", "GET/export/project/#/media"),
+        ("POST", "/api/v1/cabinet", "POST/api/#/cabinet"),
+        ("GET", "/orders/0b5f7a2e-77aa-4f0c-9f57-6d6f0a52b2d1", "GET/orders/#"),
+        ("GET", "", "GET"),
+    ],
+)
+def test_questions_alike_but_for_ids_are_of_one_kind(method: str, path: str, kind: str) -> None:
+    assert question_kind(method, path) == kind
 
 
 def test_what_says_nothing_changes_nothing(window: Window) -> None:
