@@ -98,7 +98,7 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
         enrich,
         lookup=FreeLookup,
         pool=_pool,
-        form_wait=float,
+        form_wait=pow,  # which nothing comes too early for
         read_form=contract.read_form,
         clock=_SECONDS,
         count=count_form,

@@ -301,7 +301,8 @@ def _offer_to(settings: ItelSettings) -> Callable[[Submission, str], None]:
     return get_shadow(settings).offer
 
 
-def _wait_for_form(seconds: float, announced_at: float) -> None:
-    """Return ``seconds`` later; at once if that was announced (epoch seconds) so long ago that no clock is so wrong."""
+def _wait_for_form(seconds: float, announced_at: float, here: float) -> None:
+    """Return ``seconds`` after an event arrived, ``here`` seconds ago; at once if it was announced (epoch seconds) so
+    long ago that no clock is so wrong."""
     if not 0 < announced_at < time.time() - _SURELY_OLD_SECONDS:
-        time.sleep(seconds)
+        time.sleep(max(0.0, seconds - here))

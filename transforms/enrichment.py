@@ -130,7 +130,7 @@ def enrich(
     *,
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
-    form_wait: Callable[[float], None],
+    form_wait: Callable[[float, float], None],
     read_form: Callable[[TaskDetails], Form],
     clock: Callable[[], float],
     count: Callable[[Form], None],
@@ -144,8 +144,8 @@ def enrich(
     Args:
         lookup: gives the process-wide client; called on the worker.
         pool: gives the process-wide thread pool; called on the worker.
-        form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and waits until what it
-            announced can be read.
+        form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and how many seconds
+            ago it arrived here, and waits until what it announced can be read.
         read_form: reads the form in an answer, as the contract has it.
         clock: epoch seconds, for failures.
         count: is called with each form that was read.
@@ -164,7 +164,7 @@ def enrich(
     def is_too_early(task: CabinetTask | Failure) -> bool:
         return isinstance(task, CabinetTask) and task.completed and (task.form is None or task.is_ahead)
 
-    tasks = _look_up_each(events, look_up, is_too_early, form_wait, pool())
+    tasks = _look_up_each(events, look_up, is_too_early, form_wait, claimx, arrived, pool())
     for task in tasks:
         if isinstance(task, CabinetTask) and task.form is not None:
             count(task.form)
@@ -176,7 +176,7 @@ def look_up_missing_tasks(
     *,
     lookup: Callable[[], TaskLookup],
     pool: Callable[[], Executor],
-    form_wait: Callable[[float], None],
+    form_wait: Callable[[float, float], None],
     clock: Callable[[], float],
 ) -> list[KnownTask | Failure]:
     """Each event with its task row, in input order: its own, or ClaimX's where it names only the assignment.
@@ -218,21 +218,23 @@ def look_up_missing_tasks(
             task.record, "enrich", "not_completed_yet", error, now, now, 2, event.event_id, event.assignment_id
         )
 
-    return [give_up(task) for task in _look_up_each(events, find, is_too_early, form_wait, pool())]
+    return [give_up(task) for task in _look_up_each(events, find, is_too_early, form_wait, claimx, arrived, pool())]
 
 
 def _look_up_each(
     events: Sequence[tuple[Record, TaskEvent]] | Sequence[tuple[Record, ClaimXEvent]],
     look_up: Callable[..., Made],
     is_too_early: Callable[[Made], bool],
-    form_wait: Callable[[float], None],
+    form_wait: Callable[[float, float], None],
+    claimx: TaskLookup,
+    arrived: float,
     pool: Executor,
 ) -> list[Made]:
     """What ``look_up`` makes of each event, in input order; once more, past the cache, of those that come too early."""
     made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool)
     early = [index for index, one in enumerate(made) if is_too_early(one)]
     if early:
-        form_wait(max(events[i][0].timestamp_ms for i in early) / 1000)
+        form_wait(max(events[i][0].timestamp_ms for i in early) / 1000, claimx.now() - arrived)
         again = map_in_key_order([events[i] for i in early], _assignment, partial(look_up, fresh=True), pool)
         for index, one in zip(early, again, strict=True):
             made[index] = one

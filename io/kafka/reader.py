@@ -260,19 +260,27 @@ class _ShardReader:
         return position
 
     def _poll(self, start: ShardPosition) -> list[KafkaMessage]:
+        """A batch: full, or ``max_batch_seconds`` after it could begin. While a long batch was worked on the next one
+        has waited, and takes what is there."""
         source = self._source
+        messages: list[KafkaMessage] = self._consumer.consume(1, timeout=0)
+        began = max(self._read_at, 0.0) if messages else 0.0
         idle_until = time.monotonic() + _IDLE_SECONDS
-        messages: list[KafkaMessage] = []
         while not messages and not STOP.is_set() and time.monotonic() < idle_until and not self._trouble.is_set():
             messages = self._consumer.consume(1, timeout=_SLICE_SECONDS)
             if not messages and start.ends is not None and replace(start, offsets=self._offsets(start)).caught_up:
                 break
-        full_at = time.monotonic() + source.max_batch_seconds
+        full_at = (began or time.monotonic()) + source.max_batch_seconds
         size = sum(map(len, messages))
-        while messages and len(messages) < self._limit.records and size < source.max_batch_bytes and not STOP.is_set():
-            left = full_at - time.monotonic()
-            if left <= 0:
-                break
+        left = 1.0
+        while (
+            messages
+            and left > 0
+            and len(messages) < self._limit.records
+            and size < source.max_batch_bytes
+            and not STOP.is_set()
+        ):
+            left = max(0.0, full_at - time.monotonic())
             # By the size so far, so that a batch of large records ends in time.
             room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
             more = self._consumer.consume(

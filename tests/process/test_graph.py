@@ -50,7 +50,11 @@ def test_a_form_is_waited_for_unless_its_announcement_is_surely_old(monkeypatch:
     wait = Wiring(parse_arguments("api", options)[0]).wait_for_form
     # Just now; by clocks that are slow or ahead; of a record without a time.
     for announced_at in (100_000.0, 99_940.0, 100_060.0, 0.0, -0.001, 200_000.0):
-        wait(announced_at)
+        wait(announced_at, 0.0)
     assert slept == [2.0] * 6
-    wait(90_000.0)
+    wait(90_000.0, 0.0)
     assert slept == [2.0] * 6
+    # What it has been here for was waited already.
+    wait(100_000.0, 0.5)
+    wait(100_000.0, 3.0)
+    assert slept[6:] == [1.5, 0.0]

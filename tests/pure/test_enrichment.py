@@ -37,7 +37,7 @@ class Lookup:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def now(self) -> float:
-        return ARRIVED
+        return ARRIVED + len(self.calls)  # each call takes a second
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
         with self._lock:
@@ -65,7 +65,7 @@ def unused(_: float = 0.0) -> None:
 
 
 def look_up(
-    items: list[Item], lookup: Lookup, pool: Executor, form_wait: Callable[[float], None] = unused
+    items: list[Item], lookup: Lookup, pool: Executor, form_wait: Callable[[float, float], None] = unused
 ) -> list[CabinetTask | Failure]:
     clock = itertools.count(500.0).__next__
     return enrich(
@@ -130,7 +130,7 @@ def test_a_completed_event_whose_task_is_not_yet_completed_is_looked_up_again(st
     one, other = item(1, 7), item(2, 8)
     waits: list[float] = []
     lookup = Lookup({7: [early, WITH_FORM], 8: [early]})
-    late, ahead = look_up([one, other], lookup, pool, form_wait=waits.append)
+    late, ahead = look_up([one, other], lookup, pool, form_wait=lambda at, _: waits.append(at))
     assert len(waits) == 1
     assert sorted(lookup.calls) == [(n, ARRIVED, fresh) for n in (7, 8) for fresh in (False, True)]
     assert late == CabinetTask(*one, WITH_FORM.without_groups(), parse_form(WITH_FORM))
@@ -191,9 +191,9 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
             5: [unknown],
         }
     )
-    tasks = look_up(items, lookup, pool, form_wait=lambda since: waits.append((len(lookup.calls), since)))
+    tasks = look_up(items, lookup, pool, form_wait=lambda at, here: waits.append((len(lookup.calls), at, here)))
     # Once a batch, when all had been asked, and for the latest of those without a form.
-    assert waits == [(6, max(one.timestamp_ms for one, _ in (items[1], items[2], items[5])) / 1000)]
+    assert waits == [(6, max(one.timestamp_ms for one, _ in (items[1], items[2], items[5])) / 1000, 6.0)]
     assert sorted(call for call in lookup.calls if call[2]) == [
         (2, ARRIVED, True),
         (2, ARRIVED, True),
@@ -213,7 +213,7 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
 def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
     items = [item(n, 1 + n % 3) for n in range(15)]
     lookup = Lookup({n: [WITHOUT_FORM] for n in (1, 2, 3)})
-    tasks = look_up(items, lookup, pool, form_wait=lambda _: None)
+    tasks = look_up(items, lookup, pool, form_wait=lambda *_: None)
     assert tasks == [CabinetTask(*one, WITHOUT_FORM, None) for one in items]
     assert not lookup.overlapped
     looks: dict[bool, int] = defaultdict(int)
@@ -225,7 +225,7 @@ def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
 def test_a_second_look_that_is_refused_is_a_failure(pool: Executor) -> None:
     one = item(1, 7)
     gone = TaskLookupError("unknown_assignment", "gone")
-    (failed,) = look_up([one], Lookup({7: [WITHOUT_FORM, gone]}), pool, form_wait=lambda _: None)
+    (failed,) = look_up([one], Lookup({7: [WITHOUT_FORM, gone]}), pool, form_wait=lambda *_: None)
     assert isinstance(failed, Failure)
     assert (failed.record, failed.error_class, failed.error) == (one[0], "unknown_assignment", "gone")
 

@@ -55,7 +55,7 @@ def look_up(items: list[tuple[Record, ClaimXEvent]], lookup: Lookup) -> list[Kno
     with ThreadPoolExecutor(1) as executor:
         pool: Executor = executor
         return look_up_missing_tasks(
-            items, lookup=lambda: lookup, pool=lambda: pool, form_wait=lambda _: None, clock=clock
+            items, lookup=lambda: lookup, pool=lambda: pool, form_wait=lambda *_: None, clock=clock
         )
 
 
