@@ -20,7 +20,9 @@ from itel_cabinet.transforms.dead_letters import decode_dead_letter, encode_dead
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.replays import make_replay_headers
 from tests.conftest import TopicFactory
+from tests.support.cabinet_samples import answer, group, question, tracking_message
 from tests.support.filed_submissions import START, TOPIC_ID, append, event, filed, make_tables
+from tests.support.jobs import Stack
 from tests.support.printed import Printed
 
 GROUP = "itel_cabinet_group"
@@ -252,6 +254,69 @@ def test_what_itel_lacks_is_put_in_line_once(
         assert [one.key for one in written] == [b"5000001", b"5000002", b"5000003", b"5000005"]
     assert main(["dead-letters", "list", "--count", "--json", *letters.asked]) == 0
     assert [(one["open"], one["replayed"]) for one in json.loads(capsys.readouterr().out)] == [(0, 1)]
+
+
+def test_what_is_put_in_line_is_submitted_once_by_a_running_job(
+    stack: Stack, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of every kind: the job has never read it, it had no form, iTel refused it."""
+    tracking, photo = stack.topic("tracking"), group("Photos", question("Upload Overview Photo(s)", [11]))
+    given = [f"--tables_root={stack.tables_uri}", f"--bootstrap_servers={stack.broker.bootstrap_servers}"]
+    given += [f"--dead_letter_topic={stack.topic('errors')}", f"--itel_errors_topic={stack.topic('itel_errors')}"]
+
+    def tell(number: int, *groups: Any) -> None:
+        stack.tell(tracking_message(event_id=f"e-{number}", assignment_id=5_430_000 + number), *groups, partition=0)
+
+    def reconcile(status: int, *more: str) -> dict[str, Any]:
+        assert main(["reconcile", "--json", *given, *more]) == status
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    for number in (1, 2):
+        tell(number, photo)
+    stack.run("tracking")
+    commit(stack.broker, f"{stack.prefix}.cabinet", TopicPartition(tracking, 0, 2))
+    with stack.running("cabinet") as job:
+        stack.itel.faults.error_status = 422
+        tell(3, photo)
+        stack.settle("cabinet")
+        stack.itel.faults.error_status = None
+        tell(4)
+        tell(5, photo)
+        stack.settle("cabinet")
+        lacking = {one["event_id"]: (one["outcome"], one["reason"]) for one in reconcile(1)["forms"]}
+        never = ("never_tried", None)
+        refused = {"e-3": ("refused", "refused"), "e-4": ("refused", "no_form")}
+        assert lacking == {"e-1": never, "e-2": never, **refused}
+
+        stack.claimx.put_task(answer(photo, assignmentId=5_430_004))
+        # The group is found: it is the one that a job which submits reads with.
+        places = {one["event_id"]: one["place"] for one in reconcile(0, "--resubmit")["resubmitted"]}
+        assert places == dict.fromkeys(lacking, "put_in_line")
+        stack.settle("cabinet")
+        assert reconcile(0)["forms"] == reconcile(0, "--resubmit")["resubmitted"] == []
+        assert job.stop() == 0, job.errors
+    assert {one.idempotency_key: one.times for one in stack.itel.submissions()} == dict.fromkeys(
+        ("e-1", "e-2", "e-3", "e-4", "e-5"), 1
+    )
+    # The ledger has each once more, from the record that was put in line; the history has one row as before.
+    origins = {
+        message.offset: dict(message.headers)["x-replay-of"].decode().rpartition("/")[2]
+        for message in stack.broker.read(tracking)
+        if "x-replay-of" in dict(message.headers)
+    }
+    settled = {row["event_id"]: row["kafka_offset"] for row in stack.ledger() if row["settled"]}
+    assert {event_id: int(origins.get(at, -1)) for event_id, at in settled.items()} == {
+        "e-1": 0, "e-2": 1, "e-3": 2, "e-4": 3, "e-5": -1
+    }  # fmt: skip
+    assert sorted(row["event_id"] for row in stack.ledger() if row["settled"]) == [*sorted(settled)]
+    assert sorted((row["event_id"], row["reason"]) for row in stack.ledger() if not row["settled"]) == [
+        ("e-3", "refused"),
+        ("e-4", "no_form"),
+    ]
+    assert sorted(row["event_id"] for row in stack.tracking()) == [f"e-{number}" for number in range(1, 6)]
+    assert main(["dead-letters", "list", "--count", "--json", *given[1:]]) == 0
+    assert {one["open"] for one in json.loads(capsys.readouterr().out)} == {0}
 
 
 def test_for_which_group_must_be_known(tmp_path: Path, topic: TopicFactory, letters: Letters, printed: Printed) -> None:
