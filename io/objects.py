@@ -6,6 +6,7 @@ Thin over obstore, which reads the same environment variables as delta-rs. Knows
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -174,7 +175,11 @@ def _opened(settings: ObjectStoreSettings) -> ObjectStore:
     if settings.folder is not None:
         return LocalStore(settings.folder, mkdir=True, automatic_cleanup=True)
     options = dict(settings.options)
-    client = {"timeout": _CALL_SECONDS} | {name: options.pop(name) for name in _CLIENT_OPTIONS & options.keys()}
+    client = {"timeout": _CALL_SECONDS}
+    # The one of these that delta-rs reads from the environment; obstore forgets it where any of them is given.
+    if "AWS_ALLOW_HTTP" in os.environ:
+        client["allow_http"] = os.environ["AWS_ALLOW_HTTP"]
+    client |= {name: options.pop(name) for name in _CLIENT_OPTIONS & options.keys()}
     return cast(
         "ObjectStore",
         from_url(settings.root, config=options, client_options=client, retry_config={"max_retries": _TRIES}),  # type: ignore[call-overload]

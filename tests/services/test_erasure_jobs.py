@@ -7,14 +7,17 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import obstore
 import pytest
 from deltalake import DeltaTable
+from obstore.store import from_url
 
 from itel_cabinet.local.services import free_port
 from itel_cabinet.local.simulators import MediaFault
@@ -77,14 +80,26 @@ def rows_of_others(stack: Stack) -> dict[str, list[Any]]:
     }
 
 
+def find_stored(stack: Stack, part: str = "") -> list[str]:
+    """The markers that are in tables and media, or in the ``part`` of them, wherever those are."""
+    if stack.store is None:
+        return find_markers(stack.folder / part, MARKERS)
+    with tempfile.TemporaryDirectory(dir=stack.folder) as folder:
+        store = from_url(f"{stack.store}/{part}", client_options={"allow_http": True})
+        for entry in (entry for page in obstore.list(store) for entry in page):
+            copy = Path(folder, entry["path"])
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(obstore.get(store, entry["path"]).bytes())
+        return find_markers(Path(folder), MARKERS)
+
+
 def vacuum(stack: Stack) -> None:
     arguments = ["--retention_hours=0", "--allow_short_retention", f"--tables_root={stack.tables_uri}"]
     assert main(["tables", "vacuum", *arguments]) == 0
 
 
-@pytest.fixture
-def planted(stack: Stack) -> Stack:
-    """A job has stored the person's two events beside those of others."""
+def plant(stack: Stack) -> None:
+    """A job stores the person's two events beside those of others."""
     stack.options = options(stack)
     tell(stack, WHO, "e-1", marked=True)
     for number, other in enumerate(OTHERS):
@@ -93,11 +108,15 @@ def planted(stack: Stack) -> Stack:
     stack.tell(tracking_message(assignment_id=WHO, event_type=..., task_name=MARKERS[0].decode()))
     tell(stack, WHO, "e-2", marked=True)
     stack.run("cabinet")
-    assert {marker.split(": ")[-1] for marker in find_markers(stack.tables_root, MARKERS)} == {
+    assert {marker.split(": ")[-1] for marker in find_stored(stack, "tables")} == {
         repr(marker) for marker in MARKERS[:5]
     }
-    assert find_markers(Path(stack.media_uri), MARKERS)
-    assert find_markers(stack.folder, MARKERS)
+    assert find_stored(stack, "media")
+
+
+@pytest.fixture
+def planted(stack: Stack) -> Stack:
+    plant(stack)
     return stack
 
 
@@ -174,6 +193,29 @@ def test_after_an_erasure_and_a_vacuum_no_byte_is_left_and_nothing_brings_them_b
     kept_rows = DeltaTable(f"{stack.tables_uri}/itel_cabinet_erasures").to_pyarrow_table().to_pylist()
     assert [(row["assignments"], row["photos"]) for row in kept_rows] == [(1, 2)]
     assert str(WHO) not in str(kept_rows)
+
+
+@pytest.mark.parametrize("kind", ["s3", pytest.param("azure", marks=pytest.mark.slow)])
+def test_no_object_of_a_store_has_a_byte_of_the_erased(
+    stack: Stack, kind: str, printed: Printed, request: pytest.FixtureRequest
+) -> None:
+    stack.store = str(request.getfixturevalue(kind))
+    plant(stack)
+    before = rows_of_others(stack)
+    erase = erase_command(stack, f"--assignment_id={WHO}", "--json")
+    receipts = [json.loads(printed.stdout(*erase)) for _ in range(2)]
+    gone = [(one["newly_suppressed"], sum(one["rows"].values()), one["photos"]["files"]) for one in receipts]
+    assert gone == [(1, 9, 2), (0, 0, 0)]
+    printed.stdout(
+        "tables", "vacuum", f"--tables_root={stack.tables_uri}", "--retention_hours=0", "--allow_short_retention"
+    )
+    assert find_stored(stack) == []
+    stack.rewind("cabinet")
+    job = stack.run("cabinet")
+    assert job.counters["skipped:suppressed"] == 2
+    assert find_stored(stack) == []
+    assert rows_of_others(stack) == before
+    assert not stack.tables_root.exists()
 
 
 POINTS = [
