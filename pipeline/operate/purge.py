@@ -33,8 +33,9 @@ def purge(
 ) -> Purged:
     """Delete the rows of events from before an instant (aware), and the photos that only such rows named.
 
-    Idempotent, and safe beside running jobs: a photo that a row names at the end stays. A run that was cut off may
-    leave photos that no row names; they go as well, once they have been stored before the same instant.
+    Idempotent, and safe beside running jobs: a photo that a newer row names stays. Photos go before the rows that name
+    them, so that a run that was cut off is made good by the next. Those that no row names, as a job that was killed
+    leaves them, go as well, once they have been stored before the same instant.
 
     Args:
         specs: of the tables to purge, which exist.
@@ -47,18 +48,16 @@ def purge(
     purged = Purged(before)
     conditions = {spec.name: _older(spec, before) for spec in specs}
     attachments = next((spec for spec in specs if spec.name == ATTACHMENTS), None)
-    named: set[str] = set()
     if attachments is not None:
         named = _paths(find_rows(attachments, ["blob_path"], f"({conditions[ATTACHMENTS]}) AND blob_path IS NOT NULL"))
         check_roots(named, media)
-    for spec in specs:
-        purged.rows[spec.name] = delete_rows(spec, conditions[spec.name], dry_run=dry_run).rows
-    crash_points.maybe_crash("after-purged-rows")
-    if attachments is not None:
         where = f"NOT ({conditions[ATTACHMENTS]}) AND blob_path IS NOT NULL"
         kept = _paths(find_rows(attachments, ["blob_path"], where))
         for root in media:
             _delete_photos(root, named, kept, purged, dry_run=dry_run)
+    crash_points.maybe_crash("after-purged-photos")
+    for spec in specs:
+        purged.rows[spec.name] = delete_rows(spec, conditions[spec.name], dry_run=dry_run).rows
     return purged
 
 

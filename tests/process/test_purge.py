@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -75,6 +78,24 @@ def test_each_table_has_an_age_of_its_own(tables: dict[str, TableSpec], media: P
     assert assignments(tables[FORMS]) == {5}
     assert assignments(tables[TRACKING]) == assignments(tables[ATTACHMENTS]) == {*OLD, *YOUNG}
     assert photos_in(media) == {*OLD, *YOUNG}
+
+
+def test_killed_at_each_point_and_run_again_it_ends_the_same(
+    tables: dict[str, TableSpec], tmp_path: Path, media: Path, printed: Printed
+) -> None:
+    """The photos were stored later than what is purged, so that only their rows say that they are to go."""
+    days = (datetime.now(UTC) - datetime(2025, 8, 1, tzinfo=UTC)).days
+    given = [f"--tables_root={tmp_path}/tables", f"--media_root={media}", f"--older_than={days}d", "--json"]
+    command = [sys.executable, "-m", "itel_cabinet.pipeline.commands", "tables", "purge", *given]
+    points = [f"{when}-delete:{name}" for name in (TRACKING, FORMS, ATTACHMENTS) for when in ("before", "after")]
+    for point in ("after-purged-photos", *points):
+        done = subprocess.run(command, env={**os.environ, "ITEL_CABINET_CRASH_AT": point}, capture_output=True)
+        assert done.returncode == -signal.SIGKILL, (point, done.stderr)
+        assert photos_in(media) == {5}
+    last = json.loads(printed.stdout("tables", "purge", *given))
+    assert (last["rows"], last["photos"]) == (dict.fromkeys(tables, 0), {"files": 0, "bytes": 0})
+    for spec in tables.values():
+        assert assignments(spec) == {5}
 
 
 def test_what_cannot_be_purged_is_said_before_anything_is(
