@@ -42,7 +42,6 @@ _RECOMMIT_SECONDS = 60.0
 _COMMIT_RETRY_SECONDS = 15.0
 _COMMIT_WAIT_MS = 6_000
 _LOOK_SECONDS = 10.0  # how often an idle job looks at its group
-_STARTED = time.time()
 
 
 def select_own(entries: Mapping[int, Committed], source: KafkaSource, topic_id: str) -> dict[int, int]:
@@ -119,6 +118,7 @@ class GroupOffsets:
         )
         self._committed: dict[tuple[str, int], int] = {}
         self._committed_at = self._looked_at = -float("inf")
+        self._started = int(time.time())
         self._starts: dict[tuple[str, int], tuple[int, ...]] = {}
         self._moved: dict[tuple[str, int], int] = {}
         self._seen: dict[tuple[str, int], int] = {}  # what was moved to and dealt with, until it is committed over
@@ -315,7 +315,7 @@ class GroupOffsets:
         starts = self._starts.get((topic_id, partition))
         if starts is None:
             before = entry.mark.starts if entry and entry.mark.job == self._source.job else ()
-            starts = self._starts[topic_id, partition] = (*before, int(_STARTED))
+            starts = self._starts[topic_id, partition] = (*before, self._started)
         return Mark(topic_id, self._source.job or None, int(time.time()), starts, self._stopped)
 
 

@@ -158,8 +158,11 @@ def alert_rules() -> list[dict[str, Any]]:
 
 @pytest.fixture
 def prometheus(tmp_path: Path) -> Iterator[Prometheus]:
-    """One that scrapes each second, with the alerts' durations a thirtieth of what they are, or nearly so."""
-    special = {86_400: 600.0, 300: 20.0}  # longer than the test; long enough for a threshold to be passed
+    """One that scrapes each second, with the alerts' durations a thirtieth of what they are, or nearly so: a day is
+    longer than the test, what counts up to a threshold long enough for it, and the rest no longer than it takes to see
+    an alert clear.
+    """
+    special = {86_400: 600.0, 3_600: 40.0, 1_800: 30.0, 900: 20.0, 300: 20.0}
     rules = with_durations(ALERTS, lambda seconds: special.get(seconds, seconds / 30))
     with Prometheus.start(tmp_path / "prometheus", rules=rules) as running:
         yield running

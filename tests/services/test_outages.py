@@ -31,7 +31,6 @@ from tests.support.jobs import TOPICS, RunningJob, Stack, wait_for
 
 FORM = (group("Photos", question("Upload Overview Photo(s)", [11, 12])),)
 ALL_GOOD = Shares(other_task=0, bad=0, completed_without_form=0, repeated=0)
-OUTAGE_SECONDS = 20.0
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +146,7 @@ def check_gave_up(scene: Scene, job: RunningJob) -> None:
 def test_outages_are_waited_out_or_end_the_job_for_a_restart(
     broker: Broker, frail_broker: Broker, tmp_path: Path
 ) -> None:
-    """Twenty seconds, which the jobs with default patience survive, and those with three seconds of it do not."""
+    """As long as those with three seconds of patience take to give up, which those with default patience survive."""
     with (
         scenes(broker, frail_broker, tmp_path / "patient") as patient,
         scenes(broker, frail_broker, tmp_path / "impatient") as impatient,
@@ -163,10 +162,8 @@ def test_outages_are_waited_out_or_end_the_job_for_a_restart(
             begin_outage(impatient, idle="broker-source")
             begin_outage(patient)
             frail_broker.stop()
-            over = time.monotonic() + OUTAGE_SECONDS
             for name, job in leaving.items():
                 check_gave_up(impatient[name], job)
-        threading.Event().wait(max(0.0, over - time.monotonic()))
         assert [name for name, job in waiting.items() if job.process.poll() is not None] == []
 
         frail_broker.start_again()
@@ -289,8 +286,7 @@ def test_what_was_diverted_while_itel_was_away_is_replayed_once(
         flow.tell()
         stack.settle("cabinet")
         stack.itel.stop()
-        over = time.monotonic() + OUTAGE_SECONDS
-        while time.monotonic() < over:
+        for _ in range(5):
             event_id = flow.tell()
             # Generous: about a second is meant, as before the outage.
             wait_for(lambda event_id=event_id: stack.tracked(event_id), f"the row of {event_id}", 15)
@@ -324,12 +320,13 @@ def test_what_was_diverted_while_itel_was_away_is_replayed_once(
 
 def test_itel_s_outage_is_waited_for_where_that_is_wanted(stack: Stack) -> None:
     flow = Flow(stack)
-    options = {"itel_on_outage": "wait", "itel_deadline_seconds": 1, "outage_patience_seconds": 3}
+    patience = 2
+    options = {"itel_on_outage": "wait", "itel_deadline_seconds": 1, "outage_patience_seconds": patience}
     with stack.running("cabinet", **options) as job:
         flow.tell()
         stack.settle("cabinet")
         stack.itel.stop()
-        over = time.monotonic() + OUTAGE_SECONDS
+        over = time.monotonic() + 3 * patience
         for _ in range(10):
             flow.tell()
         wait_for(lambda: "iTel: " in job.errors, "the outage")

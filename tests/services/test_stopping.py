@@ -29,7 +29,7 @@ def produced(stack: Stack, n: int, seed: int = 41) -> list[Receipt]:
 )
 def test_stopped_during_load(stack: Stack, number: signal.Signals) -> None:
     receipts = produced(stack, 1500)
-    with stack.running("cabinet", max_batch_records=50) as job:
+    with stack.running("cabinet", fresh=True, max_batch_records=50) as job:
         wait_for(lambda: sum(stack.committed("cabinet").values()), "progress")
         job.process.send_signal(number)
         assert job.wait() == 0, job.errors
@@ -46,7 +46,7 @@ def test_stopped_during_load(stack: Stack, number: signal.Signals) -> None:
 
 def test_stopped_when_idle(stack: Stack) -> None:
     receipts = produced(stack, 20)
-    with stack.running("cabinet") as job:
+    with stack.running("cabinet", fresh=True) as job:
         stack.settle("cabinet")
         assert job.stop(seconds=10) == 0, job.errors
     assert_everything_accounted_for(stack, receipts)
@@ -73,7 +73,7 @@ def test_stopped_while_claimx_is_away(stack: Stack) -> None:
     """It is not waited for as long as else; nothing is committed, and a restart does it all."""
     receipts = produced(stack, 60)
     stack.claimx.faults.outage = True
-    with stack.running("cabinet", claimx_deadline_seconds=1, outage_patience_seconds=3600) as job:
+    with stack.running("cabinet", fresh=True, claimx_deadline_seconds=1, outage_patience_seconds=3600) as job:
         wait_for(lambda: "ClaimX: " in job.errors, "the outage")
         assert job.stop() == 1, job.errors
         assert job.errors.splitlines()[-1].startswith("itel-cabinet: ClaimX: ")
@@ -141,7 +141,7 @@ def test_stopped_while_the_broker_is_away(stack_of_its_own: Stack, at: str) -> N
 
 def test_idle_job_leaves_the_processor_alone(stack: Stack) -> None:
     produced(stack, 20)
-    with stack.running("cabinet") as job:
+    with stack.running("cabinet", fresh=True) as job:
         stack.settle("cabinet")
         before = processor_seconds(job.process.pid)
         assert job.process.poll() is None

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from itel_cabinet.transforms.dead_letters import DeadLetter, decode_dead_letter
 from tests.support.cabinet_samples import answer
+from tests.support.forks import ForkedProcess, Forks
 
 TOPICS = {"enriched": 3, "tracking": 3, "errors": 1, "itel_errors": 1, "success": 1, "tracked": 1}
 """The topics of a stack by role, with their number of partitions."""
@@ -57,11 +59,17 @@ def every(seconds: float, act: Callable[[], object]) -> Iterator[None]:
         acting.result(60)
 
 
+@cache
+def _forks() -> Forks:
+    """This process's own; it ends with this process."""
+    return Forks()
+
+
 @dataclass
 class RunningJob:
     """A started ``itel_cabinet.pipeline.launch`` process; ``errors`` is what it has written to stderr so far."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     log: Path
 
     @property
@@ -153,13 +161,21 @@ class Stack:
         return [sys.executable, "-m", "itel_cabinet.pipeline.launch", job, *given]
 
     @contextlib.contextmanager
-    def running(self, job: str, *, env: Mapping[str, str] | None = None, **options: object) -> Iterator[RunningJob]:
-        """Start ``job``; whatever still runs of it at the end is killed."""
+    def running(
+        self, job: str, *, env: Mapping[str, str] | None = None, fresh: bool = False, **options: object
+    ) -> Iterator[RunningJob]:
+        """Start ``job``, in a ``fresh`` interpreter or in a copy of one that has imported what it needs
+        (``forks.Forks``); whatever still runs of it at the end is killed.
+        """
         log = self.folder / f"{job}-{time.monotonic_ns()}.log"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                self.command(job, **options), stdout=stderr, stderr=stderr, env={**os.environ, **(env or {})}
-            )
+        command, environment = self.command(job, **options), {**os.environ, **(env or {})}
+        process: subprocess.Popen[bytes] | ForkedProcess
+        if fresh:
+            with log.open("wb") as stderr:
+                process = subprocess.Popen(command, stdout=stderr, stderr=stderr, env=environment)
+        else:
+            log.touch()
+            process = _forks().start(command[2], command[3:], log, environment)
         running = RunningJob(process, log)
         try:
             yield running
