@@ -114,6 +114,7 @@ class Broker(Service):
     proxied_port: int = 0
     _process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
     _admin: AdminClient | None = field(default=None, repr=False)
+    _asker: tuple[str, Consumer] | None = field(default=None, repr=False)
     _log_offset: int = field(default=0, repr=False)
 
     @classmethod
@@ -159,6 +160,7 @@ class Broker(Service):
             return
         # Of a former life's: librdkafka's admin client never finds the groups' coordinator again.
         self._admin = None
+        self._forget_asker()
         properties = self.folder / "server.properties"
         properties.write_text(
             "".join(f"{name}={value}\n" for name, value in self._properties().items()), encoding="utf-8"
@@ -181,6 +183,7 @@ class Broker(Service):
 
     def kill(self) -> None:
         """End at once (SIGKILL), as a crash would. Idempotent."""
+        self._forget_asker()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -223,28 +226,16 @@ class Broker(Service):
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
         """The offsets that ``group`` has committed, by partition; a partition without one is left out."""
-        # Not by the admin client, which crashes the process while a broker that has just started loads its groups. As
-        # they are, without waiting for the end of a transaction that moves them.
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.bootstrap_servers,
-                "group.id": group,
-                "isolation.level": "read_uncommitted",
-                "log_level": 0,
-            }
-        )
-        deadline = time.monotonic() + _CALL_SECONDS
-        try:
-            while True:
-                try:
-                    found = consumer.committed(self._partitions(topic), timeout=_CALL_SECONDS)
-                    break
-                except KafkaException as error:
-                    if error.args[0].code() not in _COORDINATOR_NOT_READY or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.02)
-        finally:
-            consumer.close()
+        asker, deadline = self._asker_of(group), time.monotonic() + _CALL_SECONDS
+        while True:
+            try:
+                found = asker.committed(self._partitions(topic), timeout=_CALL_SECONDS)
+                break
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_NOT_READY or time.monotonic() > deadline:
+                    self._forget_asker()
+                    raise
+                time.sleep(0.02)
         return {partition.partition: partition.offset for partition in found if partition.offset >= 0}
 
     def read(self, topic: str) -> list[Message]:
@@ -413,6 +404,23 @@ class Broker(Service):
                 }
             )
         return self._admin
+
+    def _asker_of(self, group: str) -> Consumer:
+        """Kept for the next call, as who waits for a group asks again and again, and to connect costs 20 times as much.
+
+        Not the admin client, which crashes the process while a broker that has just started loads its groups. Offsets
+        are reported as they are, without waiting for the end of a transaction that moves them.
+        """
+        if self._asker is None or self._asker[0] != group:
+            self._forget_asker()
+            config = {"bootstrap.servers": self.bootstrap_servers, "group.id": group, "log_level": 0}
+            self._asker = (group, Consumer({**config, "isolation.level": "read_uncommitted"}))
+        return self._asker[1]
+
+    def _forget_asker(self) -> None:
+        if self._asker is not None:
+            self._asker[1].close()
+            self._asker = None
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None:

@@ -87,7 +87,7 @@ class Trial:
 @pytest.mark.parametrize(
     "trial",
     [
-        pytest.param(Trial(700, 20.0, 1, 1), id="short"),
+        pytest.param(Trial(480, 20.0, 1, 1), id="short"),
         pytest.param(Trial(2_400, 20.0, 1, 3), id="two minutes", marks=pytest.mark.slow),
         pytest.param(Trial(60_000, 250.0, 2, 12, batch=2_000), id="60,000 events, two copies", marks=pytest.mark.chaos),
     ],

@@ -111,7 +111,7 @@ class Site:
         def settled() -> bool:
             return self.broker.committed(group, TOPIC) == self.broker.end_offsets(TOPIC)
 
-        wait_for(settled, f"{group} at the end of {TOPIC}", 120, pause=0.2)
+        wait_for(settled, f"{group} at the end of {TOPIC}", 120, pause=0.1)
 
     def rows(self, table: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = DeltaTable(self.folder / "tables" / table).to_pyarrow_table().to_pylist()

@@ -250,8 +250,7 @@ class Stack:
                 return self.committed(job) == self.ends(role)
             return False
 
-        # Each try connects anew to the broker, which costs it and this process 30 ms of work.
-        wait_for(settled, f"{job} at the end of its topic", seconds, pause=0.2)
+        wait_for(settled, f"{job} at the end of its topic", seconds, pause=0.1)
 
     def rewind(self, job: str) -> None:
         """Set the offsets of the group of ``job``, which must not be running, back to the topic's start."""
