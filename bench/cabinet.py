@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -33,6 +34,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from itel_cabinet.io.worker import ALLOCATORS
 from itel_cabinet.local.samples import Generator, Shares
 from itel_cabinet.local.services import Broker, free_port
 from itel_cabinet.pipeline.launch import main as run_pipeline
@@ -215,7 +217,11 @@ def measure(rounds: int, events: int) -> dict[tuple[int, str], list[dict[str, An
             with stub(folder / "faststub", form, ms) as url:
                 out = folder / f"{way}-{ms}-{number}"
                 command = [sys.executable, "-m", "bench.cabinet", "--way", way, broker.bootstrap_servers, str(out), url]
-                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                # As the job's own start has it, which comes too late in a program that has imported pyarrow.
+                set_by_job = ALLOCATORS if way == "job" else {}
+                done = subprocess.run(
+                    command, capture_output=True, text=True, check=False, env={**set_by_job, **os.environ}
+                )
                 if done.returncode:
                     raise RuntimeError(f"{way}: {done.stderr[-2_000:]}")
                 run = json.loads(done.stdout.splitlines()[-1])

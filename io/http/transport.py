@@ -218,7 +218,7 @@ class TlsFiles:
 
     def check(self) -> str | None:
         """Read the files now; the text of ``ca``, or None. Raises UnresolvedSecretError with the field."""
-        context = ssl.create_default_context()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # without the system's authorities, which take 25 ms to read
         authorities = _pem("ca", self.ca) if self.ca else None
         if authorities is not None:
             try:

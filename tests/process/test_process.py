@@ -6,10 +6,11 @@ import functools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 from apache_beam.internal import pickler
 
-from itel_cabinet.io.worker import get_pool
+from itel_cabinet.io.worker import ALLOCATORS, get_pool
 
 IMPORTING = """
 import importlib, logging, os, pkgutil, signal
@@ -40,13 +41,14 @@ assert os.environ["_RJEM_MALLOC_CONF"].startswith("narenas:")
 [kept] = logging.getLogger().filters
 logging.warning("apitools not found")
 logging.warning("something else")
+import pyarrow
+assert pyarrow.default_memory_pool().backend_name == "system"
 """
 
 
 def run(program: str, **environment: str) -> str:
     """What the program writes to stderr."""
-    unset = ("_RJEM_MALLOC_CONF", "MALLOC_ARENA_MAX")
-    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    inherited = {name: value for name, value in os.environ.items() if name not in ALLOCATORS}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=inherited | environment,
@@ -69,6 +71,11 @@ def test_a_prepared_process_has_limited_allocators_and_no_known_warnings() -> No
 
 def test_what_the_environment_says_of_allocators_stays() -> None:
     run(f"{PREPARING}assert os.environ['_RJEM_MALLOC_CONF'] == 'narenas:9'", _RJEM_MALLOC_CONF="narenas:9")
+
+
+def test_the_image_limits_the_allocators_likewise() -> None:
+    image = (Path(__file__).parents[2] / "Dockerfile").read_text(encoding="utf-8")
+    assert [name for name, value in ALLOCATORS.items() if f" {name}={value}" not in image] == []
 
 
 def test_a_shipped_reference_is_to_the_process_s_own() -> None:
