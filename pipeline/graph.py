@@ -64,9 +64,10 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
     wanted = events.results
     if settings.job is Job.API:
-        wanted = (
-            wanted | "To submit" >> Step("select", partial(skip_other_statuses, statuses=settings.submitted_statuses))
-        ).results
+        submitted = wanted | "To submit" >> Step(
+            "select", partial(skip_other_statuses, statuses=settings.submitted_statuses)
+        )
+        wanted = _leave_settled_out(submitted.results, wiring)  # before it costs a lookup
 
     tasks = wanted | "Look up" >> Step(
         "enrich",
@@ -84,7 +85,9 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
 
     if settings.job.writes_tables:
         _track(tasks.results, wiring)
-    if settings.job.calls_itel:
+    if settings.job is Job.CABINET:
+        _submit(_leave_settled_out(tasks.results, wiring), wiring)
+    elif settings.job is Job.API:
         _submit(tasks.results, wiring)
 
 
@@ -112,24 +115,23 @@ def _track(tasks: beam.PCollection, wiring: Wiring) -> None:
         unreported | "Unreported events" >> wiring.dead_letter_sink()
 
 
+def _leave_settled_out(tasks: beam.PCollection, wiring: Wiring) -> beam.PCollection:
+    """What iTel does not have yet, as far as there is a ledger to say so."""
+    if not wiring.settings.keeps_ledger:
+        return tasks
+    leave_out = partial(
+        leave_settled_out,
+        ledger=wiring.get_settled,
+        statuses=wiring.settings.submitted_statuses,
+        resubmission=wiring.resubmission,
+    )
+    return (tasks | "Leave out what is settled" >> Step("select", leave_out)).results
+
+
 def _submit(tasks: beam.PCollection, wiring: Wiring) -> None:
     """The iTel branch: every completed task ends in the success or the error topic, unless iTel has it; and, once that
     is durable, in the ledger. What has ended early travels on beside the rest, so that all ends are one commit."""
     settings = wiring.settings
-    if settings.keeps_ledger:
-        tasks = (
-            tasks
-            | "Leave out what is settled"
-            >> Step(
-                "select",
-                partial(
-                    leave_settled_out,
-                    ledger=wiring.get_settled,
-                    statuses=settings.submitted_statuses,
-                    resubmission=wiring.resubmission,
-                ),
-            )
-        ).results
     if wiring.contract.needs_exports:
         tasks = (
             tasks

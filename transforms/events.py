@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,7 @@ from itel_cabinet.transforms.trace_context import trace_message
 
 __all__ = [
     "INT64_MAX",
+    "Announced",
     "ClaimXEvent",
     "IncompleteTaskError",
     "TaskEvent",
@@ -258,12 +259,19 @@ def parse_claimx_events(
     return _parse_each(records, parse_claimx_event, group, clock())
 
 
+class Announced(NamedTuple):
+    """A record's event, of which no more is known yet."""
+
+    record: Record
+    event: TaskEvent
+
+
 def skip_other_statuses(
     events: Sequence[tuple[Record, TaskEvent]], *, statuses: frozenset[str]
-) -> Iterator[tuple[Record, TaskEvent] | Skip]:
+) -> Iterator[Announced | Skip]:
     """The events with one of ``statuses`` (upper case); the others are skipped before they cost a lookup."""
     for record, event in events:
-        yield (record, event) if event.task_status in statuses else Skip(record, "status_not_submitted")
+        yield Announced(record, event) if event.task_status in statuses else Skip(record, "status_not_submitted")
 
 
 def _parse_each(

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 
 from itel_cabinet.transforms.columns import DAY, INSTANT, ORIGIN, make_day_columns, make_origin_columns, required
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.events import INT64_MAX, TaskEvent
+from itel_cabinet.transforms.events import INT64_MAX, Announced, TaskEvent
 from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.replays import describe_edit
 from itel_cabinet.transforms.trace_context import read_trace
@@ -183,17 +183,20 @@ class Ledger(Protocol):
         assignment, settled under its name."""
 
 
+_Task = TypeVar("_Task", CabinetTask, Announced)
+
+
 def leave_settled_out(
-    tasks: Sequence[CabinetTask],
+    tasks: Sequence[_Task],
     *,
     ledger: Callable[[], Ledger],
     statuses: frozenset[str],
     resubmission: Resubmission | None = None,
-) -> Iterator[CabinetTask | Skip]:
+) -> Iterator[_Task | Skip]:
     """The tasks, in order; a Skip ``already_submitted`` for those that would be submitted if iTel did not have them.
 
     Args:
-        tasks: a batch.
+        tasks: a batch, be it looked up in ClaimX or not.
         ledger: gives the process's ledger; called on the worker.
         statuses: those that are submitted.
         resubmission: what is sent although it is settled.

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import pytest
 
 from itel_cabinet.transforms.enrichment import CabinetTask
-from itel_cabinet.transforms.events import TaskEvent
+from itel_cabinet.transforms.events import Announced, TaskEvent
 from itel_cabinet.transforms.ledger import (
     ContractName,
     Entry,
@@ -93,6 +93,9 @@ def test_what_is_settled_is_left_out_and_other_statuses_are_not_looked_up() -> N
     left = [*leave_settled_out(tasks, ledger=lambda: ledger, statuses=frozenset({"COMPLETED"}))]
     assert left == [Skip(tasks[0].record, "already_submitted"), *tasks[1:]]
     assert ledger.asked == ["a", "b"]
+    events = [Announced(task.record, task.event) for task in tasks]
+    left_of_events = [*leave_settled_out(events, ledger=lambda: ledger, statuses=frozenset({"COMPLETED"}))]
+    assert left_of_events == [left[0], *events[1:]]
 
 
 def test_the_content_is_the_payload_and_the_form_without_what_passes() -> None:

@@ -50,8 +50,13 @@ def test_what_is_settled_is_sent_no_second_time(stack: Stack) -> None:
     job = stack.run("cabinet", shards=2)
     assert job.counters["skipped:already_submitted"] == sum(r.produced.expect == "submitted" for r in receipts)
     stack.run("cabinet", consumer_group=f"{stack.prefix}.another")
-    # One job becomes two: the api job, which has read nothing yet.
+    # One job becomes two: the api job, which has read nothing yet, and need not ask ClaimX about what is settled.
+    asked = stack.claimx.calls
     stack.run("api", tables_root=stack.tables_uri)
+    asked_again = {path.rpartition("/")[2] for path in stack.claimx.calls - asked}
+    settled = {str(r.produced.assignment_id) for r in receipts if r.produced.expect == "submitted"}
+    formless = {str(r.produced.assignment_id) for r in receipts if r.produced.kind == "completed_without_form"}
+    assert asked_again & settled <= formless < asked_again
     assert (calls(stack), results(stack)) == first[:2]
     assert (sorted(map(str, stack.ledger())), sorted(map(str, stack.bodies()))) == first[2:]
 
