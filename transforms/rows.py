@@ -147,15 +147,10 @@ def make_form_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) 
     return [make_form_row(task.record, task.event, task.details, task.form, now) for task in tasks if task.form]
 
 
-def make_attachment_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> list[dict[str, Any]]:
+def make_attachment_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> pa.Table:
     """The photo rows of each form in a batch, in order."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return [
-        row
-        for task in tasks
-        if task.form
-        for row in make_photo_rows(task.record, task.event, task.form, now, task.photographs)
-    ]
+    return _photo_table([(one.record, one.event, one.form, one.photographs) for one in tasks if one.form], now)
 
 
 def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
@@ -266,32 +261,46 @@ def make_photo_rows(
     A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: a
     sign for the sink that the assignment's set is empty now.
     """
+    rows: list[dict[str, Any]] = _photo_table([(record, event, form, photographs)], now).to_pylist()
+    return rows
+
+
+def _photo_table(forms: Sequence[tuple[Record, TaskEvent, Form, Mapping[int, Photograph]]], now: datetime) -> pa.Table:
+    """What the photos of a form have in common is made once for each form, and repeated by Arrow."""
+    events = [event for _, event, _, _ in forms]
     shared = {
-        "assignment_id": event.assignment_id,
-        "project_id": event.project_id,
-        "event_id": event.event_id,
-        "created_at": now,
-        "updated_at": now,
-        **_origin(record, event),
+        "assignment_id": [event.assignment_id for event in events],
+        "project_id": [event.project_id for event in events],
+        "event_id": [event.event_id for event in events],
+        "created_at": [now] * len(forms),
+        "updated_at": [now] * len(forms),
+        **make_origin_columns([record for record, _, _, _ in forms], events),
     }
-    rows: list[dict[str, Any]] = [
-        {
-            **shared,
-            "blob_path": file.path,
-            "media_warning": file.warning,
-            "control_id": photo.control_id,
-            "question_key": photo.question_key,
-            "question_text": photo.question_text,
-            "topic_category": photo.topic_category,
-            "claim_media_id": photo.claim_media_id,
-            "display_order": photo.display_order,
-            "is_active": True,
-            "media_type": _MEDIA_TYPE,
-        }
-        for photo in form.photos
-        for file in [photographs.get(photo.claim_media_id, _NOT_FETCHED)]
+    of_form = [(index, photo) for index, (_, _, form, _) in enumerate(forms) for photo in form.photos or (None,)]
+    photos = [photo for _, photo in of_form]
+    files = [
+        forms[index][3].get(photo.claim_media_id, _NOT_FETCHED) if photo else _NOT_FETCHED for index, photo in of_form
     ]
-    return rows or [{**dict.fromkeys(ATTACHMENTS_SCHEMA.names), **shared, "is_active": False}]
+    own = {
+        "control_id": [photo and photo.control_id for photo in photos],
+        "question_key": [photo and photo.question_key for photo in photos],
+        "question_text": [photo and photo.question_text for photo in photos],
+        "topic_category": [photo and photo.topic_category for photo in photos],
+        "claim_media_id": [photo and photo.claim_media_id for photo in photos],
+        "blob_path": [file.path for file in files],
+        "display_order": [photo and photo.display_order for photo in photos],
+        "is_active": [photo is not None for photo in photos],
+        "media_type": [photo and _MEDIA_TYPE for photo in photos],
+        "media_warning": [file.warning for file in files],
+    }
+    at = pa.array([index for index, _ in of_form], pa.int64())
+    columns = {
+        field.name: pa.array(shared[field.name], field.type).take(at)
+        if field.name in shared
+        else pa.array(own[field.name], field.type)
+        for field in ATTACHMENTS_SCHEMA
+    }
+    return pa.table(columns, schema=ATTACHMENTS_SCHEMA)
 
 
 def _origin(record: Record, event: TaskEvent) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def preview_answer(
         "attachments": [
             # The row that stands for an empty set is a sign to the table's sink.
             shown
-            for shown in _shown(make_attachment_rows([task], clock=now.timestamp), ATTACHMENTS_SCHEMA.names)
+            for shown in _shown(make_attachment_rows([task], clock=now.timestamp).to_pylist(), ATTACHMENTS_SCHEMA.names)
             if shown["is_active"]
         ],
         "payload": json.loads(outcome.payload) if isinstance(outcome, Submission) else None,

@@ -401,13 +401,13 @@ def test_rows_tell_where_the_files_are() -> None:
     assert [(task.record, task.form) for task in found] == [(task.record, task.form) for task in given_tasks]
     assert sorted(library.fetched) == [0, 11, 12], "each photo of an assignment once"
     now = datetime(2026, 1, 10, tzinfo=UTC).timestamp()
-    rows = [row for row in make_attachment_rows(found, clock=lambda: now) if row["is_active"]]
+    rows = [row for row in make_attachment_rows(found, clock=lambda: now).to_pylist() if row["is_active"]]
     assert [(row["claim_media_id"], row["blob_path"], row["media_warning"]) for row in rows] == [
         (11, "/11", None),
         (12, "/12", None),
         (12, "/12", None),
     ]
-    unfetched = [row for row in make_attachment_rows(given_tasks, clock=lambda: now) if row["is_active"]]
+    unfetched = [row for row in make_attachment_rows(given_tasks, clock=lambda: now).to_pylist() if row["is_active"]]
     assert {(row["blob_path"], row["media_warning"]) for row in unfetched} == {(None, None)}
 
 

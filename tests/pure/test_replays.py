@@ -88,7 +88,7 @@ def test_an_event_that_has_its_row_gets_no_second_one_but_its_form_is_kept() -> 
     tasks = [CabinetTask(one, event(), known, parse_form(known)) for one in records]
     assert [row["kafka_offset"] for row in make_tracking_rows(tasks, clock=lambda: 0.0).to_pylist()] == [41, 90]
     assert [row["kafka_offset"] for row in make_form_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
-    assert [row["kafka_offset"] for row in make_attachment_rows(tasks, clock=lambda: 0.0)] == [41, 90, 91]
+    assert [row["kafka_offset"] for row in make_attachment_rows(tasks, clock=lambda: 0.0).to_pylist()] == [41, 90, 91]
 
 
 _HEADERS = st.lists(

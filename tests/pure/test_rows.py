@@ -321,7 +321,7 @@ def test_a_batch_of_tasks() -> None:
     assert [row["kafka_offset"] for row in make_tracking_rows(tasks, clock=clock).to_pylist()] == [1, 2]
     [row] = stored(make_form_rows(tasks, clock=clock), FORMS_SCHEMA)
     assert (row["kafka_offset"], row["updated_at"]) == (2, NOW)
-    rows = stored(make_attachment_rows(tasks, clock=clock), ATTACHMENTS_SCHEMA)
+    rows = stored(make_attachment_rows(tasks, clock=clock).to_pylist(), ATTACHMENTS_SCHEMA)
     assert [(row["kafka_offset"], row["claim_media_id"]) for row in rows] == [(2, 11), (2, 12)]
 
 

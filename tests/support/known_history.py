@@ -54,7 +54,7 @@ def write(root: str, *batches: Sequence[Told]) -> None:
         tracked = [row for task, now in told for row in make_tracking_rows([task], clock=now.timestamp).to_pylist()]
         assert tables[TRACKING].write(tracked).version is not None
         tables[FORMS].write([row for task, now in told for row in make_form_rows([task], clock=now.timestamp)])
-        photos = [row for task, now in told for row in make_attachment_rows([task], clock=now.timestamp)]
+        photos = [row for task, now in told for row in make_attachment_rows([task], clock=now.timestamp).to_pylist()]
         tables[ATTACHMENTS].write(photos)
     create_table(tables[LEDGER].spec)
     if not batches:
