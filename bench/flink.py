@@ -35,7 +35,7 @@ from itel_cabinet.local.services import Broker, FlinkCluster
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 from itel_cabinet.pipeline.tables import TRACKING
 
-PARTITIONS = 2
+PARTITIONS = 3
 TASK_MANAGERS = 2
 ASSIGNMENTS = 200
 MAX_WAIT_SECONDS = 300.0

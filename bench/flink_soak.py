@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, make_options
+from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, WARM_UP_SECONDS, make_options, slope
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import Broker, Checkpoints, FlinkCluster
 from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
@@ -77,11 +77,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         subprocess.run([*command, *(f"--{option}={value}" for option, value in given.items())], check=True)
         [job] = cluster.jobs()
         generator = Generator(3, start=datetime.now(UTC), step=timedelta(seconds=1 / options.rate))
+        samples = []
         began = time.monotonic()
         while (elapsed := time.monotonic() - began) < options.minutes * 60:
             few = round(options.rate * min(SAMPLE_SECONDS, max(1.0, options.minutes * 60 - elapsed)))
             produce(broker.bootstrap_servers, INPUT, generator.tracking_messages(few), claimx, rate=options.rate)
             taken = sample(cluster, broker, job.id, time.monotonic() - began)
+            samples.append(taken)
             console.print(taken, soft_wrap=True)
             last = taken.checkpoints
             table.add_row(
@@ -92,6 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         cluster.cancel(job.id)
     console.print(table)
+    warm = [one for one in samples if one.seconds >= min(WARM_UP_SECONDS, samples[-1].seconds / 2)]
+    seconds = [one.seconds for one in warm]
+    console.print(f"all Python workers: {slope(seconds, [float(sum(one.workers)) for one in warm])}")
+    console.print(f"all TaskManagers: {slope(seconds, [float(sum(one.task_managers)) for one in warm])}")
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,7 @@ WARM_UP_SECONDS = 180.0
 MOST_MB = 400.0
 MOST_GROWTH = 0.05
 MOST_IDLE = 0.15
-REPORT_AT_MINUTES = (1, 3, 5, 10)
+REPORT_AT_MINUTES = (1, 3, 5, 10, 20, 30)
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,21 @@ def load(job: Job, claimx: ClaimXSimulator, generator: Generator, rate: float, m
         yield job.sample(time.monotonic() - began)
 
 
+def slope(seconds: Sequence[float], megabytes: Sequence[float]) -> str:
+    """How fast memory grows, in MB an hour, and what it is known to: the fit's standard error."""
+    fit = statistics.linear_regression(seconds, megabytes)
+    rest = sum((y - fit.intercept - fit.slope * x) ** 2 for x, y in zip(seconds, megabytes, strict=True))
+    spread = sum((x - statistics.fmean(seconds)) ** 2 for x in seconds)
+    error = (rest / max(1, len(seconds) - 2) / spread) ** 0.5
+    return f"{fit.slope * 3600:+.1f} MB an hour, give or take {error * 3600:.1f}"
+
+
 def judge(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str]:
     """Whether all limits held, and one line that says so with its figures."""
     # With a short run, its second half.
     warm_up = min(WARM_UP_SECONDS, samples[-1].seconds / 2)
     warm = [sample.rss_mb for sample in samples if sample.seconds >= warm_up]
+    grows = slope([sample.seconds for sample in samples if sample.seconds >= warm_up], warm)
     few = max(1, len(warm) // 5)
     first, last = sum(warm[:few]) / few, sum(warm[-few:]) / few
     growth, peak = last / first - 1, max(sample.peak_mb for sample in samples)
@@ -151,7 +162,7 @@ def judge(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str]:
     return good, (
         f"{'good' if good else 'NOT GOOD'}: idle at {shares} of a core (limit {MOST_IDLE:.0%}), "
         f"peak {peak:.0f} MB (limit {MOST_MB:.0f}), {growth:+.1%} from minute {warm_up / 60:.0f} on "
-        f"(limit {MOST_GROWTH:.0%})"
+        f"(limit {MOST_GROWTH:.0%}): {grows}"
     )
 
 
