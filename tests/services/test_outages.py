@@ -386,7 +386,7 @@ def test_the_trigger_job_publishes_each_event_once_over_outages_of_the_broker(
     def feed() -> None:
         """More than the job gets done before the broker is gone."""
         before = sum(stack.committed("trigger").values())
-        events = generator.claimx_events(400)
+        events = generator.claimx_events(150)
         receipts.extend(produce(frail_broker.bootstrap_servers, stack.topic("enriched"), events, claimx))
         wait_for(lambda: sum(stack.committed("trigger").values()) > before, "it works")
         frail_broker.kill()

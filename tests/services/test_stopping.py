@@ -149,9 +149,9 @@ def test_idle_job_leaves_the_processor_alone(stack: Stack) -> None:
         before = processor_seconds(job.process.pid)
         assert job.process.poll() is None
         with pytest.raises(AssertionError, match="not within"):
-            wait_for(job.process.poll, "nothing: the job idles", seconds=20)
+            wait_for(job.process.poll, "nothing: the job idles", seconds=10)
         used = processor_seconds(job.process.pid) - before
-    assert used < 20 * 0.15, f"{used / 20:.1%} of a core"
+    assert used < 10 * 0.15, f"{used / 10:.1%} of a core"
 
 
 def processor_seconds(pid: int) -> float:
