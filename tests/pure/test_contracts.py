@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 from collections.abc import Callable
@@ -453,10 +454,15 @@ def test_what_is_no_such_file_is_refused(content: str, said: str) -> None:
     assert any(said in line for line in str(refusal.value).splitlines()), str(refusal.value)
 
 
+STRAIGHT = yaml.safe_load(shipped_text("vendor"))
+# libyaml's, where it is there: a fifth of the time.
+DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
 @settings(derandomize=True, max_examples=200)
 @given(st.data())
 def test_any_file_that_is_bent_is_refused_or_compiles(data: st.DataObject) -> None:
-    content = yaml.safe_load(shipped_text("vendor"))
+    content = copy.deepcopy(STRAIGHT)
     other = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just([]) | st.just({})
     for _ in range(data.draw(st.integers(1, 3))):
         here: Any = content
@@ -470,7 +476,7 @@ def test_any_file_that_is_bent_is_refused_or_compiles(data: st.DataObject) -> No
                 break
             here = here[key]
     try:
-        contract = compile_contract(yaml.safe_dump(content), "bent.yaml")
+        contract = compile_contract(yaml.dump(content, Dumper=DUMPER), "bent.yaml")
     except ContractError:
         return
     found = details(group("G", question("Kitchen cabinet damage present", "Yes")))
