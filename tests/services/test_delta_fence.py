@@ -322,13 +322,13 @@ def test_a_fill_overtaken_by_an_upsert_fills_the_newer_row(root: str, monkeypatc
 
 
 def _live_copy(spec: TableSpec, sizes: list[int], partitions: int, barrier: Any, results: Any) -> None:
-    """One copy of a job: writes offsets 0..199 of each partition in bundles of its own sizes."""
+    """One copy of a job: writes offsets 0..99 of each partition in bundles of its own sizes."""
     table = FencedTable(spec)
     barrier.wait(60)
     written = conflicts = at = 0
-    while at < 200:
+    while at < 100:
         size = sizes[at % len(sizes)]
-        rows = [reading(o, p, room=str(sizes)) for o in range(at, min(200, at + size)) for p in range(partitions)]
+        rows = [reading(o, p, room=str(sizes)) for o in range(at, min(100, at + size)) for p in range(partitions)]
         result = table.write(rows)
         written += len(result.written)
         conflicts += result.conflicts
@@ -337,11 +337,11 @@ def _live_copy(spec: TableSpec, sizes: list[int], partitions: int, barrier: Any,
 
 
 def _upserting_copy(spec: TableSpec, first: int, barrier: Any, results: Any) -> None:
-    """One copy of a job that upserts sixty forms, on a partition of its own; the later event wins whoever brings it."""
+    """One copy of a job that upserts 22 forms, on a partition of its own; the later event wins whoever brings it."""
     table = FencedTable(spec)
     barrier.wait(60)
     conflicts = 0
-    for offset in range(30):
+    for offset in range(20):
         rows = [form(f"f{(offset + i) % 60}", 2 * offset + first, offset, kafka_partition=first) for i in range(3)]
         conflicts += table.write(rows).conflicts
     results.put((0, conflicts))
@@ -369,9 +369,9 @@ def test_two_live_copies_write_each_offset_once(root: str) -> None:
         spec = readings(f"{root}/{attempt}", schema=pa.schema([*READINGS, ("room", pa.string())]))
         told = _together([(_live_copy, (spec, [7, 3, 11], 2)), (_live_copy, (spec, [5, 9], 2))])
         assert stored(spec, "kafka_partition", "kafka_offset") == sorted(
-            ((p, o) for p in range(2) for o in range(200)), key=repr
+            ((p, o) for p in range(2) for o in range(100)), key=repr
         )
-        assert sum(written for written, _ in told) == 400
+        assert sum(written for written, _ in told) == 200
         if sum(conflicts for _, conflicts in told):
             return
     pytest.fail("the copies never met, so the test proves nothing")
@@ -379,7 +379,7 @@ def test_two_live_copies_write_each_offset_once(root: str) -> None:
 
 def test_two_live_copies_keep_the_newest_of_each_key(root: str) -> None:
     expected: dict[str, str] = {}
-    for offset in range(30):
+    for offset in range(20):
         for i in range(3):
             expected[f"f{(offset + i) % 60}"] = f"at {2 * offset + 1}"
     for attempt in range(_UNTIL_THEY_MEET):
@@ -404,6 +404,20 @@ def test_threads_of_one_process_write_each_offset_once(root: str) -> None:
 # Crashes
 
 
+Point = tuple[str, list[Any]]
+
+
+def on_each_store(*points: Point) -> Any:
+    """Every point on a folder; of the object stores the first, and the others once more."""
+    cases = [("folder", *point) for point in points]
+    for store in ("azure", "s3"):
+        cases += [
+            pytest.param(store, *point, marks=[pytest.mark.services, *[pytest.mark.slow] * (number > 0)])
+            for number, point in enumerate(points)
+        ]
+    return pytest.mark.parametrize(("root", "point", "survived"), cases, indirect=["root"])
+
+
 def _write_one_by_one(spec: TableSpec) -> None:
     for offset in range(4):
         FencedTable(spec).write([reading(offset)])
@@ -414,14 +428,11 @@ def _write_until_killed(spec: TableSpec) -> None:
     _write_one_by_one(spec)
 
 
-@pytest.mark.parametrize(
-    ("point", "survived"),
-    [
-        ("before-commit:readings", []),
-        ("after-commit:readings", [0]),
-        ("before-commit:readings:3", [0, 1]),
-        ("after-commit:readings:3", [0, 1, 2]),
-    ],
+@on_each_store(
+    ("after-commit:readings:3", [0, 1, 2]),
+    ("before-commit:readings:3", [0, 1]),
+    ("before-commit:readings", []),
+    ("after-commit:readings", [0]),
 )
 def test_a_process_killed_around_a_commit_loses_and_repeats_nothing(
     root: str, monkeypatch: pytest.MonkeyPatch, point: str, survived: list[int]
@@ -448,14 +459,11 @@ def _upsert_until_killed(spec: TableSpec) -> None:
     _upsert_one_by_one(spec)
 
 
-@pytest.mark.parametrize(
-    ("point", "survived"),
-    [
-        ("before-commit:forms:3", ["a1", "b1", "c1"]),
-        ("after-files:forms", ["a1", "b1", "c1"]),
-        ("after-commit:forms:3", ["a2", "b1", "c1", "d1"]),
-        ("before-compaction:forms", ["a1", "b1", "c1"]),
-    ],
+@on_each_store(
+    ("after-files:forms", ["a1", "b1", "c1"]),
+    ("before-commit:forms:3", ["a1", "b1", "c1"]),
+    ("after-commit:forms:3", ["a2", "b1", "c1", "d1"]),
+    ("before-compaction:forms", ["a1", "b1", "c1"]),
 )
 def test_a_process_killed_while_it_rewrites_files_loses_and_repeats_nothing(
     root: str, monkeypatch: pytest.MonkeyPatch, point: str, survived: list[str]

@@ -131,9 +131,13 @@ def test_the_demo_on_a_flink_cluster(tmp_path: Path) -> None:
     assert not _processes_in(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.flink
 @pytest.mark.timeout(600)
 def test_a_stopped_demo_leaves_no_process_of_its_cluster(tmp_path: Path) -> None:
+    """Once more: the next test shows it without a cluster, and TestGuard (test_flink.py) of what starts a cluster's
+    processes.
+    """
     with _demo(tmp_path, "--flink", f"--records={_RECORDS}") as process:
         wait_for((tmp_path / "demo-output" / "logs" / "trigger.log").exists, "the trigger job is started", 240)
         process.send_signal(signal.SIGTERM)
@@ -144,7 +148,7 @@ def test_a_stopped_demo_leaves_no_process_of_its_cluster(tmp_path: Path) -> None
 
 
 @pytest.mark.services
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_stopped_demo_leaves_no_process(tmp_path: Path, number: signal.Signals) -> None:
     with _demo(tmp_path, f"--records={_RECORDS}") as process:
         wait_for((tmp_path / "demo-output" / "logs" / "trigger.log").exists, "the trigger job is started", 150)
