@@ -183,7 +183,7 @@ class SourceOptions(_Group):
     max_batch_records: int = Field(ge=1, le=1_000_000)
     """A batch ends at this many records ..."""
     max_batch_seconds: Seconds
-    """... or this long after its first record ..."""
+    """... or this long after its first record (after the batch before was full, if it waited for that one) ..."""
     max_batch_bytes: int = Field(default=8 * 1024 * 1024, ge=1_000)
     """... or at about this many bytes of records and of ClaimX's answers, judged by the batch before ..."""
     max_bundle_seconds: PositiveSeconds = 10.0

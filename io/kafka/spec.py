@@ -28,7 +28,8 @@ class KafkaSource:
     shards: int = 1
     max_batch_records: int = 500
     max_batch_seconds: float = 0.2
-    """A batch ends at either limit; the seconds count from its first record."""
+    """A batch ends at either limit; the seconds count from its first record, or from where the batch before was full
+    if it waited for that."""
     max_batch_bytes: int = 8 * 1024 * 1024
     max_bundle_seconds: float = 10.0
     """A batch ends at about this size, judged by the one before: its records, and what was fetched for them."""

@@ -8,9 +8,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import apache_beam as beam
 import pytest
@@ -306,6 +308,25 @@ def test_a_batch_ends_at_its_record_limit(broker: Broker, topic: Callable[..., s
     assert len(records) == 95
     batches = next(sizes for key, sizes in BATCHES.items() if key.startswith(name))
     assert max(batches) <= 10
+
+
+def test_what_has_waited_for_the_batch_before_is_not_waited_for_again(
+    broker: Broker, topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = topic(partitions=1)
+    limits = {"max_batch_records": 3, "max_batch_seconds": 600.0, "max_bundle_seconds": 1e6}
+    reader = _ShardReader(_source(broker, name, until_caught_up=False, **limits), 0, 1)
+    _produce(broker, name, [b"a", b"b", b"c"])
+    first = reader.read(reader.initial())
+    assert _values(first.records) == [b"a", b"b", b"c"]
+    _produce(broker, name, [b"d", b"e"])
+    _wait_for(lambda: reader._lag(0) == 2)
+    # The first batch takes ten minutes to work on.
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 601)
+    monkeypatch.setattr("itel_cabinet.io.kafka.reader.time", later)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(reader.read, first.position).result(60)
+    assert _values(second.records) == [b"d", b"e"]
 
 
 def test_a_batch_ends_at_its_limit_of_bytes(broker: Broker, topic: Callable[..., str]) -> None:
