@@ -11,7 +11,14 @@ import typer
 from itel_cabinet.pipeline.commands.letter_topics import DeadLetterTopic, ItelErrorsTopic, error_topics
 from itel_cabinet.pipeline.commands.printing import print_json, print_rows
 from itel_cabinet.pipeline.commands.query import table_specs_of
-from itel_cabinet.pipeline.commands.shared import AsJson, CommandError, KafkaConfig, StorageOptions, TablesRoot
+from itel_cabinet.pipeline.commands.shared import (
+    AsJson,
+    CommandError,
+    KafkaConfig,
+    StorageOptions,
+    TablesRoot,
+    table_settings,
+)
 from itel_cabinet.pipeline.commands.submissions import OptionalServers
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, TASK_ERRORS
 
@@ -37,7 +44,8 @@ def trace(
     """Show what happened to an assignment or an event, as one timeline: its events, form, photos, submissions and dead
     letters, with the coordinates of their records, and what became of each event.
 
-    What cannot be looked at is said. Shows nothing of what a form or a body holds. Exit status 1 if nothing is known.
+    What cannot be looked at is said, and when an assignment was erased. Shows nothing of what a form or a body holds.
+    Exit status 1 if nothing is known.
     """
     from itel_cabinet.pipeline.operate import Timeline, trace_letters, trace_tables
 
@@ -55,13 +63,35 @@ def trace(
                 raise
             timeline.not_seen.append(f"the dead letters: {error.message}")
     if not timeline.moments:
+        erased_at = _erased_at(timeline, tables_root, storage_options)
         unseen = f"; not looked at: {'; '.join(timeline.not_seen)}" if timeline.not_seen else ""
-        raise CommandError(f"{identity[:100]}: nothing is known of such an assignment or event{unseen}")
+        what = "nothing is known of such an assignment or event"
+        if erased_at is not None:
+            what = f"erased on {erased_at:%Y-%m-%d at %H:%M} UTC, and kept out since"
+        raise CommandError(f"{identity[:100]}: {what}{unseen}")
     fates = timeline.fates({status.strip().upper() for status in statuses.split(",")})
     if as_json:
         print_json(_plain(timeline, fates))
     else:
         _print(timeline, fates)
+
+
+def _erased_at(timeline: Timeline, tables_root: str, storage_options: str) -> datetime | None:
+    """When the assignment was erased; None if it was not, or if that is not to be seen."""
+    from itel_cabinet.io.delta import TableError, get_suppressions
+    from itel_cabinet.io.worker import OutageError
+    from itel_cabinet.pipeline.tables import suppression_list
+    from itel_cabinet.transforms.suppression import ASSIGNMENT
+
+    if not (timeline.identity.isascii() and timeline.identity.isdigit() and len(timeline.identity) < 20):
+        return None
+    place = suppression_list(table_settings(tables_root=tables_root, storage_options=storage_options))
+    people = get_suppressions(place.uri, place.storage_options, place.ids)
+    try:
+        people.refresh_patiently(max_age=0.0, seconds=0.0)
+    except (TableError, OutageError) as error:
+        timeline.not_seen.append(str(error))
+    return people.since(ASSIGNMENT, int(timeline.identity))
 
 
 def _plain(timeline: Timeline, fates: Mapping[str, str]) -> dict[str, Any]:

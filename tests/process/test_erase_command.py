@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def test_whom_and_of_whom_nothing_was_found(root: str, printed: Printed) -> None
         assert assignments(root, name).isdisjoint({101, 102, 103, 104, 107, 108})
     again = erase(printed, root, "--assignment_id=103")
     assert (again["newly_suppressed"], again["rows"][TRACKING]) == (0, 0)
+
+
+def test_a_trace_says_that_an_assignment_was_erased(root: str, printed: Printed) -> None:
+    erase(printed, root, "--assignment_id=103")
+    now = f"{datetime.now(UTC):%Y-%m-%d}"
+    assert printed.error(1, "trace", "103", f"--tables_root={root}").startswith(f"103: erased on {now} at ")
+    assert printed.error(1, "trace", "4711", f"--tables_root={root}").startswith("4711: nothing is known of such")
 
 
 def test_an_odd_project_is_erased_and_no_other(root: str, printed: Printed) -> None:
