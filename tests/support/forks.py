@@ -7,6 +7,7 @@ signals, and it ends as an interpreter does. ``tests/services/test_stopping.py``
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import runpy
@@ -134,6 +135,8 @@ def main() -> None:
     import itel_cabinet.pipeline.launch.job
     import itel_cabinet.pipeline.queries  # noqa: F401
 
+    # What is imported is no garbage: a copy need not look at it, which would copy its memory too.
+    gc.freeze()
     if asked := _serve(socket.socket(fileno=int(sys.argv[1]))):
         _become(asked)
 
