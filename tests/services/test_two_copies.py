@@ -10,7 +10,7 @@ import pytest
 
 from itel_cabinet.local.samples import Generator, Receipt, Shares, produce
 from tests.support.accounting import assert_everything_accounted_for, assert_tracked_once, topic_id
-from tests.support.jobs import Stack
+from tests.support.jobs import Stack, wait_for
 
 MANY_RESUBMISSIONS = Shares(assigned=0.2, resubmitted=0.2, late=0.1, repeated=0.1)
 
@@ -36,6 +36,7 @@ def test_two_live_copies_of_the_job(stack: Stack, shards: tuple[int, int]) -> No
             )
             for count in shards
         ]
+        wait_for(lambda: all(" starts: reads " in job.errors for job in jobs), "both copies have started", 120)
         receipts = produced(stack, generator(31), 400, rate=80)
         stack.settle("cabinet")
         # The slower copy may still be on its way, and may have set the offsets back for a moment.
