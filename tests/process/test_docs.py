@@ -23,6 +23,26 @@ def test_every_test_that_a_page_names_exists(page: Path) -> None:
         assert len(named) > 30
 
 
+@pytest.mark.parametrize("page", [*_PROJECT.glob("*.md"), *_PROJECT.glob("docs/*.md")], ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    rooms = "transforms|io|pipeline|local|queries|templates|tests|bench|monitoring|docs"
+    named = re.findall(
+        rf"(?<![\w/.-])((?:{rooms})/[\w./-]*\w\.(?:py|ya?ml|md|go|json|sql|css))\b", page.read_text("utf-8")
+    )
+    assert [name for name in named if not (_PROJECT / name).exists()] == []
+
+
+def test_the_page_on_testing_has_every_crash_point_and_no_other() -> None:
+    sources = "\n".join(
+        file.read_text("utf-8") for room in ("io", "pipeline") for file in (_PROJECT / room).rglob("*.py")
+    )
+    points = {re.sub(r"\{.*\}", "TABLE", name) for name in re.findall(r'maybe_crash\(f?"([^"]+)"\)', sources)}
+    page = (_PROJECT / "docs" / "testing.md").read_text("utf-8").partition("## Crash points")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?`) \|", page, re.MULTILINE)
+    assert len(points) > 15
+    assert {name for cell in cells for name in re.findall(r"`([^`]+)`", cell)} == points
+
+
 def test_the_page_on_contracts_has_every_conversion_and_no_other() -> None:
     page = (_PROJECT / "docs" / "contracts.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| conversion \| does \|\n\|---\|---\|\n((?:\|.*\n)+)", page, re.MULTILINE)
