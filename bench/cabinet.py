@@ -38,6 +38,7 @@ from itel_cabinet.io.worker import ALLOCATORS
 from itel_cabinet.local.samples import Generator, Shares
 from itel_cabinet.local.services import Broker, free_port
 from itel_cabinet.pipeline.launch import main as run_pipeline
+from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, ITEL_SUCCESSES, TASK_ERRORS
 
 TOPIC = "completed"
@@ -45,9 +46,12 @@ THREADS = 32
 BATCH_RECORDS = 500
 WAYS = {
     "job": "this pipeline, job cabinet",
+    "bodiless": "the same, --submission_bodies=off",
+    "unfiled": "the same without a ledger",
     "urllib3": "a loop by hand, urllib3",
     "requests": "a loop by hand, requests",
 }
+JOBS = ("job", "bodiless", "unfiled")
 _FORM_ID = "0000000"
 
 
@@ -84,8 +88,10 @@ def produce(broker: Broker, events: int, form: Path) -> None:
         raise RuntimeError("the broker did not take all events within 60 s")
 
 
-def run_job(servers: str, folder: Path, url: str) -> None:
-    """The job, as `itel-cabinet run cabinet` runs it."""
+def run_job(servers: str, folder: Path, url: str, way: str = "job") -> None:
+    """The job, as `itel-cabinet run cabinet` runs it. One without a ledger is not to be had otherwise."""
+    if way == "unfiled":
+        Settings.keeps_ledger = property(lambda _: False)  # type: ignore[assignment,method-assign]
     arguments = {
         "runner": "DirectRunner",
         "bootstrap_servers": servers,
@@ -96,6 +102,7 @@ def run_job(servers: str, folder: Path, url: str) -> None:
         "itel_url": url,
         "itel_auth": "none",
         "tables_root": str(folder),
+        "submission_bodies": "on" if way == "job" else "off",
     }
     status = run_pipeline(["cabinet", *(f"--{name}={value}" for name, value in arguments.items()), "--until_caught_up"])
     if status:
@@ -186,8 +193,8 @@ def _calls(url: str, library: str) -> tuple[Any, Any]:
 
 def _run_here(way: str, servers: str, folder: Path, url: str) -> dict[str, Any]:
     began = time.process_time()
-    if way == "job":
-        run_job(servers, folder, url)
+    if way in JOBS:
+        run_job(servers, folder, url, way)
     else:
         run_loop(servers, folder, url, way)
     ended, cpu = time.time(), time.process_time() - began
@@ -202,7 +209,9 @@ def _run_here(way: str, servers: str, folder: Path, url: str) -> dict[str, Any]:
 
 def measure(rounds: int, events: int) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """The runs of each way, by latency in milliseconds and way."""
-    runs: dict[tuple[int, str], list[dict[str, Any]]] = {(ms, way): [] for ms in (0, 50) for way in WAYS}
+    # What the ledger and the bodies cost shows at 0 ms.
+    turns = [(ms, way) for ms in (0, 50) for way in WAYS if ms == 0 or way not in JOBS[1:]]
+    runs: dict[tuple[int, str], list[dict[str, Any]]] = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory(prefix="bench-") as name, Broker.start(Path(name) / "broker") as broker:
         folder, form = Path(name), Path(name) / "form.json"
         subprocess.run(
@@ -212,13 +221,13 @@ def measure(rounds: int, events: int) -> dict[tuple[int, str], list[dict[str, An
             broker.create_topic(topic, partitions)
         produce(broker, events, form)
         broker.committed("warm-up", TOPIC)
-        turns = [(number, ms, way) for number in range(rounds) for ms, way in runs]
-        for number, ms, way in track(turns, "Completed forms", console=Console(stderr=True)):
+        in_turn = [(number, *turn) for number in range(rounds) for turn in turns]
+        for number, ms, way in track(in_turn, "Completed forms", console=Console(stderr=True)):
             with stub(folder / "faststub", form, ms) as url:
                 out = folder / f"{way}-{ms}-{number}"
                 command = [sys.executable, "-m", "bench.cabinet", "--way", way, broker.bootstrap_servers, str(out), url]
                 # As the job's own start has it, which comes too late in a program that has imported pyarrow.
-                set_by_job = ALLOCATORS if way == "job" else {}
+                set_by_job = ALLOCATORS if way in JOBS else {}
                 done = subprocess.run(
                     command, capture_output=True, text=True, check=False, env={**set_by_job, **os.environ}
                 )
@@ -259,6 +268,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(table)
     ideal = THREADS / 0.050 / 2  # two calls a form
     share = statistics.median(run["events"] / run["seconds"] for run in runs[50, "job"]) / ideal
+    for way in ("bodiless", "job"):
+        pairs = [*zip(runs[0, way], runs[0, "unfiled"], strict=True)]
+        cpu = statistics.median(one["cpu_seconds"] / without["cpu_seconds"] for one, without in pairs)
+        clock = statistics.median(one["seconds"] / without["seconds"] for one, without in pairs)
+        console.print(
+            f"{WAYS[way]}, to one without a ledger: {cpu:.3f} of its processor time, {clock:.3f} by the clock"
+        )
     console.print(f"at 50 ms, of the {ideal:,.0f} forms/s that {THREADS} calls at a time allow: {share:.0%}")
 
 
