@@ -62,18 +62,18 @@ def trace(
             if error.exit_code == 2:
                 raise
             timeline.not_seen.append(f"the dead letters: {error.message}")
+    erased_at = _erased_at(timeline, tables_root, storage_options)
+    erased = None if erased_at is None else f"erased on {erased_at:%Y-%m-%d at %H:%M} UTC, and kept out since"
     if not timeline.moments:
-        erased_at = _erased_at(timeline, tables_root, storage_options)
         unseen = f"; not looked at: {'; '.join(timeline.not_seen)}" if timeline.not_seen else ""
-        what = "nothing is known of such an assignment or event"
-        if erased_at is not None:
-            what = f"erased on {erased_at:%Y-%m-%d at %H:%M} UTC, and kept out since"
-        raise CommandError(f"{identity[:100]}: {what}{unseen}")
+        raise CommandError(f"{identity[:100]}: {erased or 'nothing is known of such an assignment or event'}{unseen}")
     fates = timeline.fates({status.strip().upper() for status in statuses.split(",")})
     if as_json:
-        print_json(_plain(timeline, fates))
-    else:
-        _print(timeline, fates)
+        print_json({**_plain(timeline, fates), "erased_at": _as_json(erased_at)})
+        return
+    _print(timeline, fates)
+    if erased:
+        typer.echo(f"{identity}: {erased}")
 
 
 def _erased_at(timeline: Timeline, tables_root: str, storage_options: str) -> datetime | None:
