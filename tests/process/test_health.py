@@ -83,7 +83,7 @@ def test_what_was_skipped_is_reported_by_reason_and_seen_from_outside() -> None:
     outcomes = Outcomes()
     outcomes.add_skips({"other_task": 2, "held_by_gate": 1})
     outcomes.add_skips({"held_by_gate": 2})
-    document = Health(settings(), outcomes=outcomes).document()
+    document = Health(settings(), Pulse(Clock()), outcomes).document()
     assert document["skipped"] == {"held_by_gate": 3, "other_task": 2}
 
     def answer(handler: Any) -> None:
