@@ -111,6 +111,10 @@ class OnFlink(_Launcher):
         self.clock.took(f"{job}: submit to first commit", began)
         self._wait(job, submitted, "has caught up", lambda: self._behind(job) == 0)
         self.clock.took(f"{job}: submit to all through", began)
+        # A transaction's offsets are there before its bundle has ended, and what was skipped is known. No bundle lasts
+        # over a checkpoint, and the first one to end may have begun before.
+        covered = self.cluster.checkpoints(submitted.id).completed + 2
+        self._wait(job, submitted, "has counted", lambda: self.cluster.checkpoints(submitted.id).completed >= covered)
         began = time.monotonic()
         self.cluster.cancel(submitted.id)
         self.clock.took(f"{job}: cancelled", began)
