@@ -150,7 +150,17 @@ def make_form_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) 
 def make_attachment_rows(tasks: Sequence[CabinetTask], *, clock: Callable[[], float]) -> pa.Table:
     """The photo rows of each form in a batch, in order."""
     now = datetime.fromtimestamp(clock(), UTC)
-    return _photo_table([(one.record, one.event, one.form, one.photographs) for one in tasks if one.form], now)
+    of_form, shared, own = _photo_columns(
+        [(one.record, one.event, one.form, one.photographs) for one in tasks if one.form], now
+    )
+    at = pa.array(of_form, pa.int64())
+    columns = [
+        pa.array(shared[field.name], field.type).take(at)
+        if field.name in shared
+        else pa.array(own[field.name], field.type)
+        for field in ATTACHMENTS_SCHEMA
+    ]
+    return pa.table(columns, schema=ATTACHMENTS_SCHEMA)
 
 
 def make_tracking_row(record: Record, event: TaskEvent, details: TaskDetails | None, now: datetime) -> dict[str, Any]:
@@ -245,7 +255,7 @@ def make_form_row(record: Record, event: TaskEvent, details: TaskDetails, form: 
         "created_at": now,
         "updated_at": now,
         "parse_warnings": dump_json(form.warnings),
-        **_origin(record, event),
+        **{name: value for name, (value,) in make_origin_columns([record], [event]).items()},
     }
 
 
@@ -261,14 +271,18 @@ def make_photo_rows(
     A form without photos gives one inactive marker row, whose ``question_key`` and ``claim_media_id`` are None: a
     sign for the sink that the assignment's set is empty now.
     """
-    rows: list[dict[str, Any]] = _photo_table([(record, event, form, photographs)], now).to_pylist()
-    return rows
+    _, shared, own = _photo_columns([(record, event, form, photographs)], now)
+    common = {name: value for name, (value,) in shared.items()}
+    return [{**common, **dict(zip(own, values, strict=True))} for values in zip(*own.values(), strict=True)]
 
 
-def _photo_table(forms: Sequence[tuple[Record, TaskEvent, Form, Mapping[int, Photograph]]], now: datetime) -> pa.Table:
-    """What the photos of a form have in common is made once for each form, and repeated by Arrow."""
+def _photo_columns(
+    forms: Sequence[tuple[Record, TaskEvent, Form, Mapping[int, Photograph]]], now: datetime
+) -> tuple[list[int], dict[str, list[Any]], dict[str, list[Any]]]:
+    """For each photo the number of its form; the columns that the photos of a form share, a value a form; and those of
+    the photos themselves."""
     events = [event for _, event, _, _ in forms]
-    shared = {
+    shared: dict[str, list[Any]] = {
         "assignment_id": [event.assignment_id for event in events],
         "project_id": [event.project_id for event in events],
         "event_id": [event.event_id for event in events],
@@ -281,7 +295,7 @@ def _photo_table(forms: Sequence[tuple[Record, TaskEvent, Form, Mapping[int, Pho
     files = [
         forms[index][3].get(photo.claim_media_id, _NOT_FETCHED) if photo else _NOT_FETCHED for index, photo in of_form
     ]
-    own = {
+    own: dict[str, list[Any]] = {
         "control_id": [photo and photo.control_id for photo in photos],
         "question_key": [photo and photo.question_key for photo in photos],
         "question_text": [photo and photo.question_text for photo in photos],
@@ -293,21 +307,4 @@ def _photo_table(forms: Sequence[tuple[Record, TaskEvent, Form, Mapping[int, Pho
         "media_type": [photo and _MEDIA_TYPE for photo in photos],
         "media_warning": [file.warning for file in files],
     }
-    at = pa.array([index for index, _ in of_form], pa.int64())
-    columns = {
-        field.name: pa.array(shared[field.name], field.type).take(at)
-        if field.name in shared
-        else pa.array(own[field.name], field.type)
-        for field in ATTACHMENTS_SCHEMA
-    }
-    return pa.table(columns, schema=ATTACHMENTS_SCHEMA)
-
-
-def _origin(record: Record, event: TaskEvent) -> dict[str, Any]:
-    return {
-        "event_timestamp": event.timestamp,
-        "kafka_topic": record.topic,
-        "kafka_topic_id": record.topic_id,
-        "kafka_partition": record.partition,
-        "kafka_offset": record.offset,
-    }
+    return [index for index, _ in of_form], shared, own
