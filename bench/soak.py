@@ -152,8 +152,9 @@ def judge(idle: Sequence[float], samples: Sequence[Sample]) -> tuple[bool, str]:
     """Whether all limits held, and one line that says so with its figures."""
     # With a short run, its second half.
     warm_up = min(WARM_UP_SECONDS, samples[-1].seconds / 2)
-    warm = [sample.rss_mb for sample in samples if sample.seconds >= warm_up]
-    grows = slope([sample.seconds for sample in samples if sample.seconds >= warm_up], warm)
+    after = [sample for sample in samples if sample.seconds >= warm_up]
+    warm = [sample.rss_mb for sample in after]
+    grows = slope([sample.seconds for sample in after], warm)
     few = max(1, len(warm) // 5)
     first, last = sum(warm[:few]) / few, sum(warm[-few:]) / few
     growth, peak = last / first - 1, max(sample.peak_mb for sample in samples)

@@ -272,14 +272,7 @@ class _ShardReader:
                 break
         full_at = (began or time.monotonic()) + source.max_batch_seconds
         size = sum(map(len, messages))
-        left = 1.0
-        while (
-            messages
-            and left > 0
-            and len(messages) < self._limit.records
-            and size < source.max_batch_bytes
-            and not STOP.is_set()
-        ):
+        while messages and len(messages) < self._limit.records and size < source.max_batch_bytes and not STOP.is_set():
             left = max(0.0, full_at - time.monotonic())
             # By the size so far, so that a batch of large records ends in time.
             room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
@@ -288,6 +281,8 @@ class _ShardReader:
             )
             messages += more
             size += sum(map(len, more))
+            if left == 0:
+                break
         return messages
 
     def _offsets(self, start: ShardPosition) -> dict[int, int]:

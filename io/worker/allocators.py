@@ -27,12 +27,8 @@ ALLOCATORS = {
 }
 """The environment variables that do the same for a process that is yet to start."""
 _OBJECTS_BEFORE_A_COLLECTION = 50_000  # Python's own is 700
-# The same by glibc's malloc.h, for a process that runs already.
-_MALLOPT = {
-    "MALLOC_ARENA_MAX": (-8, _ARENAS),
-    "MALLOC_MMAP_THRESHOLD_": (-3, _LARGE_BYTES),
-    "MALLOC_TRIM_THRESHOLD_": (-1, _LARGE_BYTES),
-}
+# What glibc's malloc.h calls the same, for a process that runs already.
+_MALLOPT = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_THRESHOLD_": -3, "MALLOC_TRIM_THRESHOLD_": -1}
 
 
 def limit_allocators() -> None:
@@ -41,9 +37,9 @@ def limit_allocators() -> None:
     for name in ("_RJEM_MALLOC_CONF", "ARROW_DEFAULT_MEMORY_POOL"):
         os.environ.setdefault(name, ALLOCATORS[name])
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    for name, (parameter, value) in _MALLOPT.items():
+    for name, parameter in _MALLOPT.items():
         if mallopt is not None and name not in os.environ:
-            mallopt(parameter, value)
+            mallopt(parameter, int(ALLOCATORS[name]))
 
 
 def collect_seldom() -> None:

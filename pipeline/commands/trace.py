@@ -83,7 +83,8 @@ def _erased_at(timeline: Timeline, tables_root: str, storage_options: str) -> da
     from itel_cabinet.pipeline.tables import suppression_list
     from itel_cabinet.transforms.suppression import ASSIGNMENT
 
-    if not (timeline.identity.isascii() and timeline.identity.isdigit() and len(timeline.identity) < 20):
+    assignment_id = timeline.assignment_id
+    if assignment_id is None:
         return None
     place = suppression_list(table_settings(tables_root=tables_root, storage_options=storage_options))
     people = get_suppressions(place.uri, place.storage_options, place.ids)
@@ -91,7 +92,7 @@ def _erased_at(timeline: Timeline, tables_root: str, storage_options: str) -> da
         people.refresh_patiently(max_age=0.0, seconds=0.0)
     except (TableError, OutageError) as error:
         timeline.not_seen.append(str(error))
-    return people.since(ASSIGNMENT, int(timeline.identity))
+    return people.since(ASSIGNMENT, assignment_id)
 
 
 def _plain(timeline: Timeline, fates: Mapping[str, str]) -> dict[str, Any]:

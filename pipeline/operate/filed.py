@@ -14,7 +14,7 @@ import pyarrow as pa
 from itel_cabinet.io.delta import TableSpec, at_once, literal
 from itel_cabinet.pipeline.queries import open_present
 
-__all__ = ["Filed", "find_bodies", "find_filed", "find_filed_of", "rows_about", "scan_rows"]
+__all__ = ["Filed", "find_bodies", "find_filed", "find_filed_of", "read_assignment_id", "rows_about", "scan_rows"]
 
 Body = tuple[str, str | None, str | None]
 
@@ -78,9 +78,13 @@ def find_bodies(spec: TableSpec, found: Sequence[Filed]) -> dict[Body, str]:
 def rows_about(identity: str) -> str:
     """The condition in SQL that holds for the rows of an assignment's or an event's id: what looks like either may be
     both."""
-    of_event = f"event_id = {literal(identity)}"
-    is_number = re.fullmatch(r"[0-9]{1,18}", identity)
-    return f"({of_event} OR assignment_id = {int(identity)})" if is_number else of_event
+    of_event, assignment = f"event_id = {literal(identity)}", read_assignment_id(identity)
+    return of_event if assignment is None else f"({of_event} OR assignment_id = {assignment})"
+
+
+def read_assignment_id(identity: str) -> int | None:
+    """The assignment that an id may be of."""
+    return int(identity) if re.fullmatch(r"[0-9]{1,18}", identity) else None
 
 
 def scan_rows(spec: TableSpec, where: str | None, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from itel_cabinet.io.delta import TableSpec
 from itel_cabinet.io.kafka import LogReader
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.pipeline.operate.dead_letters import letters
-from itel_cabinet.pipeline.operate.filed import rows_about, scan_rows
+from itel_cabinet.pipeline.operate.filed import read_assignment_id, rows_about, scan_rows
 from itel_cabinet.pipeline.queries import TableMissingError
 from itel_cabinet.pipeline.reconciliation import NEVER_TRIED
 from itel_cabinet.pipeline.tables import ATTACHMENTS, FORMS, LEDGER, TRACKING
@@ -75,6 +75,11 @@ class Timeline:
     identity: str
     moments: list[Moment] = field(default_factory=list)
     not_seen: list[str] = field(default_factory=list)
+
+    @property
+    def assignment_id(self) -> int | None:
+        """The assignment that the id may be of."""
+        return read_assignment_id(self.identity)
 
     @property
     def in_order(self) -> list[Moment]:
