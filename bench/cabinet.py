@@ -10,7 +10,6 @@ nothing.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import resource
@@ -19,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -34,9 +33,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import stub
 from itel_cabinet.io.worker import ALLOCATORS
 from itel_cabinet.local.samples import Generator, Shares
-from itel_cabinet.local.services import Broker, free_port
+from itel_cabinet.local.services import Broker
 from itel_cabinet.pipeline.launch import main as run_pipeline
 from itel_cabinet.pipeline.options import Settings
 from itel_cabinet.pipeline.topics import ITEL_ERRORS, ITEL_SUCCESSES, TASK_ERRORS
@@ -52,26 +52,6 @@ WAYS = {
     "requests": "a loop by hand, requests",
 }
 JOBS = ("job", "bodiless", "unfiled")
-_FORM_ID = "0000000"
-
-
-@contextlib.contextmanager
-def stub(program: Path, form: Path, milliseconds: int) -> Iterator[str]:
-    """The URL of a stand-in for ClaimX and iTel that answers so slowly."""
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    with subprocess.Popen([str(program), str(port), str(milliseconds), str(form)]) as process:
-        try:
-            end = time.monotonic() + 10
-            while True:
-                with contextlib.suppress(requests.ConnectionError):
-                    requests.get(f"{url}/count", timeout=5).raise_for_status()
-                    break
-                if time.monotonic() > end:
-                    raise RuntimeError(f"{program} does not listen")
-                time.sleep(0.02)
-            yield url
-        finally:
-            process.terminate()
 
 
 def produce(broker: Broker, events: int, form: Path) -> None:
@@ -80,8 +60,7 @@ def produce(broker: Broker, events: int, form: Path) -> None:
     producer = broker.producer()
     for one in Generator(1, shares=Shares(**nothing_else)).tracking_messages(events):
         if not form.exists() and one.details_json is not None:
-            answer = one.details_json.decode().replace(str(json.loads(one.details_json)["assignmentId"]), _FORM_ID)
-            form.write_text(answer, encoding="utf-8")
+            stub.write_form(one.details_json, form)
         producer.produce(TOPIC, one.value, one.key)
         producer.poll(0)
     if producer.flush(60):
@@ -214,16 +193,14 @@ def measure(rounds: int, events: int) -> dict[tuple[int, str], list[dict[str, An
     runs: dict[tuple[int, str], list[dict[str, Any]]] = {turn: [] for turn in turns}
     with tempfile.TemporaryDirectory(prefix="bench-") as name, Broker.start(Path(name) / "broker") as broker:
         folder, form = Path(name), Path(name) / "form.json"
-        subprocess.run(
-            ["go", "build", "-o", str(folder / "faststub"), "faststub.go"], cwd=Path(__file__).parent, check=True
-        )
+        program = stub.build(folder)
         for topic, partitions in ((TOPIC, 3), (TASK_ERRORS, 1), (ITEL_ERRORS, 1), (ITEL_SUCCESSES, 1)):
             broker.create_topic(topic, partitions)
         produce(broker, events, form)
         broker.committed("warm-up", TOPIC)
         in_turn = [(number, *turn) for number in range(rounds) for turn in turns]
         for number, ms, way in track(in_turn, "Completed forms", console=Console(stderr=True)):
-            with stub(folder / "faststub", form, ms) as url:
+            with stub.running(program, form, ms) as url:
                 out = folder / f"{way}-{ms}-{number}"
                 command = [sys.executable, "-m", "bench.cabinet", "--way", way, broker.bootstrap_servers, str(out), url]
                 # As the job's own start has it, which comes too late in a program that has imported pyarrow.

@@ -1,7 +1,7 @@
 """``python -m bench.flink_soak``: do a cluster's processes and checkpoints stay of a size while events flow?
 
-A `cabinet` job with its default batches on a JobManager and two TaskManagers, beside a real broker and simulators of
-both APIs, which share the machine. Every half minute: the memory of each process, the last checkpoint's size and
+A `cabinet` job with its default batches on a JobManager and two TaskManagers, beside a real broker and a fast stand-in
+for both APIs, which share the machine. Every half minute: the memory of each process, the last checkpoint's size and
 duration, and how far the job is behind. Reads /proc, so Linux only.
 """
 
@@ -20,10 +20,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SUCCESS, WARM_UP_SECONDS, make_options, slope
+from bench.soak import ERRORS, GROUP, INPUT, ITEL_ERRORS, SHARES, SUCCESS, WARM_UP_SECONDS, answers, make_options, slope
 from itel_cabinet.local.samples import Generator, produce
 from itel_cabinet.local.services import Broker, Checkpoints, FlinkCluster
-from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 
 PARTITIONS = 4
 SAMPLE_SECONDS = 30.0
@@ -65,23 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as name,
         Broker.start(Path(name) / "broker") as broker,
-        ClaimXSimulator() as claimx,
-        ItelSimulator(schema={}) as itel,
+        answers(Path(name)) as url,
         FlinkCluster.start(Path(name) / "flink") as cluster,
     ):
         for topic, partitions in ((INPUT, PARTITIONS), (ERRORS, 1), (ITEL_ERRORS, 1), (SUCCESS, 1)):
             broker.create_topic(topic, partitions)
-        given = make_options(broker, claimx, itel, Path(name)) | cluster.beam_options()
+        given = make_options(broker, url, Path(name)) | cluster.beam_options()
         given |= {"shards": str(PARTITIONS), "checkpointing_interval": "2000"}
         command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
         subprocess.run([*command, *(f"--{option}={value}" for option, value in given.items())], check=True)
         [job] = cluster.jobs()
-        generator = Generator(3, start=datetime.now(UTC), step=timedelta(seconds=1 / options.rate))
+        generator = Generator(3, start=datetime.now(UTC), step=timedelta(seconds=1 / options.rate), shares=SHARES)
         samples = []
         began = time.monotonic()
         while (elapsed := time.monotonic() - began) < options.minutes * 60:
             few = round(options.rate * min(SAMPLE_SECONDS, max(1.0, options.minutes * 60 - elapsed)))
-            produce(broker.bootstrap_servers, INPUT, generator.tracking_messages(few), claimx, rate=options.rate)
+            produce(broker.bootstrap_servers, INPUT, generator.tracking_messages(few), None, rate=options.rate)
             taken = sample(cluster, broker, job.id, time.monotonic() - began)
             samples.append(taken)
             console.print(taken, soft_wrap=True)

@@ -1,8 +1,8 @@
 """``python -m bench.soak``: does a `cabinet` job idle cheaply, and stay within its memory, for as long as it runs?
 
-A real broker and the simulators of both APIs run in this process; the job is a process of its own. First the job idles
-and its use of the processor is measured, then events flow at a steady rate and its resident memory is sampled. Reads
-/proc, so Linux only. This process itself holds all that the simulators received: about 10 KB an event.
+A real broker and a fast stand-in for both APIs; the job is a process of its own. First the job idles and its use of the
+processor is measured, then events flow at a steady rate, two of five of them completions, and its resident memory is
+sampled. Reads /proc, so Linux only.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from itel_cabinet.local.samples import Generator, produce
+from bench import stub
+from itel_cabinet.local.samples import Generator, Shares, produce
 from itel_cabinet.local.services import Broker
-from itel_cabinet.local.simulators import ClaimXSimulator, ItelSimulator
 
 INPUT, ERRORS, ITEL_ERRORS, SUCCESS = "soak", "soak.errors", "soak.itel.errors", "soak.itel.success"
 GROUP = "soak"
@@ -37,6 +37,8 @@ WARM_UP_SECONDS = 180.0
 MOST_MB = 400.0
 MOST_GROWTH = 0.05
 MOST_IDLE = 0.15
+# The stand-in answers with one form, whatever an event says of it.
+SHARES = Shares(assigned=0.45, in_progress=0.05, completed_without_form=0, resubmitted=0, late=0, cancelled=0)
 REPORT_AT_MINUTES = (1, 3, 5, 10, 20, 30)
 
 
@@ -86,7 +88,7 @@ class Job:
         return (self.processor_seconds() - before) / (time.monotonic() - began)
 
 
-def make_options(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> dict[str, str]:
+def make_options(broker: Broker, url: str, folder: Path) -> dict[str, str]:
     """The options of the `cabinet` job."""
     return {
         "bootstrap_servers": broker.bootstrap_servers,
@@ -95,18 +97,27 @@ def make_options(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, f
         "dead_letter_topic": ERRORS,
         "itel_errors_topic": ITEL_ERRORS,
         "itel_success_topic": SUCCESS,
-        "claimx_url": claimx.url,
+        "claimx_url": url,
         "claimx_auth": "none",
-        "itel_url": itel.url,
+        "itel_url": url,
         "itel_auth": "none",
         "tables_root": str(folder / "tables"),
     }
 
 
 @contextmanager
-def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder: Path) -> Iterator[Job]:
+def answers(folder: Path) -> Iterator[str]:
+    """The URL of a stand-in for both APIs."""
+    messages = Generator(0, shares=SHARES).tracking_messages(100)
+    stub.write_form(next(one.details_json for one in messages if one.details_json), folder / "form.json")
+    with stub.running(stub.build(folder), folder / "form.json") as url:
+        yield url
+
+
+@contextmanager
+def running(broker: Broker, url: str, folder: Path) -> Iterator[Job]:
     """A `cabinet` job with its default batches."""
-    options = make_options(broker, claimx, itel, folder)
+    options = make_options(broker, url, folder)
     command = [sys.executable, "-m", "itel_cabinet.pipeline.launch", "cabinet"]
     command += [f"--{name}={value}" for name, value in options.items()]
     with (folder / "job.log").open("wb") as log:
@@ -124,7 +135,7 @@ def running(broker: Broker, claimx: ClaimXSimulator, itel: ItelSimulator, folder
         process.wait()
 
 
-def load(job: Job, claimx: ClaimXSimulator, generator: Generator, rate: float, minutes: float) -> Iterator[Sample]:
+def load(job: Job, generator: Generator, rate: float, minutes: float) -> Iterator[Sample]:
     """Produce at ``rate`` for ``minutes``; a sample every ten seconds."""
     began = time.monotonic()
     while (elapsed := time.monotonic() - began) < minutes * 60:
@@ -133,7 +144,7 @@ def load(job: Job, claimx: ClaimXSimulator, generator: Generator, rate: float, m
             job.broker.bootstrap_servers,
             INPUT,
             generator.tracking_messages(round(rate * min(SAMPLE_SECONDS, max(1.0, minutes * 60 - elapsed)))),
-            claimx,
+            None,
             rate=rate,
         )
         yield job.sample(time.monotonic() - began)
@@ -178,26 +189,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as name,
         Broker.start(Path(name) / "broker") as broker,
-        ClaimXSimulator() as claimx,
-        ItelSimulator(schema={}) as itel,
+        answers(Path(name)) as url,
     ):
         for topic, partitions in ((INPUT, 3), (ERRORS, 1), (ITEL_ERRORS, 1), (SUCCESS, 1)):
             broker.create_topic(topic, partitions)
-        with running(broker, claimx, itel, Path(name)) as job:
+        with running(broker, url, Path(name)) as job:
             # Something first: a job that never worked idles at less than its real size.
-            produce(
-                broker.bootstrap_servers,
-                INPUT,
-                Generator(1, start=datetime.now(UTC), step=step).tracking_messages(100),
-                claimx,
-            )
+            first = Generator(1, start=datetime.now(UTC), step=step, shares=SHARES).tracking_messages(100)
+            produce(broker.bootstrap_servers, INPUT, first, None)
             job.settle()
             idle = [job.idle_share(options.idle_seconds)]
             console.print(f"idle before the load: {idle[0]:.1%} of a core over {options.idle_seconds:.0f} s")
             before = job.processor_seconds()
             samples = []
-            generator = Generator(2, start=datetime.now(UTC), step=step)
-            for sample in load(job, claimx, generator, options.rate, options.minutes):
+            generator = Generator(2, start=datetime.now(UTC), step=step, shares=SHARES)
+            for sample in load(job, generator, options.rate, options.minutes):
                 samples.append(sample)
                 console.print(f"{sample.seconds:6.0f} s  {sample.rss_mb:6.1f} MB  {sample.lag:6d} behind")
             busy = (job.processor_seconds() - before) / samples[-1].seconds

@@ -14,7 +14,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -43,6 +43,7 @@ FILE = "__file"  # column of the rows that were met: the number of their file
 _THREADS_IN_FOLDER, _THREADS_AT_STORE = 2, 8
 _WHOLE_BYTES = 4 * 1024 * 1024  # a file up to this size is fetched by one request
 _HELD_BYTES = 16 * 1024 * 1024  # of files that are rewritten at the same time; in memory they are ten times that
+_HELD_IN_MEMORY = 32 * 1024 * 1024  # of the rows that a compaction sorts and writes
 _NEW_ROWS = 1_000  # in a file of new rows beside rewritten ones
 _FEATURES = frozenset({"appendOnly", "invariants", "timestampNtz", "v2Checkpoint"})
 # A file is small, so a dictionary of a column saves little of it, and costs a quarter of the time (measured: 1,000
@@ -132,32 +133,42 @@ class KeyedFiles:
         how many there were."""
         gone: list[int] = []
         added: list[AddAction] = []
-        for group in self.small(target_bytes):
-            size = sum(self._file(n).size for n in group)
-            rows = pa.concat_tables(self._each(self._read, group))
-            rows = rows.sort_by([(key, "ascending") for key in self._mode.keys])
-            added += self._write_all(rows, max(1, rows.num_rows * target_bytes // size))
-            gone += group
+        for part, rows in self._in_parts(self.small(target_bytes)):
+            if self._become_fewer(part, target_bytes):
+                rows = rows.sort_by([(key, "ascending") for key in self._mode.keys])
+                rows_a_file = rows.num_rows * target_bytes // sum(self._file(n).size for n in part)
+                added += self._write_all(rows, max(1, rows_a_file))
+                gone += part
         if gone:
             crash_points.maybe_crash(f"before-compaction:{self._spec.name}")
             self._commit(gone, added, [])
         return len(gone)
 
-    def small(self, target_bytes: int) -> list[list[int]]:
-        """Numbers of the files that :meth:`compact` puts together: in the order of keys, in groups that fit in memory
-        and become fewer files."""
+    def small(self, target_bytes: int) -> list[int]:
+        """Numbers of the files that :meth:`compact` puts together, by keys; none if they become no fewer."""
         sizes: list[int] = self._actions["size_bytes"].to_pylist()
         least = self._bounds("min")
-        groups: list[list[int]] = [[]]
-        held = 0
         ordered = sorted(range(len(sizes)), key=lambda n: (False,) if least[n] is None else (True, least[n]))
-        for number in (n for n in ordered if sizes[n] < target_bytes // 2):
-            if held + sizes[number] > _HELD_BYTES:
-                groups.append([])
-                held = 0
-            groups[-1].append(number)
-            held += sizes[number]
-        return [group for group in groups if -(-sum(sizes[n] for n in group) // target_bytes) < len(group)]
+        small = [number for number in ordered if sizes[number] < target_bytes // 2]
+        return small if self._become_fewer(small, target_bytes) else []
+
+    def _become_fewer(self, numbers: Sequence[int], target_bytes: int) -> bool:
+        return -(-sum(self._file(n).size for n in numbers) // target_bytes) < len(numbers)
+
+    def _in_parts(self, numbers: Sequence[int]) -> Iterator[tuple[list[int], pa.Table]]:
+        """The rows of these files, as many at a time as fit in memory: texts that are much alike take fifty times the
+        bytes that their file has."""
+        part: list[int] = []
+        tables: list[pa.Table] = []
+        for start in range(0, len(numbers), _THREADS_AT_STORE):
+            some = numbers[start : start + _THREADS_AT_STORE]
+            part += some
+            tables += self._each(self._read, some)
+            if sum(rows.nbytes for rows in tables) > _HELD_IN_MEMORY:
+                yield part, pa.concat_tables(tables)
+                part, tables = [], []
+        if part:
+            yield part, pa.concat_tables(tables)
 
     def _commit(self, gone: Sequence[int], added: Sequence[AddAction], fences: Sequence[Transaction]) -> None:
         """Commit at the version after the handle's, or raise CommitFailedError.

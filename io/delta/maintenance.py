@@ -130,7 +130,7 @@ def _target(table: DeltaTable, target_bytes: int | None) -> int:
 def _small_files(spec: TableSpec, table: DeltaTable, target: int) -> int:
     """How many files a compaction would put together: those below the target that are not alone in their partition."""
     if can_be_rewritten(spec, table):
-        return sum(map(len, KeyedFiles(spec, table).small(target)))
+        return len(KeyedFiles(spec, table).small(target))
     actions = pa.table(table.get_add_actions(flatten=True))
     partitions = [actions[f"partition.{column}"].to_pylist() for column in table.metadata().partition_columns]
     small: dict[tuple[object, ...], int] = defaultdict(int)

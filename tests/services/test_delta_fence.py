@@ -27,9 +27,11 @@ from itel_cabinet.io.delta import (
     WriteResult,
     create_table,
     describe_table,
+    files,
     get_table,
 )
 from itel_cabinet.io.delta.decisions import split_by_fence
+from itel_cabinet.io.delta.files import KeyedFiles
 from itel_cabinet.io.worker import OutageError, crash_points, prepare
 from tests.support.delta_rows import (
     READINGS,
@@ -616,6 +618,29 @@ def test_an_append_table_is_compacted_too(root: str) -> None:
     result = other.write(TEN)
     assert (result.replayed, result.written) == (TEN[:6], TEN[6:])
     assert stored(spec, "kafka_offset") == list(range(10))
+
+
+def test_a_compaction_holds_few_rows_at_a_time(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts that are much alike take fifty times the bytes in memory that their file has: its size says nothing."""
+    spec = forms(root, compact_every=40)
+    table = FencedTable(spec)
+    monkeypatch.setattr(files, "_HELD_IN_MEMORY", 2 * 1024 * 1024)
+    held: list[int] = []
+    write_all = KeyedFiles._write_all
+
+    def watched(self: KeyedFiles, rows: pa.Table, rows_a_file: int) -> Any:
+        held.append(rows.nbytes)
+        return write_all(self, rows, rows_a_file)
+
+    monkeypatch.setattr(KeyedFiles, "_write_all", watched)
+    texts = [f"{number} {'much alike ' * 10_000}" for number in range(80)]
+    rows = [form(f"f{number * 37 % 80:02}", 1, number, answer=text) for number, text in enumerate(texts)]
+    for start in range(0, 80, 2):
+        table.write(rows[start : start + 2])
+    assert len(held) > 2
+    assert max(held) < 6 * 1024 * 1024 < sum(held), "two parts of a compaction are not held at once"
+    assert len(DeltaTable(spec.uri).file_uris()) < 40
+    assert stored(spec, "form", "answer") == sorted((row["form"], row["answer"]) for row in rows)
 
 
 def test_a_failed_compaction_does_not_fail_the_bundle(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
