@@ -25,6 +25,7 @@ from itel_cabinet.io.http import (
     get_connection,
 )
 from itel_cabinet.io.worker import SettingError, crash_points, once_per_process, retry_outage
+from itel_cabinet.transforms.ordering import MOST_AT_ONCE
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected
 from itel_cabinet.transforms.trace_context import trace_call
@@ -177,6 +178,10 @@ class HttpItel:
     def batch_size(self) -> int:
         """As the settings have it."""
         return self.settings.batch_size
+
+    def at_once(self) -> int:
+        """See Itel."""
+        return self.connection.at_once
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """Send the payload with the event's id as its idempotency key; see :func:`read_answer`."""
@@ -354,6 +359,10 @@ class WaitingItel:
         """As the API has it."""
         return self.api.batch_size
 
+    def at_once(self) -> int:
+        """See Itel."""
+        return self.api.at_once()
+
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """See Itel."""
         return self._patiently(lambda: self.api.submit(submission), lambda rejected: rejected.outage)
@@ -401,6 +410,10 @@ class FolderItel:
     def batch_size(self) -> int:
         """1: each form is a file of its own."""
         return 1
+
+    def at_once(self) -> int:
+        """As many as there are threads."""
+        return MOST_AT_ONCE
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """Write the payload. A folder that cannot be written is no fault of the submission: tries for

@@ -52,6 +52,9 @@ class TaskLookup(Protocol):
     def now(self) -> float:
         """This moment, by the clock of this process that ``not_before`` is compared with: it is never set back."""
 
+    def at_once(self) -> int:
+        """How many calls ClaimX bears side by side now."""
+
     def task(
         self, assignment_id: int, *, not_before: float, fresh: bool = False, trace: Trace | None = None
     ) -> TaskDetails:
@@ -231,11 +234,12 @@ def _look_up_each(
     pool: Executor,
 ) -> list[Made]:
     """What ``look_up`` makes of each event, in input order; once more, past the cache, of those that come too early."""
-    made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool)
+    made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool, claimx.at_once)
     early = [index for index, one in enumerate(made) if is_too_early(one)]
     if early:
         form_wait(max(events[i][0].timestamp_ms for i in early) / 1000, claimx.now() - arrived)
-        again = map_in_key_order([events[i] for i in early], _assignment, partial(look_up, fresh=True), pool)
+        anew = partial(look_up, fresh=True)
+        again = map_in_key_order([events[i] for i in early], _assignment, anew, pool, claimx.at_once)
         for index, one in zip(early, again, strict=True):
             made[index] = one
     return made

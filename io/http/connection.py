@@ -182,6 +182,11 @@ class Connection:
             url = urlsplit(auth.token_url)
             self.tokens = get_tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
 
+    @property
+    def at_once(self) -> int:
+        """How many calls are worth making side by side now; more wait for each other."""
+        return self._window.limit
+
     def close(self) -> None:
         """Close the idle connections. A later call opens new ones."""
         self._transport.close()

@@ -4,12 +4,16 @@ Found as TCP Vegas finds its window: more while answers take no longer than they
 there on calls only wait for each other; and fewer at once when a call is limited, cut off by its time-out, or answered
 by 502 to 504. How long answers take without that is the least median of a stretch of calls within the last minutes, for
 each kind of question by itself: a list of photos may always take longer than a task.
+
+Where the API answers so fast that this process's own processor is what calls wait for, more of them at a time only take
+the interpreter from each other: there as few are under way as keep it busy.
 """
 
 from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from statistics import median_low
 
@@ -23,6 +27,7 @@ _STRETCH = 16  # calls, at least, whose median counts
 _SLOWER = 2.0  # times the least median, and
 _SLACK_SECONDS = 0.020  # more than it: what waiting for this process's own processor looks like
 _CUT, _MOST_CUT = 0.7, 0.5
+_BUSY, _HAS_ROOM = 0.95, 0.8  # of one processor, used by this process while calls are under way
 _MEMORY_SECONDS = 60.0  # of the least median; twice that at most
 _MOST_KINDS = 16  # what an API is asked beyond them is one kind
 _ID = re.compile(r"/[^/]*\d[^/]*")  # a segment with a digit in it
@@ -60,14 +65,46 @@ class _Usual:
         self._stretch.clear()
 
 
+class _Load:
+    """The share of one processor that this process uses while calls are under way. Not thread-safe."""
+
+    def __init__(self, processor: Callable[[], float]) -> None:
+        self._processor = processor
+        self._seconds = self._used = 0.0
+        self._began: tuple[float, float] | None = None
+
+    def begin(self, now: float) -> None:
+        """Calls are under way from now on,"""
+        self._began = now, self._processor()
+
+    def end(self, now: float) -> None:
+        """and until now."""
+        if self._began is not None:
+            self._seconds += now - self._began[0]
+            self._used += self._processor() - self._began[1]
+            self._began = None
+
+    def take(self, now: float) -> float:
+        """The share since it was taken last; 0 if no time has passed."""
+        if self._began is not None:
+            self.end(now)
+            self.begin(now)
+        share = self._used / self._seconds if self._seconds > 0 else 0.0
+        self._seconds = self._used = 0.0
+        return share
+
+
 class Window:
-    """The calls of one API that are under way. Thread-safe. ``clock`` is monotonic, in seconds; waiting for a place
-    takes real time.
+    """The calls of one API that are under way. Thread-safe. ``clock`` is monotonic, ``processor`` what this process has
+    used of processors, both in seconds; waiting for a place takes real time.
     """
 
-    def __init__(self, name: str, most: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, name: str, most: int, clock: Callable[[], float], processor: Callable[[], float] = time.process_time
+    ) -> None:
         self._most = float(most)
         self._clock = clock
+        self._load = _Load(processor)
         self._free = threading.Condition()
         self._limit = min(_FIRST, self._most)
         self._under_way = 0
@@ -89,9 +126,12 @@ class Window:
             while waits and self._under_way >= self.limit:
                 self._full = True
                 self._free.wait()
+            now = self._clock()
+            if not self._under_way:
+                self._load.begin(now)
             self._under_way += 1
             self._full |= self._under_way >= self.limit
-            return self._clock()
+            return now
 
     def leave(self, began: float, *, kind: str = "", answered: bool = False, overloaded: bool = False) -> None:
         """Give the place back. A call of a ``kind`` may have been ``answered``, or say that the API is ``overloaded``;
@@ -103,6 +143,8 @@ class Window:
                 self._shrink(began, now, _CUT, 1.0)
             elif answered:
                 self._learn(kind, began, now)
+            if not self._under_way:
+                self._load.end(now)
             self._shown.set(self.limit)
             self._free.notify(max(1, self.limit - self._under_way))
 
@@ -113,9 +155,13 @@ class Window:
         slower = usual.learn(now - began, now, self.limit)
         if slower is None:
             return
+        load = self._load.take(now)
         if slower > 1:
             self._shrink(began, now, max(_MOST_CUT, 1 / slower), _LEAST)
-        elif self._full:
+        elif load > _BUSY:
+            self._limit = max(min(_LEAST, self._most), self._limit * _CUT)
+            self._doubles, self._full = True, False  # the API may bear more
+        elif self._full and load < _HAS_ROOM:
             self._limit = min(self._most, self._limit * 2 if self._doubles else self._limit + 1)
             self._full = False
 

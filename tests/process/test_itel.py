@@ -342,6 +342,9 @@ class Recorder:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
+    def at_once(self) -> int:
+        return 8
+
     def submit(self, one: Submission) -> Accepted | Rejected:
         with self._lock:
             assert one.assignment_id not in self.running, "two calls of one assignment overlap"
@@ -658,6 +661,9 @@ class BatchRecorder:
         self._running: set[int] = set()
         self._lock = threading.Lock()
 
+    def at_once(self) -> int:
+        return 8
+
     def submit(self, one: Submission) -> Accepted | Rejected:
         return self.submit_batch([one])
 
@@ -720,6 +726,9 @@ class Breaker:
 
     def __init__(self, open_for: int) -> None:
         self.left = open_for
+
+    def at_once(self) -> int:
+        return 8
 
     def submit(self, *_: Any) -> Accepted | Rejected:
         self.left -= 1

@@ -39,6 +39,9 @@ class Lookup:
     def now(self) -> float:
         return ARRIVED + len(self.calls)  # each call takes a second
 
+    def at_once(self) -> int:
+        return 8
+
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
         with self._lock:
             self.overlapped |= assignment_id in self._running
@@ -155,6 +158,9 @@ def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
     class Broken:
         def now(self) -> float:
             return ARRIVED
+
+        def at_once(self) -> int:
+            return 1
 
         def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
             raise OSError(f"{assignment_id} {not_before > 0} {fresh}")

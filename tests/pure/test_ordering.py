@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import threading
+import weakref
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
@@ -114,6 +116,48 @@ def test_a_batch_of_more_keys_than_are_worked_on_at_once() -> None:
     items = list(range(3 * MOST_AT_ONCE))
     with ThreadPoolExecutor(8) as pool:
         assert map_in_key_order(items, lambda item: item, lambda item: -item, pool) == [-item for item in items]
+
+
+def test_as_many_walk_as_are_worth_it_now() -> None:
+    worth, walking, seen, lock = iter([2] * 40 + [6] * 40 + [1] * 40), [0], list[int](), threading.Lock()
+    limits: list[int] = []
+
+    def at_once() -> int:
+        limits.append(next(worth, 1))
+        return limits[-1]
+
+    def work(item: int) -> int:
+        with lock:
+            walking[0] += 1
+            seen.append(walking[0])
+        threading.Event().wait(0.001)  # lets the others in
+        with lock:
+            walking[0] -= 1
+        return -item
+
+    with ThreadPoolExecutor(16) as pool:
+        assert map_in_key_order(range(100), lambda item: item, work, pool, at_once) == [-item for item in range(100)]
+    assert max(seen[:10]) <= 2
+    assert max(seen) == 6
+    assert set(seen[-10:]) == {1}
+
+
+def test_a_walk_leaves_nothing_for_the_collector() -> None:
+    """What waits for it holds a batch's answers: 100 MB, with a job that has the collector look seldom."""
+
+    class Answer:
+        pass
+
+    gc.collect()
+    gc.disable()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            answers = map_in_key_order(range(20), lambda item: item, lambda _: Answer(), pool, lambda: 2)
+        gone = [weakref.ref(answer) for answer in answers]
+        del answers
+        assert [one() for one in gone] == [None] * 20
+    finally:
+        gc.enable()
 
 
 def test_nothing_to_do() -> None:

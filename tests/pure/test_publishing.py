@@ -42,6 +42,9 @@ class Lookup:
     def now(self) -> float:
         return NOW_HERE
 
+    def at_once(self) -> int:
+        return 1
+
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
         self.calls.append((assignment_id, not_before, fresh))
         answer = self.answers[assignment_id]

@@ -55,7 +55,7 @@ def play(limit: Callable[[Api], int], ended: Callable[[Api, float, bool], None])
 
 def play_adaptive() -> tuple[int, dict[int, list[int]]]:
     at: list[float] = [0.0]
-    window = Window("claimx", MOST, lambda: at[0])
+    window = Window("claimx", MOST, lambda: at[0], lambda: 0.0)
     limits: dict[int, list[int]] = {}
 
     def limit(api: Api) -> int:
@@ -87,7 +87,7 @@ def test_it_beats_any_fixed_number_where_the_capacity_changes() -> None:
 
 @pytest.fixture
 def window() -> Window:
-    return Window("itel", 10, iter(range(10**6)).__next__)
+    return Window("itel", 10, iter(range(10**6)).__next__, lambda: 0.0)
 
 
 def call(window: Window, **end: bool) -> None:
@@ -112,7 +112,7 @@ def test_it_does_not_grow_while_it_is_not_used(window: Window) -> None:
 
 def test_slow_questions_among_quick_ones_do_not_make_it_smaller() -> None:
     at = [0.0]
-    window = Window("claimx", 64, lambda: at[0])
+    window = Window("claimx", 64, lambda: at[0], lambda: 0.0)
     # A batch asks for its tasks, then for what is longer in coming: each for many records, and over and over.
     for _ in range(20):
         for kind, seconds in (("GET/task/#", 0.01), ("GET/media", 0.3), ("GET/project/#", 0.08)):
@@ -125,7 +125,7 @@ def test_slow_questions_among_quick_ones_do_not_make_it_smaller() -> None:
 
 
 def test_kinds_without_end_are_one() -> None:
-    window = Window("claimx", 8, lambda: 0.0)
+    window = Window("claimx", 8, lambda: 0.0, lambda: 0.0)
     for number in range(1_000):
         window.leave(window.enter(), kind=f"GET/{number}", answered=True)
     assert len(window._kinds) == 17
@@ -151,8 +151,54 @@ def test_what_says_nothing_changes_nothing(window: Window) -> None:
     assert window.limit == 8
 
 
+@dataclass
+class Processor:
+    """One processor and an API that answers after ``latency`` seconds: each call needs ``WORK`` of the processor, one
+    after the other."""
+
+    latency: float
+    now: float = 0.0
+    used: float = 0.0
+
+    def round(self, window: Window) -> None:
+        began = [window.enter() for _ in range(window.limit)]
+        work = WORK * len(began)
+        self.now += max(work, self.latency + WORK)
+        self.used += work
+        for one in began:
+            window.leave(one, answered=True)
+
+
+WORK = 0.0004
+
+
+@pytest.mark.parametrize(
+    ("latency", "least", "most"),
+    [(0.0, 2, 2), (0.0001, 2, 2), (0.004, 8, 13), (0.01, 18, 32), (0.05, MOST, MOST), (1.0, MOST, MOST)],
+)
+def test_no_more_calls_than_keep_the_processor_busy(latency: float, least: int, most: int) -> None:
+    world = Processor(latency)
+    window = Window("claimx", MOST, lambda: world.now, lambda: world.used)
+    for _ in range(500):
+        world.round(window)
+    assert least <= window.limit <= most
+    for world.latency in (0.05, 0.0):
+        for _ in range(3_000):  # by then it is forgotten how fast the API was
+            world.round(window)
+        assert window.limit == (MOST if world.latency else 2)
+
+
+def test_what_is_done_between_calls_is_no_load() -> None:
+    world = Processor(0.05)
+    window = Window("claimx", MOST, lambda: world.now, lambda: world.used)
+    for _ in range(500):
+        world.round(window)
+        world.now, world.used = world.now + 5.0, world.used + 5.0
+    assert window.limit == MOST
+
+
 def test_it_is_never_above_its_bound() -> None:
-    window = Window("itel", 3, lambda: 0.0)
+    window = Window("itel", 3, lambda: 0.0, lambda: 0.0)
     for _ in range(200):
         began = [window.enter() for _ in range(window.limit)]
         for one in began:
@@ -162,7 +208,7 @@ def test_it_is_never_above_its_bound() -> None:
 
 
 def test_a_call_waits_for_a_place_and_a_probe_does_not() -> None:
-    window = Window("itel", 1, lambda: 0.0)
+    window = Window("itel", 1, lambda: 0.0, lambda: 0.0)
     first = window.enter()
     probe = window.enter(waits=False)
     entered = threading.Event()
