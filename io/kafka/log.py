@@ -126,12 +126,21 @@ class LogReader:
                 self._next = (name, partition, offset + 1)
                 return make_record(message, self.topic(name).topic_id)
 
-    def first(self, name: str, partition: int, offset: int) -> Record | None:
-        """The first record at an offset or behind it; None if there is none yet."""
+    def first(self, name: str, offsets: Mapping[int, int]) -> dict[int, Record]:
+        """Of each partition with an offset, the first record there or behind it, if there is one yet."""
         self._next = None
-        self._assign(name, {partition: offset})
-        message = self._poll(f"topic {name} partition {partition}")
-        return None if message.error() is not None else make_record(message, self.topic(name).topic_id)
+        self._assign(name, offsets)
+        found: dict[int, Record] = {}
+        left = {*offsets}
+        while left:
+            message = self._poll(f"topic {name}")
+            partition = message.partition()
+            if partition in left:
+                left.remove(partition)
+                self._consumer.pause([TopicPartition(name, partition)])
+                if message.error() is None:
+                    found[partition] = make_record(message, self.topic(name).topic_id)
+        return found
 
     def _assign(self, name: str, offsets: Mapping[int, int]) -> None:
         if name not in self._found:

@@ -34,24 +34,24 @@ class GroupView:
 
     def open_transactions(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
         """For each partition that ends in a transaction which is still open, how many seconds its first record lies
-        there, by Kafka's time of it; a record without one counts as just written. Costs one fetch a partition.
+        there, by Kafka's time of it; a record without one counts as just written. One fetch a partition, all at once.
         """
         held = [one for one in positions if one.held]
         if not held:
             return {}
         with LogReader(self._client, epoch=self._epoch, timeout=self._timeout, committed_only=False) as reader:
-            firsts = {one.partition: reader.first(self.topic, one.partition, one.end) for one in held}
-        written = {p: one.timestamp_ms / 1000 if one and one.timestamp_ms >= 0 else now for p, one in firsts.items()}
-        return {p: max(0.0, now - at) for p, at in written.items()}
+            firsts = reader.first(self.topic, {one.partition: one.end for one in held})
+        times = {p: one.timestamp_ms / 1000 for p, one in firsts.items() if one.timestamp_ms >= 0}
+        return {one.partition: max(0.0, now - times.get(one.partition, now)) for one in held}
 
     def ages(self, positions: Sequence[PartitionLag], now: float) -> dict[int, float]:
         """For each partition with something unread, how many seconds its oldest unread record lies there, by Kafka's
-        time of it. ``now`` is in epoch seconds. Costs one fetch a partition.
+        time of it. ``now`` is in epoch seconds. One fetch a partition, all at once.
         """
         unread = [one for one in positions if one.lag]
         if not unread:
             return {}
         with LogReader(self._client, epoch=self._epoch, timeout=self._timeout) as reader:
-            oldest = {one.partition: reader.first(self.topic, one.partition, one.position) for one in unread}
-        times = {p: record.timestamp_ms / 1000 for p, record in oldest.items() if record and record.timestamp_ms >= 0}
+            oldest = reader.first(self.topic, {one.partition: one.position for one in unread})
+        times = {p: record.timestamp_ms / 1000 for p, record in oldest.items() if record.timestamp_ms >= 0}
         return {p: max(0.0, now - at) for p, at in times.items()}
