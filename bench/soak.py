@@ -37,7 +37,7 @@ WARM_UP_SECONDS = 180.0
 MOST_MB = 400.0
 MOST_GROWTH = 0.05
 MOST_IDLE = 0.15
-# The stand-in answers with one form, whatever an event says of it.
+# The stand-in answers with one form, no matter what an event says of it.
 SHARES = Shares(assigned=0.45, in_progress=0.05, completed_without_form=0, resubmitted=0, late=0, cancelled=0)
 REPORT_AT_MINUTES = (1, 3, 5, 10, 20, 30)
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from itel_cabinet.io.delta import PartitionFollower, TableSpec
+from itel_cabinet.io.digests import SIZE, DigestSet
 from itel_cabinet.io.worker import once_per_process
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.ledger import Outcome, Resubmission
@@ -22,7 +23,7 @@ __all__ = ["DAYS_BACK", "SettledSubmissions", "get_settled"]
 DAYS_BACK = 7
 """How many days before an event's own the ledger is looked at, for another event with the same content."""
 
-_EVENTS_HELD = 500_000  # some 45 MB
+_EVENTS_HELD = 500_000  # some 9 MB
 _COLUMNS = (
     *("event_id", "assignment_id", "settled", "outcome", "status", "idempotency_key", "content_sha256"),
     *("resubmission", "answered_at"),
@@ -44,7 +45,7 @@ class SettledSubmissions:
         self._compare = compare
         self._follower = PartitionFollower(spec, _COLUMNS)
         self._most = most
-        self._days: dict[date, set[bytes]] = {}  # the one that was asked for last is the last
+        self._days: dict[date, DigestSet] = {}  # the one that was asked for last is the last
         self._lock = threading.Lock()
 
     def find_settled(self, events: Sequence[TaskEvent], resubmission: Resubmission | None = None) -> set[str]:
@@ -56,8 +57,7 @@ class SettledSubmissions:
                 name = resubmission.name if resubmission and resubmission.covers(event.assignment_id) else None
                 wanted[_digest(event.event_id, name)] = event.event_id
             # Any day will do: an event that was published twice may bear the time of the day before.
-            digests = set(wanted)
-            return {wanted[digest] for settled in self._days.values() for digest in digests & settled}
+            return {wanted[digest] for settled in self._days.values() for digest in wanted if digest in settled}
 
     def _read(self, days: dict[date, None]) -> None:
         self._follower.refresh()
@@ -65,7 +65,7 @@ class SettledSubmissions:
         before = {day - timedelta(back) for day in days if day not in held for back in range(1, DAYS_BACK + 1)}
         there = {date(int(y), int(m), int(d)) for y, m, d in self._follower.partitions()} if before else set()
         for day in (*sorted((before & there) - held - days.keys()), *sorted(days)):
-            self._days[day] = self._days.pop(day, set())
+            self._days[day] = self._days.pop(day, DigestSet())
             change = self._follower.read((day.year, day.month, day.day))
             if change is not None:
                 rows, whole = change
@@ -112,7 +112,7 @@ def _contents(rows: pa.Table) -> Iterator[tuple[int, float, str, bytes | None]]:
 
 def _digest(event_id: str, resubmission: str | None = None) -> bytes:
     text = event_id if resubmission is None else f"{event_id}\0{resubmission}"
-    return blake2b(text.encode(errors="replace"), digest_size=16).digest()
+    return blake2b(text.encode(errors="replace"), digest_size=SIZE).digest()
 
 
 @once_per_process

@@ -238,8 +238,8 @@ def _look_up_each(
     early = [index for index, one in enumerate(made) if is_too_early(one)]
     if early:
         form_wait(max(events[i][0].timestamp_ms for i in early) / 1000, claimx.now() - arrived)
-        anew = partial(look_up, fresh=True)
-        again = map_in_key_order([events[i] for i in early], _assignment, anew, pool, claimx.at_once)
+        past_cache = partial(look_up, fresh=True)
+        again = map_in_key_order([events[i] for i in early], _assignment, past_cache, pool, claimx.at_once)
         for index, one in zip(early, again, strict=True):
             made[index] = one
     return made

@@ -50,7 +50,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from itel_cabinet.io.batches import Passing, UnweighedCoder
 from itel_cabinet.io.delta.spec import Given, Row, TableSpec, WriteResult
 from itel_cabinet.io.delta.table import get_table
-from itel_cabinet.io.worker import beat, get_pool, metrics
+from itel_cabinet.io.worker import beat, get_pool, give_back, metrics
 
 __all__ = ["WriteToDelta"]
 
@@ -133,6 +133,7 @@ class _CommitBundle(beam.DoFn):  # type: ignore[misc]
 
     def _report(self, result: WriteResult) -> WindowedValue:
         beat()
+        give_back()
         self._measure(result)
         self._counters["rows_written"].inc(len(result.written))
         self._counters["rows_replayed"].inc(len(result.replayed))

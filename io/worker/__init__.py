@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itel_cabinet.io.worker import crash_points, metrics
-from itel_cabinet.io.worker.allocators import ALLOCATORS
+from itel_cabinet.io.worker.allocators import ALLOCATORS, give_back
 from itel_cabinet.io.worker.errors import RefusedError, SettingError
 from itel_cabinet.io.worker.health import PULSE, WorkerSettings, beat, check_port, serve, waiting_for
 from itel_cabinet.io.worker.logs import LogFormat
@@ -31,6 +31,7 @@ __all__ = [
     "describe_error",
     "full_jitter",
     "get_pool",
+    "give_back",
     "limit_wait",
     "metrics",
     "once_per_process",
