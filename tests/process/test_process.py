@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from apache_beam.internal import pickler
 
 from itel_cabinet.io.worker import ALLOCATORS, get_pool
@@ -45,6 +46,26 @@ import pyarrow
 assert pyarrow.default_memory_pool().backend_name == "system"
 """
 
+# Blocks that are in use lie among those that are free: of its own accord glibc gives nothing back.
+GIVING_BACK = """
+from itel_cabinet.io.worker import give_back
+
+def resident_mb():
+    with open("/proc/self/statm") as sizes:
+        return int(sizes.read().split()[1]) * 4 / 1024
+
+give_back()
+blocks = [bytes(1_000) for _ in range(100_000)]
+held = blocks[::100]
+del blocks
+free = resident_mb()
+give_back()
+assert resident_mb() > free - 10, "once in five seconds is enough"
+give_back._next = 0
+give_back()
+assert resident_mb() < free - 70, (free, resident_mb())
+"""
+
 
 def run(program: str, **environment: str) -> str:
     """What the program writes to stderr."""
@@ -67,6 +88,11 @@ def test_importing_any_module_changes_nothing_in_the_process() -> None:
 
 def test_a_prepared_process_has_limited_allocators_and_no_known_warnings() -> None:
     assert run(PREPARING) == "WARNING:root:something else\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's own")
+def test_what_is_free_is_given_back() -> None:
+    run(GIVING_BACK)
 
 
 def test_what_the_environment_says_of_allocators_stays() -> None:
