@@ -26,7 +26,7 @@ COPY --from=beam /opt/apache/beam /opt/apache/beam
 # The workers are this environment, with nothing installed at their start.
 ENV RUN_PYTHON_SDK_IN_DEFAULT_ENVIRONMENT=1
 # Memory goes back to the system when it is free: io/worker/allocators.py.
-ENV _RJEM_MALLOC_CONF=narenas:2,dirty_decay_ms:500,muzzy_decay_ms:0 ARROW_DEFAULT_MEMORY_POOL=system \
+ENV _RJEM_MALLOC_CONF=narenas:2,dirty_decay_ms:500,muzzy_decay_ms:0,tcache:false ARROW_DEFAULT_MEMORY_POOL=system \
     MALLOC_ARENA_MAX=2 MALLOC_MMAP_THRESHOLD_=131072 MALLOC_TRIM_THRESHOLD_=131072
 # By number, so that Kubernetes can see that it is not root.
 RUN useradd --create-home --uid 10001 worker
