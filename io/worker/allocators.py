@@ -1,8 +1,9 @@
 """Memory goes back to the system when it is free: without this a worker holds twice what it needs.
 
 delta-rs brings jemalloc, which keeps freed pages in four arenas a core for ten seconds; a job that merges each second
-never gives any back; and it keeps a cache for each of the hundred threads by which a folder is read. glibc gives each thread an arena, and what the pools' threads allocate is freed by others; it also
-keeps large blocks, once it has freed one. pyarrow brings mimalloc, which keeps what a batch's columns took.
+never gives any back; and it keeps a cache for each of the hundred threads by which a folder is read. glibc gives each
+thread an arena, and what the pools' threads allocate is freed by others; it also keeps large blocks, once it has freed
+one. pyarrow brings mimalloc, which keeps what a batch's columns took.
 Measured: a `cabinet` job at 200 events/s stood at 440 MB and crept up; with the arenas limited at 340 MB and flat. One
 with a backlog of forms took 510 MB; with the rest 400. What glibc has free between what is still used it keeps all the
 same, unless it is asked for it: 88 MB after ten minutes at 500 events/s, and more each minute.
