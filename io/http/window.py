@@ -159,8 +159,8 @@ class Window:
         if slower > 1:
             self._shrink(began, now, max(_MOST_CUT, 1 / slower), _LEAST)
         elif load > _BUSY:
-            self._limit = max(min(_LEAST, self._most), self._limit * _CUT)
-            self._doubles, self._full = True, False  # the API may bear more
+            self._limit = min(self._limit, max(_LEAST, self._limit * _CUT))
+            self._full = False
         elif self._full and load < _HAS_ROOM:
             self._limit = min(self._most, self._limit * 2 if self._doubles else self._limit + 1)
             self._full = False

@@ -188,6 +188,17 @@ def test_no_more_calls_than_keep_the_processor_busy(latency: float, least: int, 
         assert window.limit == (MOST if world.latency else 2)
 
 
+def test_a_busy_processor_is_no_reason_for_more_calls_than_an_api_bears() -> None:
+    world = Processor(0.0)
+    window = Window("claimx", MOST, lambda: world.now, lambda: world.used)
+    for _ in range(20):
+        world.now += 1.0
+        window.leave(window.enter(), overloaded=True)
+    for _ in range(200):
+        world.round(window)
+    assert window.limit == 1
+
+
 def test_what_is_done_between_calls_is_no_load() -> None:
     world = Processor(0.05)
     window = Window("claimx", MOST, lambda: world.now, lambda: world.used)
