@@ -52,7 +52,7 @@ class FreeLookup:
     def now(self) -> float:
         return time.monotonic()
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 4  # the pool's threads
 
     def task(self, *_: object, **__: object) -> TaskDetails:

@@ -260,9 +260,9 @@ class WaitingLookup(Generic[T]):
         """See transforms.enrichment.TaskLookup."""
         return self.client.clock()
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """See transforms.enrichment.TaskLookup."""
-        return self.client.connection.at_once
+        return self.client.connection.calls_at_once()
 
     def task(
         self, assignment_id: int | str, *, not_before: float, fresh: bool = False, trace: Trace | None = None

@@ -179,9 +179,9 @@ class HttpItel:
         """As the settings have it."""
         return self.settings.batch_size
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """See Itel."""
-        return self.connection.at_once
+        return self.connection.calls_at_once()
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """Send the payload with the event's id as its idempotency key; see :func:`read_answer`."""
@@ -359,9 +359,9 @@ class WaitingItel:
         """As the API has it."""
         return self.api.batch_size
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """See Itel."""
-        return self.api.at_once()
+        return self.api.calls_at_once()
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
         """See Itel."""
@@ -411,7 +411,7 @@ class FolderItel:
         """1: each form is a file of its own."""
         return 1
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """As many as there are threads."""
         return MOST_AT_ONCE
 

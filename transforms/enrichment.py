@@ -52,7 +52,7 @@ class TaskLookup(Protocol):
     def now(self) -> float:
         """This moment, by the clock of this process that ``not_before`` is compared with: it is never set back."""
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """How many calls ClaimX bears side by side now."""
 
     def task(
@@ -234,12 +234,12 @@ def _look_up_each(
     pool: Executor,
 ) -> list[Made]:
     """What ``look_up`` makes of each event, in input order; once more, past the cache, of those that come too early."""
-    made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool, claimx.at_once)
+    made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool, claimx.calls_at_once)
     early = [index for index, one in enumerate(made) if is_too_early(one)]
     if early:
         form_wait(max(events[i][0].timestamp_ms for i in early) / 1000, claimx.now() - arrived)
         past_cache = partial(look_up, fresh=True)
-        again = map_in_key_order([events[i] for i in early], _assignment, past_cache, pool, claimx.at_once)
+        again = map_in_key_order([events[i] for i in early], _assignment, past_cache, pool, claimx.calls_at_once)
         for index, one in zip(early, again, strict=True):
             made[index] = one
     return made

@@ -22,11 +22,11 @@ def map_in_key_order(
     key: Callable[[Item], Hashable],
     work: Callable[[Item], Result],
     pool: Executor,
-    at_once: Callable[[], int] = lambda: MOST_AT_ONCE,
+    calls_at_once: Callable[[], int] = lambda: MOST_AT_ONCE,
 ) -> list[Result]:
     """``[work(item) for item in items]``, side by side across keys, in order and never overlapping within one.
 
-    ``at_once`` tells how many calls are worth making side by side; it is asked again before each, from any of the
+    ``calls_at_once`` tells how many calls are worth making side by side; it is asked again before each, from any of the
     threads.
 
     After an exception no further call is begun: an outage must not be waited for again by each item in the queue.
@@ -37,7 +37,7 @@ def map_in_key_order(
     chains: dict[Hashable, list[int]] = defaultdict(list)
     for index, item in enumerate(items):
         chains[key(item)].append(index)
-    results = _Walk(items, work, pool, at_once, deque(chains.values())).done()
+    results = _Walk(items, work, pool, calls_at_once, deque(chains.values())).done()
     return [results[index] for index in range(len(items))]
 
 
@@ -53,10 +53,10 @@ class _Walk(Generic[Item, Result]):
         items: Sequence[Item],
         work: Callable[[Item], Result],
         pool: Executor,
-        at_once: Callable[[], int],
+        calls_at_once: Callable[[], int],
         chains: deque[list[int]],
     ) -> None:
-        self._items, self._work, self._pool, self._at_once, self._waiting = items, work, pool, at_once, chains
+        self._items, self._work, self._pool, self._at_once, self._waiting = items, work, pool, calls_at_once, chains
         self._results: dict[int, Result] = {}
         self._failed = threading.Event()
         self._walkers: list[Future[None]] = []

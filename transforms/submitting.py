@@ -98,7 +98,7 @@ class Itel(Protocol):
     def batch_size(self) -> int:
         """How many submissions one call may take; with 1 there are no batches."""
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """How many calls iTel bears side by side now."""
 
     def submit(self, submission: Submission) -> Accepted | Rejected:
@@ -279,7 +279,7 @@ def submit(
         return described
 
     if api.batch_size == 1:
-        return map_in_key_order(submissions, lambda one: one.assignment_id, hand_in, pool(), api.at_once)
+        return map_in_key_order(submissions, lambda one: one.assignment_id, hand_in, pool(), api.calls_at_once)
     outcomes: dict[int, Submitted | Failure | Skip] = {}
     for turn in _turns(submissions):
         skipped = {index: one for index in turn if (one := skip(submissions[index])) is not None}
@@ -291,7 +291,7 @@ def submit(
             lambda batch: batch[0],
             lambda batch: hand_in_batch([submissions[at] for at in batch]),
             pool(),
-            api.at_once,
+            api.calls_at_once,
         )
         for batch, answer in zip(batches, answers, strict=True):
             outcomes.update(zip(batch, answer, strict=True))

@@ -182,8 +182,7 @@ class Connection:
             url = urlsplit(auth.token_url)
             self.tokens = get_tokens(auth, settings.transport(f"{url.scheme}://{url.netloc}"))
 
-    @property
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         """How many calls are worth making side by side now; more wait for each other."""
         return self._window.limit
 

@@ -71,7 +71,7 @@ class _Load:
     def __init__(self, processor: Callable[[], float]) -> None:
         self._processor = processor
         self._seconds = self._used = 0.0
-        self._began: tuple[float, float] | None = None
+        self._began = 0.0, 0.0
 
     def begin(self, now: float) -> None:
         """Calls are under way from now on,"""
@@ -79,16 +79,13 @@ class _Load:
 
     def end(self, now: float) -> None:
         """and until now."""
-        if self._began is not None:
-            self._seconds += now - self._began[0]
-            self._used += self._processor() - self._began[1]
-            self._began = None
+        self._seconds += now - self._began[0]
+        self._used += self._processor() - self._began[1]
 
     def take(self, now: float) -> float:
-        """The share since it was taken last; 0 if no time has passed."""
-        if self._began is not None:
-            self.end(now)
-            self.begin(now)
+        """While calls are under way: the share since it was taken last; 0 if no time has passed."""
+        self.end(now)
+        self.begin(now)
         share = self._used / self._seconds if self._seconds > 0 else 0.0
         self._seconds = self._used = 0.0
         return share

@@ -342,7 +342,7 @@ class Recorder:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 8
 
     def submit(self, one: Submission) -> Accepted | Rejected:
@@ -661,7 +661,7 @@ class BatchRecorder:
         self._running: set[int] = set()
         self._lock = threading.Lock()
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 8
 
     def submit(self, one: Submission) -> Accepted | Rejected:
@@ -727,7 +727,7 @@ class Breaker:
     def __init__(self, open_for: int) -> None:
         self.left = open_for
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 8
 
     def submit(self, *_: Any) -> Accepted | Rejected:

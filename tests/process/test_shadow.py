@@ -31,7 +31,7 @@ class First:
 
     batch_size = 1
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 8
 
     def submit(self, _: Submission) -> Accepted:

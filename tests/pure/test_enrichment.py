@@ -39,7 +39,7 @@ class Lookup:
     def now(self) -> float:
         return ARRIVED + len(self.calls)  # each call takes a second
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 8
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
@@ -159,7 +159,7 @@ def test_other_errors_are_outages_and_raised(pool: Executor) -> None:
         def now(self) -> float:
             return ARRIVED
 
-        def at_once(self) -> int:
+        def calls_at_once(self) -> int:
             return 1
 
         def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:

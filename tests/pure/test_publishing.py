@@ -42,7 +42,7 @@ class Lookup:
     def now(self) -> float:
         return NOW_HERE
 
-    def at_once(self) -> int:
+    def calls_at_once(self) -> int:
         return 1
 
     def task(self, assignment_id: int, *, not_before: float, fresh: bool = False, **_: object) -> TaskDetails:
