@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.io.worker import WorkerSettings, metrics, prepare, serve
 from itel_cabinet.local.services import free_port
-from itel_cabinet.pipeline.steps import Step, count_form
+from itel_cabinet.pipeline.steps import Step, count_form, look_ahead
 from itel_cabinet.transforms.contracts import load_shipped
 from itel_cabinet.transforms.enrichment import enrich
 from itel_cabinet.transforms.events import parse_task_events
@@ -96,7 +97,6 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions(["--streaming"]))
     contract = load_shipped("cabinet_repair")
     parse = partial(parse_task_events, group=source.group, task_ids=contract.task_ids, clock=_SECONDS)
-    events = pipeline | ReadFromKafka(source, prepare) | "Parse" >> Step("parse", parse)
     look_up = partial(
         enrich,
         lookup=FreeLookup,
@@ -106,7 +106,9 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
         clock=_SECONDS,
         count=count_form,
     )
-    tasks = events.results | "Look up" >> Step("enrich", look_up)
+    batches = pipeline | ReadFromKafka(source, prepare, partial(look_ahead, parse=parse, look_up=look_up))
+    batches | "Parse" >> Step("parse", attrgetter("parsed"))
+    tasks = batches | "Look up" >> Step("enrich", attrgetter("looked_up"))
     (
         tasks.results
         | beam.Map(partial(make_tracking_rows, clock=_SECONDS)).with_output_types(Batch)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from operator import attrgetter
 
 import apache_beam as beam
 import pyarrow as pa
@@ -32,6 +33,7 @@ from itel_cabinet.pipeline.steps import (
     count_lookups,
     count_photos,
     count_submissions,
+    look_ahead,
     passed,
 )
 from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
@@ -53,34 +55,40 @@ __all__ = ["build"]
 def build(pipeline: beam.Pipeline, settings: Settings) -> None:
     """Add the job that ``settings`` names to a pipeline."""
     wiring = Wiring(settings)
-    records = pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker)
     if settings.job is Job.TRIGGER:
-        _trigger(records, wiring)
+        _trigger(pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker), wiring)
         return
 
-    parse = partial(parse_task_events, group=settings.source.group, task_ids=wiring.task_ids, clock=time.time)
-    events = records | "Parse" >> Step("parse", partial(leave_out_erased, parse=parse, erased=wiring.get_erased))
-    events.failures | "Unreadable" >> wiring.dead_letter_sink()
-
-    wanted = events.results
+    parse = partial(
+        leave_out_erased,
+        parse=partial(parse_task_events, group=settings.source.group, task_ids=wiring.task_ids, clock=time.time),
+        erased=wiring.get_erased,
+    )
+    look_up = partial(
+        enrich,
+        lookup=wiring.get_claimx,
+        pool=wiring.get_claimx_pool,
+        form_wait=wiring.wait_for_form,
+        read_form=wiring.contract.read_form,
+        clock=time.time,
+        count=count_form,
+    )
     if settings.job is Job.API:
-        submitted = wanted | "To submit" >> Step(
+        records = pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker)
+        events = records | "Parse" >> Step("parse", parse)
+        submitted = events.results | "To submit" >> Step(
             "select", partial(skip_other_statuses, statuses=settings.submitted_statuses)
         )
-        wanted = _leave_settled_out(submitted.results, wiring)  # before it costs a lookup
-
-    tasks = wanted | "Look up" >> Step(
-        "enrich",
-        partial(
-            enrich,
-            lookup=wiring.get_claimx,
-            pool=wiring.get_claimx_pool,
-            form_wait=wiring.wait_for_form,
-            read_form=wiring.contract.read_form,
-            clock=time.time,
-            count=count_form,
-        ),
-    )
+        # Before it costs a lookup, and after the batch before, which may have settled it.
+        tasks = _leave_settled_out(submitted.results, wiring) | "Look up" >> Step("enrich", look_up)
+    else:
+        # The next batch is looked up while this one is written and sent.
+        batches = pipeline | "Read" >> ReadFromKafka(
+            wiring.source, wiring.prepare_worker, partial(look_ahead, parse=parse, look_up=look_up)
+        )
+        events = batches | "Parse" >> Step("parse", attrgetter("parsed"))
+        tasks = batches | "Look up" >> Step("enrich", attrgetter("looked_up"))
+    events.failures | "Unreadable" >> wiring.dead_letter_sink()
     tasks.failures | "Not found" >> wiring.dead_letter_sink()
 
     if settings.job.writes_tables:

@@ -17,19 +17,21 @@ from apache_beam.metrics import Metrics
 from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.worker import OUTCOMES, metrics
 from itel_cabinet.transforms.forms import Form
-from itel_cabinet.transforms.records import Failure, Skip
+from itel_cabinet.transforms.records import Failure, Record, Skip
 from itel_cabinet.transforms.submissions import Submission
 
 __all__ = [
     "FAILURES",
     "NAMESPACE",
     "RESULTS",
+    "Ahead",
     "Step",
     "and_pass",
     "count_form",
     "count_lookups",
     "count_photos",
     "count_submissions",
+    "look_ahead",
     "passed",
 ]
 
@@ -40,7 +42,7 @@ NAMESPACE = "itel_cabinet"
 
 _QUESTION_CHARACTERS = 80  # of a label
 
-Work = Callable[[list[Any]], Iterable[Any]]
+Work = Callable[[Any], Iterable[Any]]
 
 
 class _StepFn(beam.DoFn):  # type: ignore[misc]
@@ -49,7 +51,7 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
         self._work = work
         self._carries = carries
 
-    def process(self, items: list[Any]) -> Iterator[Any]:
+    def process(self, items: Any) -> Iterator[Any]:
         ended: list[Failure | Skip] = []
         if self._carries:
             ended = [one for one in items if isinstance(one, Failure | Skip)]
@@ -87,10 +89,11 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
 class Step(beam.PTransform):  # type: ignore[misc]
     """Lists of items -> ``.results``, lists of what ``work`` made of them, and ``.failures``, lists of Failure.
 
-    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe,
-    and must not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
-    ``stage`` is the name under which a step that mostly fails is reported. A step that ``carries`` leaves what has
-    failed, and the skips that the ledger is to hold, among the results, and works on none that it is given.
+    ``work`` takes a list, or what was done ahead, and gives an iterable of results, Failures and Skips; it must be
+    picklable and thread-safe, and must not raise for what is wrong with one item. Skips and failures are counted by
+    reason (Beam counters). ``stage`` is the name under which a step that mostly fails is reported. A step that
+    ``carries`` leaves what has failed, and the skips that the ledger is to hold, among the results, and works on none
+    that it is given.
     """
 
     stage: str
@@ -104,6 +107,21 @@ class Step(beam.PTransform):  # type: ignore[misc]
         return items | "Each batch" >> beam.ParDo(_StepFn(self.stage, self.work, self.carries)).with_output_types(
             Batch
         ).with_outputs(FAILURES, main=RESULTS)
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a batch's first two steps have made of it before its turn: what of each record, and of each event."""
+
+    parsed: list[Any]
+    looked_up: list[Any]
+
+
+def look_ahead(records: list[Record], *, parse: Work, look_up: Work) -> Ahead:
+    """Do the work of two steps, of which the second gets the first's results. Raises what they raise."""
+    parsed = [*parse(records)]
+    events = [one for one in parsed if not isinstance(one, Failure | Skip)]
+    return Ahead(parsed, [*look_up(events)] if events else [])
 
 
 def and_pass(items: list[Any], make: Callable[[list[Any]], Any]) -> Iterator[Any]:

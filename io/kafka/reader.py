@@ -9,6 +9,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,13 +56,22 @@ class OffsetError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class _Batch:
+    """``element`` is what was made of the records, in ``seconds``."""
+
     records: list[Record]
     position: ShardPosition
     losses: list[Loss]
+    element: Any = None
+    seconds: float = 0.0
 
 
 class _ShardReader:
-    """The consumer of one shard, kept for the life of the process. A lock lets one bundle at a time read from it."""
+    """The consumer of one shard, kept for the life of the process. A lock lets one bundle at a time read from it.
+
+    While a batch is worked on, a thread reads the next one and makes of it what is handed on. That is kept for the
+    bundle that begins where this batch ends; any other one (of a batch that failed, or where a person has set the
+    group's offsets back) has it read again.
+    """
 
     def __init__(self, source: KafkaSource, shard: int, shards: int) -> None:
         self._source = source
@@ -84,12 +94,22 @@ class _ShardReader:
             }
         )
         self._limit = BatchLimit(source.max_batch_records, source.max_batch_bytes, source.max_bundle_seconds)
-        self._last_records, self._last_bytes = 0, 0
-        self._position: ShardPosition | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._ahead: tuple[ShardPosition, Future[_Batch]] | None = None
+        self._handed_on: ShardPosition | None = None
+        self._handed_on_at = -float("inf")
+        self._handed_on_records = 0
+        self._record_seconds: float | None = None  # what work on the last batch took, and fetched, for a record
+        self._record_bytes = 0.0
+        # From here on it is used by that thread, while it runs.
+        self._position: ShardPosition | None = None  # the consumer's; None where it may be anywhere
+        self._knows_leaders = False
         self._listed_at = -float("inf")
-        self._read_at = -float("inf")
+        self._polled_at = -float("inf")
         self._heard_at = time.monotonic()
         self._losses: list[Loss] = []
+        self._consuming = threading.Lock()
+        self._ends: dict[int, int] = {}
 
     def initial(self) -> ShardPosition:
         """Where this shard begins: at the group's offsets, else where ``start_offset`` says."""
@@ -97,36 +117,72 @@ class _ShardReader:
             position: ShardPosition = self._patiently(self._initial)
             return position
 
-    def read(self, start: ShardPosition) -> _Batch:
-        """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it."""
+    def read(self, start: ShardPosition, make: Callable[[list[Record]], Any] = list) -> _Batch:
+        """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it.
+
+        ``make`` makes of its records what is handed on; it is called in any thread, for a batch that may be read again.
+        Raises what it raises.
+        """
         beat()
         with self._lock:
-            worked = time.monotonic() - self._read_at
-            self._limit.learn(self._last_records, self._last_bytes + FETCHED.take(), worked)
+            self._learn_from_work()
+            ahead, self._ahead = self._ahead, None
+            if ahead is not None:
+                wait([ahead[1]])
+            position = get_group_offsets(self._source).follow(start)
+            if position is not start:
+                self._assign(position)
+                batch = _Batch([], position, [])
+            elif ahead is not None and ahead[0] == start:
+                batch = ahead[1].result()
+            else:
+                batch = self._next(start, make)
+            self._hand_on(batch)
+            # A transaction is of one batch, and where it begins is known when the one before has ended.
+            if batch.records and not batch.position.caught_up and not self._source.transactions:
+                self._ahead = batch.position, self._thread.submit(self._next, batch.position, make)
+            return batch
+
+    def _learn_from_work(self) -> None:
+        if self._handed_on_records:
+            self._record_seconds = (time.monotonic() - self._handed_on_at) / self._handed_on_records
+            self._record_bytes = FETCHED.take() / self._handed_on_records
+
+    def _hand_on(self, batch: _Batch) -> None:
+        """Take in what it says of the size that the next one may have; its work will be like the last one's."""
+        count = len(batch.records)
+        if count and self._record_seconds is not None:
+            size = sum(len(record.value or b"") for record in batch.records) + int(count * self._record_bytes)
+            self._limit.learn(count, size, max(batch.seconds, count * self._record_seconds))
+        topic = self._source.topic
+        for partition, number in Counter(record.partition for record in batch.records).items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(number)
+        self._handed_on, self._handed_on_at, self._handed_on_records = batch.position, time.monotonic(), count
+
+    def _next(self, start: ShardPosition, make: Callable[[list[Record]], Any]) -> _Batch:
+        try:
             position = self._owned(start)
             if self._position != start or position is not start:
                 self._assign(position)
             if position is start:
                 position = self._relisted(start)
-            if position is start:
-                position = get_group_offsets(self._source).follow(start)
-                if position is not start:
-                    self._assign(position)
+            records: list[Record] = []
             if position is start:
                 messages = self._poll(start)
+                self._polled_at = time.monotonic()
                 if messages:
-                    self._heard_at = time.monotonic()
-                elif time.monotonic() - self._heard_at > _SILENT_SECONDS:
+                    self._heard_at = self._polled_at
+                elif self._polled_at - self._heard_at > _SILENT_SECONDS:
                     self._revive(start)
                 position, records = self._confirmed(start, messages)
-            else:
-                records = []
-            self._position = position
-            self._read_at = time.monotonic()
-            losses, self._losses = self._losses, []
-            self._last_records, self._last_bytes = len(records), sum(len(one.value or b"") for one in records)
-            self._measure(records)
-            return _Batch(records, position, losses)
+            began = time.monotonic()
+            element = make(records) if records else None
+        except BaseException:
+            self._position = None
+            raise
+        self._position = position
+        losses, self._losses = self._losses, []
+        return _Batch(records, position, losses, element, time.monotonic() - began)
 
     def _owned(self, start: ShardPosition) -> ShardPosition:
         """``start`` itself, or what the group has committed beyond it: a runner may have kept a position from before
@@ -158,20 +214,32 @@ class _ShardReader:
             self._consumer.unassign()
             self._assign(replace(start, offsets=offsets))
 
-    def _measure(self, records: Sequence[Record]) -> None:
-        topic = self._source.topic
-        for partition, count in Counter(record.partition for record in records).items():
-            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
-
     def _lag(self, partition: int) -> int | None:
         """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
-        position = self._position
-        unread = time.monotonic() - self._read_at > _UNREAD_SECONDS and not PULSE.waits
+        position = self._handed_on
+        unread = time.monotonic() - self._handed_on_at > _UNREAD_SECONDS and not PULSE.waits
         if position is None or partition not in position.offsets or unread:
             return None
-        # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
-        _, end = self._consumer.get_watermark_offsets(TopicPartition(self._source.topic, partition), cached=True)
+        # confluent-kafka lets one call at a time use a consumer, and who waits for one that reads may wait for long.
+        if self._consuming.acquire(blocking=False):
+            try:
+                self._note_end(partition)
+            finally:
+                self._consuming.release()
+        end = self._ends.get(partition, -1)
         return max(0, end - position.offsets[partition]) if end >= 0 else None
+
+    def _note_end(self, partition: int) -> None:
+        # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
+        where = TopicPartition(self._source.topic, partition)
+        _, self._ends[partition] = self._consumer.get_watermark_offsets(where, cached=True)
+
+    def _consume(self, start: ShardPosition, most: int, seconds: float) -> list[KafkaMessage]:
+        with self._consuming:
+            messages: list[KafkaMessage] = self._consumer.consume(most, timeout=seconds)
+            for partition in start.offsets:
+                self._note_end(partition)
+        return messages
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         servers = dict(self._source.client)["bootstrap.servers"]
@@ -228,8 +296,9 @@ class _ShardReader:
 
     def _assign(self, position: ShardPosition) -> None:
         topic = self._source.topic
-        if self._position is None:
+        if not self._knows_leaders:
             self._patiently(lambda: find_leaders(self._consumer, topic))
+            self._knows_leaders = True
         self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
         self._position = position
         for partition in position.offsets:
@@ -263,11 +332,11 @@ class _ShardReader:
         """A batch: full, or ``max_batch_seconds`` after it could begin. While a long batch was worked on the next one
         has waited, and takes what is there."""
         source = self._source
-        messages: list[KafkaMessage] = self._consumer.consume(1, timeout=0)
-        began = max(self._read_at, 0.0) if messages else 0.0
+        messages = self._consume(start, 1, 0.0)
+        began = max(self._polled_at, 0.0) if messages else 0.0
         idle_until = time.monotonic() + _IDLE_SECONDS
         while not messages and not STOP.is_set() and time.monotonic() < idle_until and not self._trouble.is_set():
-            messages = self._consumer.consume(1, timeout=_SLICE_SECONDS)
+            messages = self._consume(start, 1, _SLICE_SECONDS)
             if not messages and start.ends is not None and replace(start, offsets=self._offsets(start)).caught_up:
                 break
         full_at = (began or time.monotonic()) + source.max_batch_seconds
@@ -276,9 +345,8 @@ class _ShardReader:
             left = max(0.0, full_at - time.monotonic())
             # By the size so far, so that a batch of large records ends in time.
             room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
-            more = self._consumer.consume(
-                max(1, min(self._limit.records - len(messages), room)), timeout=min(left, _SLICE_SECONDS)
-            )
+            most = max(1, min(self._limit.records - len(messages), room))
+            more = self._consume(start, most, min(left, _SLICE_SECONDS))
             messages += more
             size += sum(map(len, more))
             if left == 0:

@@ -21,6 +21,7 @@ How it keeps its promise:
   the batch is worked on, as soon as that is done: see :mod:`itel_cabinet.io.kafka.transactions`.
 * No runner may split a shard: the halves would be committed out of order, and a sink that fences by offset would then
   drop the earlier half. Scale comes from ``shards``.
+* While the steps work on a batch the next one is read (``ahead`` has begun on it by then), but for transactions.
 * A batch is only handed on after the broker confirmed that the topic is still the one the reader thinks it reads, so a
   topic deleted and created again is read from its beginning, under its own id.
 
@@ -118,9 +119,12 @@ class ShardTracker(RestrictionTracker):  # type: ignore[misc]
 class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
     """Reads one batch a call, then defers the rest of its shard: so every bundle ends soon and its offsets can move."""
 
-    def __init__(self, source: KafkaSource, on_worker: Callable[[], object]) -> None:
+    def __init__(
+        self, source: KafkaSource, on_worker: Callable[[], object], ahead: Callable[[list[Record]], Any]
+    ) -> None:
         self._source = source
         self._on_worker = on_worker
+        self._ahead = ahead
         self._read = Metrics.counter(_NAMESPACE, "records_read")
         self._lost = Metrics.counter(_NAMESPACE, "records_lost_to_retention")
 
@@ -152,7 +156,7 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
             tracker.try_claim(None)
             return
         offsets = get_group_offsets(self._source)
-        batch = get_shard_reader(self._source, element).read(start)
+        batch = get_shard_reader(self._source, element).read(start, self._ahead)
         tracker.try_claim(batch.position)
         self._lost.inc(sum(loss.end - loss.start for loss in batch.losses))
         settling: AbstractContextManager[None] = nullcontext()
@@ -166,7 +170,7 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
                 self._read.inc(len(batch.records))
                 timestamp = _event_time(batch.records[0])
                 # All steps fused with the read have dealt with the batch when this goes on.
-                yield TimestampedValue(batch.records, timestamp)
+                yield TimestampedValue(batch.element, timestamp)
                 # A lower watermark than before kills the job.
                 if watermark.current_watermark() is None or timestamp > watermark.current_watermark():
                     watermark.set_watermark(timestamp)
@@ -189,11 +193,15 @@ def _nothing() -> None:
 class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
     """PBegin -> batches (lists) of Records, each partition in its order; a batch bears its first record's time.
 
-    ``on_worker`` is called in each process that may read, before it does, and any number of times.
+    ``on_worker`` is called in each process that may read, before it does, and any number of times. ``ahead`` makes of a
+    batch the element that is handed on in its place: mostly in a thread, while the steps work on the batch before, so
+    that it must not rest on what they do. It may be called again for a batch. What it raises fails the batch's own
+    bundle.
     """
 
     source: KafkaSource
     on_worker: Callable[[], object] = _nothing
+    ahead: Callable[[list[Record]], Any] = list
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -203,5 +211,5 @@ class ReadFromKafka(beam.PTransform):  # type: ignore[misc]
             pbegin
             | "Shards" >> beam.Create(self.source.elements(), reshuffle=False)
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(_ReadShard(self.source, self.on_worker)).with_output_types(Batch)
+            | "Read" >> beam.ParDo(_ReadShard(self.source, self.on_worker, self.ahead)).with_output_types(Batch)
         )

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +37,7 @@ from itel_cabinet.io.kafka import (
     group_lag,
     resolve_config,
 )
+from itel_cabinet.io.kafka.offsets import get_group_offsets
 from itel_cabinet.io.kafka.reader import _ShardReader
 from itel_cabinet.io.kafka.source import ShardTracker
 from itel_cabinet.io.kafka.spec import ShardPosition
@@ -329,6 +330,84 @@ def test_what_has_waited_for_the_batch_before_is_not_waited_for_again(
     assert _values(second.records) == [b"d", b"e"]
 
 
+def test_the_next_batch_is_made_while_one_is_worked_on(broker: Broker, topic: Callable[..., str]) -> None:
+    name = topic(partitions=1)
+    _produce(broker, name, [b"%d" % n for n in range(6)])
+    reader = _ShardReader(_source(broker, name, until_caught_up=False, max_batch_records=3), 0, 1)
+    made: list[list[bytes | None]] = []
+
+    def make(records: list[Record]) -> list[bytes | None]:
+        made.append(_values(records))
+        return made[-1]
+
+    first = reader.read(reader.initial(), make)
+    assert first.element == [b"0", b"1", b"2"]
+    _wait_for(lambda: len(made) == 2)  # nobody has asked for it
+    assert reader._lag(0) == 3, "it is not handed on yet"
+    second = reader.read(first.position, make)
+    assert second.element == [b"3", b"4", b"5"]
+    assert made == [first.element, second.element]
+
+
+def test_reading_ahead_loses_nothing_where_batches_fail_and_offsets_move(
+    broker: Broker, topic: Callable[..., str]
+) -> None:
+    """At random: a batch is done, or its bundle fails and is run again, as from a checkpoint also a few batches later;
+    or it cannot be made; or a person sets the group back."""
+    chance = random.Random(7)
+    name = topic(partitions=2)
+    for partition in range(2):
+        _produce(broker, name, [b"%d" % n for n in range(150)], partition)
+    source = _source(broker, name, until_caught_up=False, max_batch_records=7, max_batch_seconds=0.05)
+    reader, offsets = _ShardReader(source, 0, 1), get_group_offsets(source)
+    person = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": source.group})
+    broken = threading.Event()
+
+    def make(records: list[Record]) -> list[tuple[int, int]]:
+        if broken.is_set():
+            broken.clear()
+            raise ValueError("cannot be made")
+        return [(record.partition, record.offset) for record in records]
+
+    checkpoints = [reader.initial()]
+    done: dict[int, list[int]] = {0: [], 1: []}
+    happened: Counter[str] = Counter()
+    deadline = time.monotonic() + 120
+    while checkpoints[-1].offsets != {0: 150, 1: 150} or happened.total() < 40:
+        assert time.monotonic() < deadline
+        start = checkpoints[-1]
+        try:
+            batch = reader.read(start, make)
+        except ValueError:
+            happened["not made"] += 1
+            continue
+        if batch.records:
+            assert [(r.partition, r.offset) for r in batch.records] == batch.element
+        elif batch.position.offsets != start.offsets:
+            happened["followed"] += 1
+            checkpoints = [batch.position]
+            done = {p: offsets[: batch.position.offsets[p]] for p, offsets in done.items()}
+            continue
+        for partition, offset in batch.element or []:
+            assert offset == len(done[partition]), "in order, none left out and none twice"
+            done[partition].append(offset)
+        offsets.commit(batch.position, offsets.generation)
+        checkpoints.append(batch.position)
+        what = chance.choice(["done"] * 6 + ["failed", "not made next", "set back"])
+        happened[what] += 1
+        if what == "failed":
+            del checkpoints[-chance.randint(1, min(3, len(checkpoints) - 1)) :]
+            done = {p: offsets[: checkpoints[-1].offsets[p]] for p, offsets in done.items()}
+        elif what == "not made next":
+            broken.set()
+        elif what == "set back":
+            back = [TopicPartition(name, p, max(0, at - 12)) for p, at in batch.position.offsets.items()]
+            person.commit(offsets=back, asynchronous=False)
+    assert done == {0: [*range(150)], 1: [*range(150)]}
+    assert min(happened[what] for what in ("done", "failed", "not made", "followed")) > 0, happened
+    person.close()
+
+
 def test_a_batch_ends_at_its_limit_of_bytes(broker: Broker, topic: Callable[..., str]) -> None:
     name = topic(partitions=1)
     _produce(broker, name, [b"x" * 10_000] * 95)
@@ -348,8 +427,8 @@ def test_a_batch_is_smaller_where_much_is_fetched_for_its_records(broker: Broker
     pipeline | ReadFromKafka(source) | beam.Map(_fetch_10_kb_each) | beam.Map(_keep, name=name)
     pipeline.run()
     assert sum(BATCHES[name]) == 60
-    assert BATCHES[name][0] == 10
-    assert max(BATCHES[name][1:]) <= 5
+    assert BATCHES[name][:2] == [10, 10], "the second is read while the first is worked on"
+    assert max(BATCHES[name][2:]) <= 5
 
 
 def _fetch_10_kb_each(batch: list[Record]) -> list[Record]:
