@@ -1,409 +1,182 @@
-"""The consumer of a shard: what lives in a process between bundles."""
+"""The reader of a shard, which reads a batch ahead: what lives in a process between bundles."""
 
 from __future__ import annotations
 
 import functools
 import json
-import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka import Message as KafkaMessage
-
 from itel_cabinet.io.batch_limits import FETCHED, BatchLimit
-from itel_cabinet.io.kafka.admin import Cluster, Topic, find_leaders, is_outage
-from itel_cabinet.io.kafka.config import make_record, resolve_config
-from itel_cabinet.io.kafka.offsets import get_group_offsets, look_up_entries, select_foreign, select_own
-from itel_cabinet.io.kafka.spec import KafkaSource, Loss, ShardPosition
-from itel_cabinet.io.kafka.transactions import get_transactions
-from itel_cabinet.io.worker import (
-    PULSE,
-    STOP,
-    OutageError,
-    RefusedError,
-    beat,
-    describe_error,
-    metrics,
-    once_per_process,
-    retry_outage,
-)
+from itel_cabinet.io.kafka.offsets import get_group_offsets
+from itel_cabinet.io.kafka.shard_consumer import Fetched, ShardConsumer
+from itel_cabinet.io.kafka.spec import KafkaSource, ShardPosition
+from itel_cabinet.io.worker import PULSE, beat, metrics, once_per_process
 from itel_cabinet.transforms.records import Record
 
-__all__ = ["OffsetError", "get_shard_reader"]
+__all__ = ["ReadBatch", "ShardReader", "get_shard_reader"]
 
-_LOGGER = logging.getLogger(__name__)
-
-# A poll with nothing to read waits this long: FnApiRunner ignores resume delays, so the reader itself must not spin.
-_IDLE_SECONDS = 0.5
-# A poll is cut into slices of this length, to notice a stop.
-_SLICE_SECONDS = 0.1
-# What a consumer reads ahead; librdkafka's own limit of 64 MB would be a sixth of a worker's memory.
-_PREFETCH_KB = 16 * 1024
 # A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
 _UNREAD_SECONDS = 120.0
-_SILENT_SECONDS = 30.0  # without a record, before it is looked whether there are any
+_BUSY, _HAS_ROOM = 0.95, 0.8  # of one processor, used by this process while a batch was worked on
 
-
-class OffsetError(RefusedError):
-    """The group is ahead of the log's end: the log was cut, and going on would hide new records behind the fences."""
+Make = Callable[[list[Record]], Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Batch:
-    """``element`` is what was made of the records, in ``seconds``."""
+class ReadBatch:
+    """What was read, and the element that was made of it, None without records; making it took ``seconds``, and fetched
+    ``size`` bytes."""
 
-    records: list[Record]
-    position: ShardPosition
-    losses: list[Loss]
+    fetched: Fetched
     element: Any = None
     seconds: float = 0.0
+    size: int = 0
 
 
-class _ShardReader:
-    """The consumer of one shard, kept for the life of the process. A lock lets one bundle at a time read from it.
+class ShardReader:
+    """Reads a shard batch by batch, for the life of the process. A lock lets one bundle at a time read from it.
 
-    While a batch is worked on, a thread reads the next one and makes of it what is handed on. That is kept for the
-    bundle that begins where this batch ends; any other one (of a batch that failed, or where a person has set the
-    group's offsets back) has it read again.
+    While a batch is worked on, a thread reads the next one and makes its element. It is handed on to the bundle that
+    begins where this batch ends; for any other (of a batch that failed, or where a person has set the group's offsets
+    back) it is forgotten, and read again. Where the work waits for this process's own processor nothing is made ahead,
+    which would only take the interpreter from it.
     """
 
     def __init__(self, source: KafkaSource, shard: int, shards: int) -> None:
         self._source = source
-        self._shard = shard
-        self._shards = shards
-        self._lock = threading.Lock()
-        self._trouble = threading.Event()
-        self._cluster = Cluster(resolve_config(source.client))
-        self._consumer = Consumer(
-            {"queued.max.messages.kbytes": _PREFETCH_KB}
-            | resolve_config(source.client)
-            | {
-                "group.id": source.group,
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "auto.offset.reset": "error",
-                "isolation.level": "read_committed",
-                "fetch.wait.max.ms": 100,
-                "error_cb": lambda _error: self._trouble.set(),
-            }
-        )
+        self._consumer = ShardConsumer(source, shard, shards)
         self._limit = BatchLimit(source.max_batch_records, source.max_batch_bytes, source.max_bundle_seconds)
+        self._lock = threading.Lock()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-        self._ahead: tuple[ShardPosition, Future[_Batch]] | None = None
-        self._handed_on: ShardPosition | None = None
-        self._handed_on_at = -float("inf")
-        self._handed_on_records = 0
-        self._record_seconds: float | None = None  # what work on the last batch took, and fetched, for a record
-        self._record_bytes = 0.0
-        # From here on it is used by that thread, while it runs.
-        self._position: ShardPosition | None = None  # the consumer's; None where it may be anywhere
-        self._knows_leaders = False
-        self._listed_at = -float("inf")
-        self._polled_at = -float("inf")
-        self._heard_at = time.monotonic()
-        self._losses: list[Loss] = []
-        self._consuming = threading.Lock()
-        self._ends: dict[int, int] = {}
+        self._ahead: tuple[ShardPosition, Future[ReadBatch]] | None = None
+        self._makes_ahead = True
+        self._work = _Work()
+        self._at: ShardPosition | None = None
+        self._shown: set[int] = set()
 
     def initial(self) -> ShardPosition:
-        """Where this shard begins: at the group's offsets, else where ``start_offset`` says."""
+        """Where the shard begins. Raises as :class:`ShardConsumer` does."""
         with self._lock:
-            position: ShardPosition = self._patiently(self._initial)
-            return position
+            return self._consumer.initial()
 
-    def read(self, start: ShardPosition, make: Callable[[list[Record]], Any] = list) -> _Batch:
-        """The next batch after ``start``. Waits for its first record (``_IDLE_SECONDS`` at most), then fills it.
+    def read(self, start: ShardPosition, make: Make = list) -> ReadBatch:
+        """The batch after ``start``; without records if none has come for a while.
 
-        ``make`` makes of its records what is handed on; it is called in any thread, for a batch that may be read again.
-        Raises what it raises.
+        ``make`` makes of records the element that is handed on; it is called in any thread, and again if a batch is
+        read again. Raises what it raises, and as :class:`ShardConsumer` does.
         """
         beat()
         with self._lock:
-            self._learn_from_work()
-            ahead, self._ahead = self._ahead, None
-            if ahead is not None:
-                wait([ahead[1]])
-            position = get_group_offsets(self._source).follow(start)
-            if position is not start:
-                self._assign(position)
-                batch = _Batch([], position, [])
-            elif ahead is not None and ahead[0] == start:
-                batch = ahead[1].result()
-            else:
-                batch = self._next(start, make)
-            self._hand_on(batch)
-            # A transaction is of one batch, and where it begins is known when the one before has ended.
-            if batch.records and not batch.position.caught_up and not self._source.transactions:
-                self._ahead = batch.position, self._thread.submit(self._next, batch.position, make)
+            self._work.end()
+            batch = self._next(start, make)
+            fetched = batch.fetched
+            self._show(fetched)
+            self._learn(batch)
+            self._work.begin(len(fetched.records))
+            # A transaction is of one batch: where the next one begins is known when it has ended.
+            if fetched.records and not fetched.position.caught_up and not self._source.transactions:
+                self._makes_ahead = self._work.share < (_BUSY if self._makes_ahead else _HAS_ROOM)
+                ahead = self._fetch_and_make if self._makes_ahead else self._fetch
+                self._ahead = fetched.position, self._thread.submit(ahead, fetched.position, make)
             return batch
 
-    def _learn_from_work(self) -> None:
-        if self._handed_on_records:
-            self._record_seconds = (time.monotonic() - self._handed_on_at) / self._handed_on_records
-            self._record_bytes = FETCHED.take() / self._handed_on_records
+    def _next(self, start: ShardPosition, make: Make) -> ReadBatch:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            wait([ahead[1]])  # from here on nobody else uses the consumer
+        position = get_group_offsets(self._source).follow(start)
+        if position is not start:
+            self._consumer.assign(position)
+            return ReadBatch(Fetched([], position, []))
+        batch = ahead[1].result() if ahead is not None and ahead[0] == start else self._fetch(start, make)
+        return batch if batch.element is not None else _made(batch.fetched, make)
 
-    def _hand_on(self, batch: _Batch) -> None:
-        """Take in what it says of the size that the next one may have; its work will be like the last one's."""
-        count = len(batch.records)
-        if count and self._record_seconds is not None:
-            size = sum(len(record.value or b"") for record in batch.records) + int(count * self._record_bytes)
-            self._limit.learn(count, size, max(batch.seconds, count * self._record_seconds))
-        topic = self._source.topic
-        for partition, number in Counter(record.partition for record in batch.records).items():
-            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(number)
-        self._handed_on, self._handed_on_at, self._handed_on_records = batch.position, time.monotonic(), count
+    def _fetch(self, start: ShardPosition, _make: Make) -> ReadBatch:
+        return ReadBatch(self._consumer.next(start, self._limit.records))
 
-    def _next(self, start: ShardPosition, make: Callable[[list[Record]], Any]) -> _Batch:
-        try:
-            position = self._owned(start)
-            if self._position != start or position is not start:
-                self._assign(position)
-            if position is start:
-                position = self._relisted(start)
-            records: list[Record] = []
-            if position is start:
-                messages = self._poll(start)
-                self._polled_at = time.monotonic()
-                if messages:
-                    self._heard_at = self._polled_at
-                elif self._polled_at - self._heard_at > _SILENT_SECONDS:
-                    self._revive(start)
-                position, records = self._confirmed(start, messages)
-            began = time.monotonic()
-            element = make(records) if records else None
-        except BaseException:
-            self._position = None
-            raise
-        self._position = position
-        losses, self._losses = self._losses, []
-        return _Batch(records, position, losses, element, time.monotonic() - began)
+    def _fetch_and_make(self, start: ShardPosition, make: Make) -> ReadBatch:
+        return _made(self._fetch(start, make).fetched, make)
 
-    def _owned(self, start: ShardPosition) -> ShardPosition:
-        """``start`` itself, or what the group has committed beyond it: a runner may have kept a position from before
-        the last transactions.
-        """
-        transactions = get_transactions(self._source) if self._source.transactions else None
-        if transactions is None or (self._position == start and transactions.owns(start)):
-            return start
-        committed = self._patiently(lambda: transactions.take_over(start))
-        ahead = {p: committed[p] for p, offset in start.offsets.items() if committed.get(p, 0) > offset}
-        if not ahead:
-            return start
-        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [*ahead]))
-        ahead = {p: self._within(p, offset, *bounds[p]) for p, offset in ahead.items()}
-        return replace(start, offsets={**start.offsets, **ahead})
+    def _learn(self, batch: ReadBatch) -> None:
+        """What this batch, and the work on the last one, say of the records that the next one may have."""
+        records, work = batch.fetched.records, self._work
+        if records and work.is_known:
+            size = batch.size + sum(len(record.value or b"") for record in records)
+            size += int(len(records) * work.record_bytes)
+            self._limit.learn(len(records), size, max(batch.seconds, len(records) * work.record_seconds))
 
-    def _revive(self, start: ShardPosition) -> None:
-        """Assign the partitions again if they have records, and none has come for a while: seen once after a restart of
-        the broker, where librdkafka reported nothing and went on in silence."""
-        self._heard_at = time.monotonic()
-        offsets = self._offsets(start)
-        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [*offsets]))
-        unread = [partition for partition, (_, end) in bounds.items() if end > offsets[partition]]
-        if unread:
-            _LOGGER.warning(
-                "topic %s: nothing came for %.0f s, though partitions %s have records: assigned again",
-                self._source.topic, _SILENT_SECONDS, unread,
-            )  # fmt: skip
-            self._consumer.unassign()
-            self._assign(replace(start, offsets=offsets))
-
-    def _lag(self, partition: int) -> int | None:
-        """Also while the last batch is being worked on; None for a partition that another worker may have by now."""
-        position = self._handed_on
-        unread = time.monotonic() - self._handed_on_at > _UNREAD_SECONDS and not PULSE.waits
-        if position is None or partition not in position.offsets or unread:
-            return None
-        # confluent-kafka lets one call at a time use a consumer, and who waits for one that reads may wait for long.
-        if self._consuming.acquire(blocking=False):
-            try:
-                self._note_end(partition)
-            finally:
-                self._consuming.release()
-        end = self._ends.get(partition, -1)
-        return max(0, end - position.offsets[partition]) if end >= 0 else None
-
-    def _note_end(self, partition: int) -> None:
-        # As of the last fetch: asks nothing of the broker, and is negative where nothing was fetched yet.
-        where = TopicPartition(self._source.topic, partition)
-        _, self._ends[partition] = self._consumer.get_watermark_offsets(where, cached=True)
-
-    def _consume(self, start: ShardPosition, most: int, seconds: float) -> list[KafkaMessage]:
-        with self._consuming:
-            messages: list[KafkaMessage] = self._consumer.consume(most, timeout=seconds)
-            for partition in start.offsets:
-                self._note_end(partition)
-        return messages
-
-    def _patiently(self, call: Callable[[], Any]) -> Any:
-        servers = dict(self._source.client)["bootstrap.servers"]
-        answer = retry_outage(
-            call,
-            what=f"Kafka at {servers}, topic {self._source.topic}",
-            seconds=self._source.outage_seconds,
-            is_outage=lambda error: is_outage(error) or isinstance(error, LookupError),
-            describe=_describe,
-        )
-        self._trouble.clear()
-        return answer
-
-    def _describe(self) -> Topic:
-        topic = self._cluster.topic(self._source.topic, epoch=self._source.topic_epoch)
-        self._listed_at = time.monotonic()
-        return topic
-
-    def _mine(self, topic: Topic) -> list[int]:
-        return [p for p in topic.partitions if p % self._shards == self._shard]
-
-    def _initial(self, topic: Topic | None = None) -> ShardPosition:
-        topic = topic or self._describe()
-        entries = look_up_entries(self._source, topic)
-        committed = select_own(entries, self._source, topic.topic_id)
-        foreign = select_foreign(entries, self._source, topic)
-        if foreign:
-            _LOGGER.warning("%s", foreign)
-        bounds = self._cluster.bounds(topic.name, self._mine(topic))
-        # A group that knows the topic meets a partition it has no offset of: the partition is new, and read whole.
-        latest = self._source.start_offset == "latest" and not committed
-        offsets = {p: committed.get(p, high if latest else low) for p, (low, high) in bounds.items()}
-        for p, (low, high) in bounds.items():
-            offsets[p] = self._within(p, offsets[p], low, high)
-        ends = {p: high for p, (_, high) in bounds.items()} if self._source.until_caught_up else None
-        return ShardPosition(topic.topic_id, offsets, ends)
-
-    def _within(self, partition: int, offset: int, low: int, high: int) -> int:
-        if offset > high and offset > self._cluster.written_ends(self._source.topic, [partition])[partition]:
-            raise OffsetError(
-                f"topic {self._source.topic} partition {partition} ends at {high}, but the group {self._source.group} "
-                f"stands at {offset}: the log was cut, as by a broker brought back from a backup; set the group back "
-                "to before the cut: no row is written twice"
-            )
-        if offset < low:
-            _LOGGER.error(
-                "lost to retention: topic %s partition %d offsets [%d, %d); reading goes on at %d",
-                self._source.topic, partition, offset, low, low,
-            )  # fmt: skip
-            self._losses.append(Loss(partition, offset, low))
-            # Here, since on a cluster another process may read what this one has looked up.
-            metrics.RECORDS_LOST.labels(self._source.topic, partition).inc(low - offset)
-        return max(offset, low)
-
-    def _assign(self, position: ShardPosition) -> None:
-        topic = self._source.topic
-        if not self._knows_leaders:
-            self._patiently(lambda: find_leaders(self._consumer, topic))
-            self._knows_leaders = True
-        self._consumer.assign([TopicPartition(topic, p, o) for p, o in position.offsets.items()])
-        self._position = position
-        for partition in position.offsets:
+    def _show(self, fetched: Fetched) -> None:
+        topic, self._at = self._source.topic, fetched.position
+        for partition in fetched.position.offsets.keys() - self._shown:
+            self._shown.add(partition)
             metrics.RECORDS_CONSUMED.labels(topic, partition).inc(0)  # there from the first scrape on
             metrics.RECORDS_LOST.labels(topic, partition).inc(0)
-            metrics.READER_LAG.follow(functools.partial(self._lag, partition), topic, partition)
+            metrics.READER_LAG.follow(functools.partial(self.lag, partition), topic, partition)
+        for partition, count in Counter(record.partition for record in fetched.records).items():
+            metrics.RECORDS_CONSUMED.labels(topic, partition).inc(count)
 
-    def _relisted(self, position: ShardPosition) -> ShardPosition:
-        """``position`` itself, or another one where partitions were added or the topic is another incarnation."""
-        if not self._trouble.is_set() and time.monotonic() - self._listed_at < self._source.relist_seconds:
-            return position
-        topic = self._patiently(self._describe)
-        if topic.topic_id != position.topic_id:
-            return self._recreated(topic)
-        new = [p for p in self._mine(topic) if p not in position.offsets] if position.ends is None else []
-        if not new:
-            return position
-        bounds = self._patiently(lambda: self._cluster.bounds(topic.name, new))
-        _LOGGER.info("topic %s has new partitions %s: read from their beginning", topic.name, new)
-        grown = replace(position, offsets={**position.offsets, **{p: bounds[p][0] for p in new}})
-        self._assign(grown)
-        return grown
-
-    def _recreated(self, topic: Topic) -> ShardPosition:
-        _LOGGER.warning("topic %s was deleted and created again: read from its beginning", topic.name)
-        position: ShardPosition = self._patiently(lambda: self._initial(topic))
-        self._assign(position)
-        return position
-
-    def _poll(self, start: ShardPosition) -> list[KafkaMessage]:
-        """A batch: full, or ``max_batch_seconds`` after it could begin. While a long batch was worked on the next one
-        has waited, and takes what is there."""
-        source = self._source
-        messages = self._consume(start, 1, 0.0)
-        began = max(self._polled_at, 0.0) if messages else 0.0
-        idle_until = time.monotonic() + _IDLE_SECONDS
-        while not messages and not STOP.is_set() and time.monotonic() < idle_until and not self._trouble.is_set():
-            messages = self._consume(start, 1, _SLICE_SECONDS)
-            if not messages and start.ends is not None and replace(start, offsets=self._offsets(start)).caught_up:
-                break
-        full_at = (began or time.monotonic()) + source.max_batch_seconds
-        size = sum(map(len, messages))
-        while messages and len(messages) < self._limit.records and size < source.max_batch_bytes and not STOP.is_set():
-            left = max(0.0, full_at - time.monotonic())
-            # By the size so far, so that a batch of large records ends in time.
-            room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
-            most = max(1, min(self._limit.records - len(messages), room))
-            more = self._consume(start, most, min(left, _SLICE_SECONDS))
-            messages += more
-            size += sum(map(len, more))
-            if left == 0:
-                break
-        return messages
-
-    def _offsets(self, start: ShardPosition) -> dict[int, int]:
-        """The consumer's own positions: unlike the last record + 1, they step over transaction markers."""
-        partitions = [TopicPartition(self._source.topic, p) for p in start.offsets]
-        positions = {e.partition: e.offset for e in self._consumer.position(partitions)}
-        return {p: positions[p] if positions[p] >= 0 else offset for p, offset in start.offsets.items()}
-
-    def _confirmed(self, start: ShardPosition, messages: Sequence[KafkaMessage]) -> tuple[ShardPosition, list[Record]]:
-        """What may be handed on of ``messages``, once the broker says that the topic is still this one."""
-        errors = [m for m in messages if m.error() is not None]
-        good = [m for m in messages if m.error() is None]
-        if not messages:
-            return replace(start, offsets=self._offsets(start)), []
-        topic = self._patiently(self._describe)
-        if topic.topic_id != start.topic_id:
-            return self._recreated(topic), []
-        position = replace(start, offsets=self._offsets(start))
-        for message in errors:
-            error = message.error()
-            if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
-                position = self._back_in_range(position, message.partition())
-            elif error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-                raise RefusedError(
-                    f"Kafka, topic {self._source.topic}: this user may not read it: grant the right READ on the topic"
-                )
-            elif error.fatal():
-                raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
-            else:
-                self._trouble.set()
-        return position, [make_record(m, start.topic_id) for m in good]
-
-    def _back_in_range(self, position: ShardPosition, partition: int) -> ShardPosition:
-        bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [partition]))
-        offset = self._within(partition, position.offsets[partition], *bounds[partition])
-        position = replace(position, offsets={**position.offsets, partition: offset})
-        self._assign(position)
-        return position
+    def lag(self, partition: int) -> int | None:
+        """How many records of a partition were not handed on yet, also while the last batch is being worked on; None
+        for a partition that another worker may have by now. Thread-safe.
+        """
+        position = self._at
+        unread = self._work.age() > _UNREAD_SECONDS and not PULSE.waits
+        if position is None or partition not in position.offsets or unread:
+            return None
+        end = self._consumer.end(partition)
+        return max(0, end - position.offsets[partition]) if end >= 0 else None
 
 
-def _describe(error: Exception) -> str:
-    return str(error.args[0].str()) if isinstance(error, KafkaException) else describe_error(error)
+def _made(fetched: Fetched, make: Make) -> ReadBatch:
+    if not fetched.records:
+        return ReadBatch(fetched)
+    began = time.monotonic()
+    element = make(fetched.records)
+    return ReadBatch(fetched, element, time.monotonic() - began, FETCHED.take())
 
 
-def get_shard_reader(source: KafkaSource, element: str) -> _ShardReader:
+class _Work:
+    """What the steps' work on a batch takes: time, bytes that they fetch, and of the processor. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.is_known = False
+        self.record_seconds = self.record_bytes = self.share = 0.0
+        self._records = 0
+        self._began = -float("inf"), 0.0
+
+    def begin(self, records: int) -> None:
+        """A batch is handed on."""
+        self._records = records
+        self._began = time.monotonic(), time.process_time()
+
+    def end(self) -> None:
+        """The next one is asked for."""
+        seconds, used = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+        if self._records:
+            self.is_known = True
+            self.record_seconds, self.record_bytes = seconds / self._records, FETCHED.take() / self._records
+            self.share = used / seconds if seconds else 0.0
+
+    def age(self) -> float:
+        """Seconds since a batch was handed on."""
+        return time.monotonic() - self._began[0]
+
+
+def get_shard_reader(source: KafkaSource, element: str) -> ShardReader:
     """The process's reader of the shard that an element of the source names."""
     document = json.loads(element)
     if document.get("v") != 1:
         raise ValueError(f"a shard of version {document.get('v')!r}: this build reads version 1")
-    reader: _ShardReader = _shard_reader(source, document["shard"], document["shards"])
+    reader: ShardReader = _shard_reader(source, document["shard"], document["shards"])
     return reader
 
 
 @once_per_process
-def _shard_reader(source: KafkaSource, shard: int, shards: int) -> _ShardReader:
-    return _ShardReader(source, shard, shards)
+def _shard_reader(source: KafkaSource, shard: int, shards: int) -> ShardReader:
+    return ShardReader(source, shard, shards)

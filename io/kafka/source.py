@@ -157,24 +157,25 @@ class _ReadShard(beam.DoFn, RestrictionProvider):  # type: ignore[misc]
             return
         offsets = get_group_offsets(self._source)
         batch = get_shard_reader(self._source, element).read(start, self._ahead)
-        tracker.try_claim(batch.position)
-        self._lost.inc(sum(loss.end - loss.start for loss in batch.losses))
+        records, position = batch.fetched.records, batch.fetched.position
+        tracker.try_claim(position)
+        self._lost.inc(sum(loss.end - loss.start for loss in batch.fetched.losses))
         settling: AbstractContextManager[None] = nullcontext()
-        if batch.position.offsets != start.offsets or offsets.due():
+        if position.offsets != start.offsets or offsets.due():
             if self._source.transactions:
-                settling = get_transactions(self._source).begin(batch.position)
+                settling = get_transactions(self._source).begin(position)
             else:
-                finalizer.register(functools.partial(offsets.commit, batch.position, offsets.generation))
+                finalizer.register(functools.partial(offsets.commit, position, offsets.generation))
         with settling:
-            if batch.records:
-                self._read.inc(len(batch.records))
-                timestamp = _event_time(batch.records[0])
+            if records:
+                self._read.inc(len(records))
+                timestamp = _event_time(records[0])
                 # All steps fused with the read have dealt with the batch when this goes on.
                 yield TimestampedValue(batch.element, timestamp)
                 # A lower watermark than before kills the job.
                 if watermark.current_watermark() is None or timestamp > watermark.current_watermark():
                     watermark.set_watermark(timestamp)
-        if batch.position.caught_up or STOP.is_set():
+        if position.caught_up or STOP.is_set():
             tracker.try_claim(None)
         else:
             tracker.defer_remainder()

@@ -38,7 +38,7 @@ from itel_cabinet.io.kafka import (
     resolve_config,
 )
 from itel_cabinet.io.kafka.offsets import get_group_offsets
-from itel_cabinet.io.kafka.reader import _ShardReader
+from itel_cabinet.io.kafka.reader import ShardReader
 from itel_cabinet.io.kafka.source import ShardTracker
 from itel_cabinet.io.kafka.spec import ShardPosition
 from itel_cabinet.io.secrets import UnresolvedSecretError
@@ -256,19 +256,19 @@ def test_a_consumer_that_fell_silent_is_assigned_again(
     broker: Broker, topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Here its partitions are taken away behind the reader's back."""
-    monkeypatch.setattr("itel_cabinet.io.kafka.reader._SILENT_SECONDS", 1.0)
+    monkeypatch.setattr("itel_cabinet.io.kafka.shard_consumer._SILENT_SECONDS", 1.0)
     name = topic(2)
     _produce(broker, name, [b"%d" % n for n in range(10)])
-    reader = _ShardReader(replace(_source(broker, name), until_caught_up=False), 0, 1)
+    reader = ShardReader(replace(_source(broker, name), until_caught_up=False), 0, 1)
     position, values = reader.initial(), []
     deadline = time.monotonic() + 60
     while len(values) < 20 and time.monotonic() < deadline:
         batch = reader.read(position)
-        position = batch.position
-        values += [record.value for record in batch.records]
-        if len(values) == 10 and batch.records:
+        position = batch.fetched.position
+        values += [record.value for record in batch.fetched.records]
+        if len(values) == 10 and batch.fetched.records:
             caplog.clear()
-            reader._consumer.unassign()
+            reader._consumer._consumer.unassign()
             _produce(broker, name, [b"%d" % n for n in range(10, 20)], partition=1)
     assert sorted(values) == sorted(b"%d" % n for n in range(20))
     assert "though partitions" in caplog.text
@@ -316,24 +316,24 @@ def test_what_has_waited_for_the_batch_before_is_not_waited_for_again(
 ) -> None:
     name = topic(partitions=1)
     limits = {"max_batch_records": 3, "max_batch_seconds": 600.0, "max_bundle_seconds": 1e6}
-    reader = _ShardReader(_source(broker, name, until_caught_up=False, **limits), 0, 1)
+    reader = ShardReader(_source(broker, name, until_caught_up=False, **limits), 0, 1)
     _produce(broker, name, [b"a", b"b", b"c"])
     first = reader.read(reader.initial())
-    assert _values(first.records) == [b"a", b"b", b"c"]
+    assert _values(first.fetched.records) == [b"a", b"b", b"c"]
     _produce(broker, name, [b"d", b"e"])
-    _wait_for(lambda: reader._lag(0) == 2)
+    _wait_for(lambda: reader.lag(0) == 2)
     # The first batch takes ten minutes to work on.
     later = SimpleNamespace(monotonic=lambda: time.monotonic() + 601)
-    monkeypatch.setattr("itel_cabinet.io.kafka.reader.time", later)
+    monkeypatch.setattr("itel_cabinet.io.kafka.shard_consumer.time", later)
     with ThreadPoolExecutor(1) as pool:
-        second = pool.submit(reader.read, first.position).result(60)
-    assert _values(second.records) == [b"d", b"e"]
+        second = pool.submit(reader.read, first.fetched.position).result(60)
+    assert _values(second.fetched.records) == [b"d", b"e"]
 
 
 def test_the_next_batch_is_made_while_one_is_worked_on(broker: Broker, topic: Callable[..., str]) -> None:
     name = topic(partitions=1)
     _produce(broker, name, [b"%d" % n for n in range(6)])
-    reader = _ShardReader(_source(broker, name, until_caught_up=False, max_batch_records=3), 0, 1)
+    reader = ShardReader(_source(broker, name, until_caught_up=False, max_batch_records=3), 0, 1)
     made: list[list[bytes | None]] = []
 
     def make(records: list[Record]) -> list[bytes | None]:
@@ -343,8 +343,8 @@ def test_the_next_batch_is_made_while_one_is_worked_on(broker: Broker, topic: Ca
     first = reader.read(reader.initial(), make)
     assert first.element == [b"0", b"1", b"2"]
     _wait_for(lambda: len(made) == 2)  # nobody has asked for it
-    assert reader._lag(0) == 3, "it is not handed on yet"
-    second = reader.read(first.position, make)
+    assert reader.lag(0) == 3, "it is not handed on yet"
+    second = reader.read(first.fetched.position, make)
     assert second.element == [b"3", b"4", b"5"]
     assert made == [first.element, second.element]
 
@@ -359,7 +359,7 @@ def test_reading_ahead_loses_nothing_where_batches_fail_and_offsets_move(
     for partition in range(2):
         _produce(broker, name, [b"%d" % n for n in range(150)], partition)
     source = _source(broker, name, until_caught_up=False, max_batch_records=7, max_batch_seconds=0.05)
-    reader, offsets = _ShardReader(source, 0, 1), get_group_offsets(source)
+    reader, offsets = ShardReader(source, 0, 1), get_group_offsets(source)
     person = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": source.group})
     broken = threading.Event()
 
@@ -381,18 +381,18 @@ def test_reading_ahead_loses_nothing_where_batches_fail_and_offsets_move(
         except ValueError:
             happened["not made"] += 1
             continue
-        if batch.records:
-            assert [(r.partition, r.offset) for r in batch.records] == batch.element
-        elif batch.position.offsets != start.offsets:
+        if batch.fetched.records:
+            assert [(r.partition, r.offset) for r in batch.fetched.records] == batch.element
+        elif batch.fetched.position.offsets != start.offsets:
             happened["followed"] += 1
-            checkpoints = [batch.position]
-            done = {p: offsets[: batch.position.offsets[p]] for p, offsets in done.items()}
+            checkpoints = [batch.fetched.position]
+            done = {p: offsets[: batch.fetched.position.offsets[p]] for p, offsets in done.items()}
             continue
         for partition, offset in batch.element or []:
             assert offset == len(done[partition]), "in order, none left out and none twice"
             done[partition].append(offset)
-        offsets.commit(batch.position, offsets.generation)
-        checkpoints.append(batch.position)
+        offsets.commit(batch.fetched.position, offsets.generation)
+        checkpoints.append(batch.fetched.position)
         what = chance.choice(["done"] * 6 + ["failed", "not made next", "set back"])
         happened[what] += 1
         if what == "failed":
@@ -401,7 +401,7 @@ def test_reading_ahead_loses_nothing_where_batches_fail_and_offsets_move(
         elif what == "not made next":
             broken.set()
         elif what == "set back":
-            back = [TopicPartition(name, p, max(0, at - 12)) for p, at in batch.position.offsets.items()]
+            back = [TopicPartition(name, p, max(0, at - 12)) for p, at in batch.fetched.position.offsets.items()]
             person.commit(offsets=back, asynchronous=False)
     assert done == {0: [*range(150)], 1: [*range(150)]}
     assert min(happened[what] for what in ("done", "failed", "not made", "followed")) > 0, happened
