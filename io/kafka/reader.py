@@ -30,13 +30,11 @@ Make = Callable[[list[Record]], Any]
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """What was read, and the element that was made of it, None without records; making it took ``seconds``, and fetched
-    ``size`` bytes."""
+    """What was read, and the element that was made of it in ``seconds``; None without records."""
 
     fetched: Fetched
     element: Any = None
     seconds: float = 0.0
-    size: int = 0
 
 
 class ShardReader:
@@ -57,6 +55,7 @@ class ShardReader:
         self._ahead: tuple[ShardPosition, Future[ReadBatch]] | None = None
         self._makes_ahead = True
         self._work = _Work()
+        self._fetched_bytes = self._fetched_records = 0.0
         self._at: ShardPosition | None = None
         self._shown: set[int] = set()
 
@@ -106,9 +105,12 @@ class ShardReader:
     def _learn(self, batch: ReadBatch) -> None:
         """What this batch, and the work on the last one, say of the records that the next one may have."""
         records, work = batch.fetched.records, self._work
-        if records and work.is_known:
-            size = batch.size + sum(len(record.value or b"") for record in records)
-            size += int(len(records) * work.record_bytes)
+        if records and work.records:
+            values = sum(len(record.value or b"") for record in records)
+            # For this batch ahead, or in the work on the last one: so for the smaller of them, and over some batches.
+            self._fetched_bytes = self._fetched_bytes / 2 + FETCHED.take()
+            self._fetched_records = self._fetched_records / 2 + min(len(records), work.records)
+            size = values + int(len(records) * self._fetched_bytes / self._fetched_records)
             self._limit.learn(len(records), size, max(batch.seconds, len(records) * work.record_seconds))
 
     def _show(self, fetched: Fetched) -> None:
@@ -134,33 +136,31 @@ class ShardReader:
 
 
 def _made(fetched: Fetched, make: Make) -> ReadBatch:
-    if not fetched.records:
-        return ReadBatch(fetched)
     began = time.monotonic()
-    element = make(fetched.records)
-    return ReadBatch(fetched, element, time.monotonic() - began, FETCHED.take())
+    return ReadBatch(fetched, make(fetched.records) if fetched.records else None, time.monotonic() - began)
 
 
 class _Work:
-    """What the steps' work on a batch takes: time, bytes that they fetch, and of the processor. Not thread-safe."""
+    """What the steps' work on a batch takes: time for a record, and a share of one processor. Not thread-safe."""
 
     def __init__(self) -> None:
-        self.is_known = False
-        self.record_seconds = self.record_bytes = self.share = 0.0
-        self._records = 0
+        self.records = 0  # of the last batch that had any
+        self.record_seconds = self.share = 0.0
+        self._is_under_way = False
         self._began = -float("inf"), 0.0
 
     def begin(self, records: int) -> None:
-        """A batch is handed on."""
-        self._records = records
+        """A batch is handed on, which may have none."""
+        self._is_under_way = records > 0
+        self.records = records or self.records
         self._began = time.monotonic(), time.process_time()
 
     def end(self) -> None:
         """The next one is asked for."""
-        seconds, used = time.monotonic() - self._began[0], time.process_time() - self._began[1]
-        if self._records:
-            self.is_known = True
-            self.record_seconds, self.record_bytes = seconds / self._records, FETCHED.take() / self._records
+        if self._is_under_way:
+            self._is_under_way = False
+            seconds, used = time.monotonic() - self._began[0], time.process_time() - self._began[1]
+            self.record_seconds = seconds / self.records
             self.share = used / seconds if seconds else 0.0
 
     def age(self) -> float:
