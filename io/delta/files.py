@@ -28,7 +28,7 @@ from deltalake.transaction import AddAction, RemoveAction
 from pyarrow import parquet
 
 from itel_cabinet.io.delta.decisions import columns_of_other_versions
-from itel_cabinet.io.delta.inspect import STATISTICS
+from itel_cabinet.io.delta.inspect import AFTER_COMMIT, STATISTICS
 from itel_cabinet.io.delta.rows import number_rows
 from itel_cabinet.io.delta.spec import TableSpec, Upsert
 from itel_cabinet.io.worker import crash_points
@@ -184,6 +184,7 @@ class KeyedFiles:
             "append",
             self._table.schema(),
             commit_properties=CommitProperties(max_commit_retries=0, app_transactions=list(fences)),
+            post_commithook_properties=AFTER_COMMIT,
         )
         self._table.update_incremental()  # as after delta-rs's own commits
 

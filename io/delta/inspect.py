@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, Field
+from deltalake import DeltaTable, Field, PostCommitHookProperties
 from deltalake.exceptions import DeltaError, DeltaProtocolError, SchemaMismatchError, TableNotFoundError
 from deltalake.fs import DeltaStorageHandler
 from pyarrow import parquet
@@ -37,6 +37,7 @@ from itel_cabinet.io.delta.spec import (
 from itel_cabinet.io.worker import describe_error, retry_outage
 
 __all__ = [
+    "AFTER_COMMIT",
     "STATISTICS",
     "UPSERT_FILE_BYTES",
     "all_fences",
@@ -67,6 +68,8 @@ _DEFAULT_PROPERTIES = {
     # listing.
     "delta.logRetentionDuration": "interval 7 days",
 }
+# To look for expired entries at each commit costs as much as all the rest of it where the log has thousands.
+AFTER_COMMIT = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 STATISTICS = "delta.dataSkippingStatsColumns"
 # An upsert rewrites every file that it meets a row in; each file costs every commit some microseconds (see
 # docs/performance.md).

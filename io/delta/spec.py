@@ -98,10 +98,11 @@ class TableSpec:
     """A table and how it is written. Hashable and picklable; equal specifications share one handle a process.
 
     ``storage_options`` (may hold secrets: not in the repr) and ``properties`` (set on creation) may be mappings.
-    ``source`` names the columns of topic id, partition and offset. ``compact_every``: the table's small files are
-    compacted after so many commits of a process, 0 for never. ``outage_seconds``: how long an unreachable store, or
-    losing against other writers, is borne. ``suppressed``: rows that are on this list are not written. ``statistics``:
-    the columns whose least and greatest values a new table's log keeps, by default the first 32.
+    ``source`` names the columns of topic id, partition and offset. ``compact_every``: after so many commits of a
+    process the table's small files are compacted and its log is cleaned, 0 for never. ``outage_seconds``: how long an
+    unreachable store, or losing against other writers, is borne. ``suppressed``: rows that are on this list are not
+    written. ``statistics``: the columns whose least and greatest values a new table's log keeps, by default the first
+    32.
     """
 
     uri: str

@@ -44,6 +44,7 @@ from itel_cabinet.io.delta.decisions import (
 )
 from itel_cabinet.io.delta.files import FILE, KeyedFiles, can_be_rewritten
 from itel_cabinet.io.delta.inspect import (
+    AFTER_COMMIT,
     UPSERT_FILE_BYTES,
     among_records,
     check_writable,
@@ -357,6 +358,8 @@ class FencedTable:
                 KeyedFiles(self.spec, table).compact(size)
             else:
                 table.optimize.compact(target_size=size, max_concurrent_tasks=1, writer_properties=_PARQUET)
+            if table.metadata().configuration.get("delta.enableExpiredLogCleanup", "true") == "true":
+                table.cleanup_metadata()
         except (DeltaError, OSError) as error:  # the rows are committed; files can wait
             self._handle = None
             self._commits = every - every // 10 - 1
@@ -364,7 +367,14 @@ class FencedTable:
 
 
 def _append(table: DeltaTable, data: pa.Table, commit: CommitProperties) -> None:
-    write_deltalake(table, data, mode="append", schema_mode="merge", commit_properties=commit)
+    write_deltalake(
+        table,
+        data,
+        mode="append",
+        schema_mode="merge",
+        commit_properties=commit,
+        post_commithook_properties=AFTER_COMMIT,
+    )
 
 
 def _first_key(mode: Upsert) -> str:
@@ -452,6 +462,7 @@ def _merger(
         target_alias="t",
         writer_properties=_PARQUET,
         streamed_exec=False,  # lets delta-rs skip files by the source's ranges of keys
+        post_commithook_properties=AFTER_COMMIT,
         commit_properties=commit
         or CommitProperties(app_transactions=[Transaction(_upsert_fence(spec), table.version() + 1)]),
     )
