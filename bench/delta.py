@@ -27,7 +27,7 @@ from typing import Any
 
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -40,6 +40,7 @@ from itel_cabinet.transforms.rows import make_forms_schema
 
 SIZES = (10_000, 100_000, 1_000_000)
 FILES = (1_000, 4_000, 16_000)
+REMEMBERED = (100, 2_000, 8_000, 32_000)
 WRITERS = (1, 2, 4, 8, 16)
 SIMULATED = (1, 16, 64)
 BUNDLE_ROWS = 500
@@ -176,6 +177,39 @@ def measure_log(counts: Sequence[int], console: Console) -> None:
             f"{checkpoint / 1024:,.0f}", f"{commit / 1024:.1f}",
         )  # fmt: skip
     console.print(shown)
+
+
+def measure_memory(counts: Sequence[int], console: Console) -> None:
+    """What a commit of one row costs by what the log remembers: its own entries, and files that were removed."""
+    shown = Table(title="A commit, by what its table's log remembers; CPU ms")
+    for column in ("number", "entries of the log", "removed files"):
+        shown.add_column(column, justify="right")
+    for count in counts:
+        shown.add_row(f"{count:,}", *(f"{_commit_with(count, what):.0f}" for what in ("entries", "removed")))
+    console.print(shown)
+
+
+def _commit_with(count: int, what: str) -> float:
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        spec = forms(f"{folder}/forms", mode=Append())
+        create_table(spec)
+        one, now = DeltaTable(spec.uri), int(time.time() * 1000)
+        if what == "entries":
+            for version in range(1, count + 1):
+                Path(spec.uri, "_delta_log", f"{version:020}.json").write_text(
+                    f'{{"commitInfo":{{"timestamp":{now}}}}}'
+                )
+        else:
+            one.create_write_transaction([_entry(at) for at in range(count)], "append", one.schema())
+            gone = [RemoveAction(_entry(at).path, True, now, 260_000, {}) for at in range(count)]
+            one.create_write_transaction(gone, "append", one.schema())
+        DeltaTable(spec.uri).create_checkpoint()
+        table, used = FencedTable(spec), []
+        for at in range(7):
+            began = time.process_time()
+            table.write(make_rows(spec.schema, [at], at))
+            used.append(time.process_time() - began)
+        return statistics.median(used[1:]) * 1000
 
 
 def _entry(at: int) -> AddAction:
@@ -356,6 +390,7 @@ def main(given: Sequence[str] | None = None) -> None:
         measure_upserts(options.sizes, console)
     if "log" in parts:
         measure_log(FILES, console)
+        measure_memory(REMEMBERED, console)
     if "writers" in parts:
         measure_writers(options.writers, options.seconds, console)
     if "simulated" in parts:

@@ -41,11 +41,11 @@ def _job_defaults(topic: str, group: str, records: int, seconds: float, errors: 
 JOB_DEFAULTS: dict[Job, dict[str, Any]] = {
     Job.TRIGGER: _job_defaults(topics.CLAIMX_EVENTS, "itel_cabinet_trigger_group", 500, 0.02, topics.TASK_ERRORS),
     Job.TRACKING: _job_defaults(
-        topics.TASK_EVENTS, "itel_cabinet_tracking_worker_group", 10_000, 1.0, topics.TASK_ERRORS
+        topics.TASK_EVENTS, "itel_cabinet_tracking_worker_group", 10_000, 0.5, topics.TASK_ERRORS
     ),
     # Nothing else hangs on this job, so it waits.
-    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.2, topics.ITEL_ERRORS)
+    Job.API: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_api_worker_group", 500, 0.5, topics.ITEL_ERRORS)
     | {"itel_on_outage": "wait"},
-    Job.CABINET: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_group", 500, 0.2, topics.TASK_ERRORS),
+    Job.CABINET: _job_defaults(topics.TASK_EVENTS, "itel_cabinet_group", 500, 0.5, topics.TASK_ERRORS),
 }
 """The options whose default depends on the job."""

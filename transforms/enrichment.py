@@ -148,7 +148,7 @@ def enrich(
         lookup: gives the process-wide client; called on the worker.
         pool: gives the process-wide thread pool; called on the worker.
         form_wait: gets the Kafka time (epoch seconds) of the latest event that comes too early, and how many seconds
-            ago it arrived here, and waits until what it announced can be read.
+            ago the last of them was read, and waits until what it announced can be read.
         read_form: reads the form in an answer, as the contract has it.
         clock: epoch seconds, for failures.
         count: is called with each form that was read.
@@ -237,7 +237,9 @@ def _look_up_each(
     made: list[Made] = map_in_key_order(list[Any](events), _assignment, look_up, pool, claimx.calls_at_once)
     early = [index for index, one in enumerate(made) if is_too_early(one)]
     if early:
-        form_wait(max(events[i][0].timestamp_ms for i in early) / 1000, claimx.now() - arrived)
+        records = [events[index][0] for index in early]
+        last = max(arrived if record.arrived is None else record.arrived for record in records)
+        form_wait(max(record.timestamp_ms for record in records) / 1000, claimx.now() - last)
         past_cache = partial(look_up, fresh=True)
         again = map_in_key_order([events[i] for i in early], _assignment, past_cache, pool, claimx.calls_at_once)
         for index, one in zip(early, again, strict=True):

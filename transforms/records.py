@@ -31,6 +31,8 @@ class Record:
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...] = ()
+    arrived: float | None = field(default=None, compare=False, repr=False)
+    """When it was read, by this process's monotonic clock; None where that does not matter."""
 
     @property
     def coordinates(self) -> str:

@@ -77,8 +77,8 @@ def _resolve(value: str) -> str:
     return reference.resolve(any_text=True)
 
 
-def make_record(message: Message, topic_id: str) -> Record:
-    """A message that a consumer gave as a Record of the incarnation ``topic_id``."""
+def make_record(message: Message, topic_id: str, arrived: float | None = None) -> Record:
+    """A message that a consumer gave as a Record of the incarnation ``topic_id``; ``arrived`` as Record has it."""
     return Record(
         topic=message.topic(),
         topic_id=topic_id,
@@ -88,6 +88,7 @@ def make_record(message: Message, topic_id: str) -> Record:
         key=message.key(),
         value=message.value(),
         headers=_read_headers(message),
+        arrived=arrived,
     )
 
 

@@ -104,13 +104,13 @@ class ShardConsumer:
                 position = self._relisted(start)
             records: list[Record] = []
             if position is start:
-                messages = self._poll(start, most)
+                messages, arrived = self._poll(start, most)
                 self._polled_at = time.monotonic()
                 if messages:
                     self._heard_at = self._polled_at
                 elif self._polled_at - self._heard_at > _SILENT_SECONDS:
                     self._revive(start)
-                position, records = self._confirmed(start, messages)
+                position, records = self._confirmed(start, messages, arrived)
         except BaseException:
             self._position = None
             raise
@@ -255,9 +255,9 @@ class ShardConsumer:
         self.assign(position)
         return position
 
-    def _poll(self, start: ShardPosition, most: int) -> list[KafkaMessage]:
-        """A batch: full, or ``max_batch_seconds`` after it could begin. While a long batch was worked on the next one
-        has waited, and takes what is there."""
+    def _poll(self, start: ShardPosition, most: int) -> tuple[list[KafkaMessage], list[float]]:
+        """A batch, and when each message came: full, or ``max_batch_seconds`` after it could begin. While a long batch
+        was worked on the next one has waited, and takes what is there."""
         source = self._source
         messages = self._consume(start, 1, 0.0)
         began = max(self._polled_at, 0.0) if messages else 0.0
@@ -266,6 +266,7 @@ class ShardConsumer:
             messages = self._consume(start, 1, _SLICE_SECONDS)
             if not messages and self._is_through(start):
                 break
+        arrived = [time.monotonic()] * len(messages)
         full_at = (began or time.monotonic()) + source.max_batch_seconds
         size = sum(map(len, messages))
         while messages and len(messages) < most and size < source.max_batch_bytes and not STOP.is_set():
@@ -274,10 +275,11 @@ class ShardConsumer:
             room = (source.max_batch_bytes - size) * len(messages) // max(1, size)
             more = self._consume(start, max(1, min(most - len(messages), room)), min(left, _SLICE_SECONDS))
             messages += more
+            arrived += [time.monotonic()] * len(more)
             size += sum(map(len, more))
             if left == 0 or (not more and self._is_through(start)):
                 break
-        return messages
+        return messages, arrived
 
     def _is_through(self, start: ShardPosition) -> bool:
         """Whether a read that has an end has come to it."""
@@ -289,10 +291,11 @@ class ShardConsumer:
         positions = {e.partition: e.offset for e in self._consumer.position(partitions)}
         return {p: positions[p] if positions[p] >= 0 else offset for p, offset in start.offsets.items()}
 
-    def _confirmed(self, start: ShardPosition, messages: Sequence[KafkaMessage]) -> tuple[ShardPosition, list[Record]]:
+    def _confirmed(
+        self, start: ShardPosition, messages: Sequence[KafkaMessage], arrived: Sequence[float]
+    ) -> tuple[ShardPosition, list[Record]]:
         """What may be handed on of ``messages``, once the broker says that the topic is still this one."""
         errors = [m for m in messages if m.error() is not None]
-        good = [m for m in messages if m.error() is None]
         if not messages:
             return replace(start, offsets=self._offsets(start)), []
         topic = self._patiently(self._describe)
@@ -311,7 +314,12 @@ class ShardConsumer:
                 raise OutageError(f"Kafka, topic {self._source.topic}: {error.str()}")
             else:
                 self._trouble.set()
-        return position, [make_record(m, start.topic_id) for m in good]
+        records = [
+            make_record(message, start.topic_id, at)
+            for message, at in zip(messages, arrived, strict=True)
+            if message.error() is None
+        ]
+        return position, records
 
     def _back_in_range(self, position: ShardPosition, partition: int) -> ShardPosition:
         bounds = self._patiently(lambda: self._cluster.bounds(self._source.topic, [partition]))

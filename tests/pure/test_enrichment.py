@@ -7,7 +7,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -214,6 +214,18 @@ def test_only_completed_events_without_a_form_are_looked_up_again_past_the_cache
         CabinetTask(*items[3], WITHOUT_FORM, None),
         CabinetTask(*items[5], WITH_FORM.without_groups(), form),
     ]
+
+
+def test_a_form_is_waited_for_since_the_last_of_those_without_one_was_read(pool: Executor) -> None:
+    """A batch is gathered for a while: what came at its beginning has been waited for in part."""
+    waits: list[float] = []
+    read = [
+        (replace(record, arrived=ARRIVED - ago), event)
+        for ago, (record, event) in zip((9.0, 5.0, 3.0, 1.0), [item(n, n) for n in range(1, 5)], strict=True)
+    ]
+    lookup = Lookup({1: [WITHOUT_FORM], 2: [WITHOUT_FORM], 3: [WITHOUT_FORM], 4: [WITH_FORM]})
+    look_up(read, lookup, pool, form_wait=lambda _, here: waits.append(here))
+    assert waits == [4 + 3.0], "four calls took a second each"
 
 
 def test_the_second_looks_keep_their_order_too(pool: Executor) -> None:
