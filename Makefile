@@ -2,7 +2,7 @@
 # the files that it was made from have changed.
 
 PYTHON ?= python3.11
-PROCESSES ?= 4
+PROCESSES ?= 6
 # What the demo plays: CONTRACT=vendor, or a file.
 CONTRACT ?= cabinet_repair
 VENV := .venv

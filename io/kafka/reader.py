@@ -24,16 +24,19 @@ __all__ = ["ReadBatch", "ShardReader", "get_shard_reader"]
 # A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
 _UNREAD_SECONDS = 120.0
 _BUSY, _HAS_ROOM = 0.95, 0.8  # of one processor, used by this process while a batch was worked on
+_FRESH_SECONDS = 20.0  # what was made longer ago, as before an outage, is made again: the world may have changed
 
 Make = Callable[[list[Record]], Any]
 
 
 @dataclass(frozen=True, slots=True)
 class ReadBatch:
-    """What was read, and the element that was made of it in ``seconds``; None without records."""
+    """What was read, and the element that was made of it, beginning at ``made_at``, in ``seconds``; None without
+    records."""
 
     fetched: Fetched
     element: Any = None
+    made_at: float = -float("inf")
     seconds: float = 0.0
 
 
@@ -42,8 +45,8 @@ class ShardReader:
 
     While a batch is worked on, a thread reads the next one and makes its element. It is handed on to the bundle that
     begins where this batch ends; for any other (of a batch that failed, or where a person has set the group's offsets
-    back) it is forgotten, and read again. Where the work waits for this process's own processor nothing is made ahead,
-    which would only take the interpreter from it.
+    back) it is forgotten, and read again; and made again if it has waited for long. Where the work waits for this
+    process's own processor nothing is made ahead, which would only take the interpreter from it.
     """
 
     def __init__(self, source: KafkaSource, shard: int, shards: int) -> None:
@@ -94,7 +97,7 @@ class ShardReader:
             self._consumer.assign(position)
             return ReadBatch(Fetched([], position, []))
         batch = ahead[1].result() if ahead is not None and ahead[0] == start else self._fetch(start, make)
-        return batch if batch.element is not None else _made(batch.fetched, make)
+        return batch if time.monotonic() - batch.made_at < _FRESH_SECONDS else _made(batch.fetched, make)
 
     def _fetch(self, start: ShardPosition, _make: Make) -> ReadBatch:
         return ReadBatch(self._consumer.next(start, self._limit.records))
@@ -137,7 +140,7 @@ class ShardReader:
 
 def _made(fetched: Fetched, make: Make) -> ReadBatch:
     began = time.monotonic()
-    return ReadBatch(fetched, make(fetched.records) if fetched.records else None, time.monotonic() - began)
+    return ReadBatch(fetched, make(fetched.records) if fetched.records else None, began, time.monotonic() - began)
 
 
 class _Work:

@@ -349,6 +349,23 @@ def test_the_next_batch_is_made_while_one_is_worked_on(broker: Broker, topic: Ca
     assert made == [first.element, second.element]
 
 
+def test_what_was_made_long_ago_is_made_again(
+    broker: Broker, topic: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an outage: somebody may have been erased meanwhile."""
+    name = topic(partitions=1)
+    _produce(broker, name, [b"%d" % n for n in range(6)])
+    reader = ShardReader(_source(broker, name, until_caught_up=False, max_batch_records=3), 0, 1)
+    made: list[list[bytes | None]] = []
+    first = reader.read(reader.initial(), lambda records: made.append(_values(records)) or len(made))
+    _wait_for(lambda: len(made) == 2)
+    later = SimpleNamespace(monotonic=lambda: time.monotonic() + 21, process_time=time.process_time)
+    monkeypatch.setattr("itel_cabinet.io.kafka.reader.time", later)
+    second = reader.read(first.fetched.position, lambda records: made.append(_values(records)) or len(made))
+    assert (first.element, second.element) == (1, 3)
+    assert made == [[b"0", b"1", b"2"], [b"3", b"4", b"5"], [b"3", b"4", b"5"]]
+
+
 def test_reading_ahead_loses_nothing_where_batches_fail_and_offsets_move(
     broker: Broker, topic: Callable[..., str]
 ) -> None:
