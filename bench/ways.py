@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ from itel_cabinet.io.delta import Append, TableSpec, WriteToDelta, create_table
 from itel_cabinet.io.kafka import KafkaSource, ReadFromKafka, client_config
 from itel_cabinet.io.worker import WorkerSettings, metrics, prepare, serve
 from itel_cabinet.local.services import free_port
-from itel_cabinet.pipeline.steps import Step, count_form, look_ahead
+from itel_cabinet.pipeline.steps import Step, count_form, look_ahead, take_outcomes
 from itel_cabinet.transforms.contracts import load_shipped
 from itel_cabinet.transforms.enrichment import enrich
 from itel_cabinet.transforms.events import parse_task_events
@@ -107,10 +106,9 @@ def beam_job(servers: str, topic: str, folder: Path, count: int) -> int:
         count=count_form,
     )
     batches = pipeline | ReadFromKafka(source, prepare, partial(look_ahead, parse=parse, look_up=look_up))
-    batches | "Parse" >> Step("parse", attrgetter("parsed"))
-    tasks = batches | "Look up" >> Step("enrich", attrgetter("looked_up"))
+    events = batches | "Parse" >> Step("parse", list)
     (
-        tasks.results
+        (events.results | "Look up" >> Step("enrich", take_outcomes)).results
         | beam.Map(partial(make_tracking_rows, clock=_SECONDS)).with_output_types(Batch)
         | WriteToDelta(_spec(folder))
     )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from operator import attrgetter
 
 import apache_beam as beam
 import pyarrow as pa
@@ -35,6 +34,7 @@ from itel_cabinet.pipeline.steps import (
     count_submissions,
     look_ahead,
     passed,
+    take_outcomes,
 )
 from itel_cabinet.pipeline.tables import ATTACHMENTS, BODIES, FORMS, LEDGER, TRACKING
 from itel_cabinet.pipeline.wiring import Wiring
@@ -86,8 +86,8 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         batches = pipeline | "Read" >> ReadFromKafka(
             wiring.source, wiring.prepare_worker, partial(look_ahead, parse=parse, look_up=look_up)
         )
-        events = batches | "Parse" >> Step("parse", attrgetter("parsed"))
-        tasks = batches | "Look up" >> Step("enrich", attrgetter("looked_up"))
+        events = batches | "Parse" >> Step("parse", list)
+        tasks = events.results | "Look up" >> Step("enrich", take_outcomes)
     events.failures | "Unreadable" >> wiring.dead_letter_sink()
     tasks.failures | "Not found" >> wiring.dead_letter_sink()
 

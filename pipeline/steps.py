@@ -24,7 +24,7 @@ __all__ = [
     "FAILURES",
     "NAMESPACE",
     "RESULTS",
-    "Ahead",
+    "LookedUp",
     "Step",
     "and_pass",
     "count_form",
@@ -33,6 +33,7 @@ __all__ = [
     "count_submissions",
     "look_ahead",
     "passed",
+    "take_outcomes",
 ]
 
 RESULTS = "results"
@@ -42,7 +43,7 @@ NAMESPACE = "itel_cabinet"
 
 _QUESTION_CHARACTERS = 80  # of a label
 
-Work = Callable[[Any], Iterable[Any]]
+Work = Callable[[list[Any]], Iterable[Any]]
 
 
 class _StepFn(beam.DoFn):  # type: ignore[misc]
@@ -51,7 +52,7 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
         self._work = work
         self._carries = carries
 
-    def process(self, items: Any) -> Iterator[Any]:
+    def process(self, items: list[Any]) -> Iterator[Any]:
         ended: list[Failure | Skip] = []
         if self._carries:
             ended = [one for one in items if isinstance(one, Failure | Skip)]
@@ -89,7 +90,7 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
 class Step(beam.PTransform):  # type: ignore[misc]
     """Lists of items -> ``.results``, lists of what ``work`` made of them, and ``.failures``, lists of Failure.
 
-    ``work`` takes a list, or what was done ahead, and gives an iterable of results, Failures and Skips; it must be
+    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be
     picklable and thread-safe, and must not raise for what is wrong with one item. Skips and failures are counted by
     reason (Beam counters). ``stage`` is the name under which a step that mostly fails is reported. A step that
     ``carries`` leaves what has failed, and the skips that the ledger is to hold, among the results, and works on none
@@ -110,18 +111,24 @@ class Step(beam.PTransform):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Ahead:
-    """What a batch's first two steps have made of it before its turn: what of each record, and of each event."""
+class LookedUp:
+    """What was made of an event before its batch's turn: a result or a Failure."""
 
-    parsed: list[Any]
-    looked_up: list[Any]
+    outcome: Any
 
 
-def look_ahead(records: list[Record], *, parse: Work, look_up: Work) -> Ahead:
-    """Do the work of two steps, of which the second gets the first's results. Raises what they raise."""
+def look_ahead(records: list[Record], *, parse: Work, look_up: Work) -> list[LookedUp | Failure | Skip]:
+    """Do the work of two steps, of which the second gets the first's results, and gives one outcome for each, in their
+    order. Raises what they raise."""
     parsed = [*parse(records)]
     events = [one for one in parsed if not isinstance(one, Failure | Skip)]
-    return Ahead(parsed, [*look_up(events)] if events else [])
+    outcomes = iter(look_up(events) if events else ())
+    return [one if isinstance(one, Failure | Skip) else LookedUp(next(outcomes)) for one in parsed]
+
+
+def take_outcomes(events: list[LookedUp]) -> list[Any]:
+    """What was looked up ahead."""
+    return [event.outcome for event in events]
 
 
 def and_pass(items: list[Any], make: Callable[[list[Any]], Any]) -> Iterator[Any]:

@@ -24,7 +24,7 @@ __all__ = ["ReadBatch", "ShardReader", "get_shard_reader"]
 # A partition that was not read for so long is no longer reported: Flink may have given it to another worker.
 _UNREAD_SECONDS = 120.0
 _BUSY, _HAS_ROOM = 0.95, 0.8  # of one processor, used by this process while a batch was worked on
-_FRESH_SECONDS = 20.0  # what was made longer ago, as before an outage, is made again: the world may have changed
+_FRESH_SECONDS = 20.0  # what was made longer ago, as before an outage, is made again: much may have changed since
 
 Make = Callable[[list[Record]], Any]
 

@@ -9,7 +9,7 @@ import apache_beam as beam
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from itel_cabinet.pipeline.steps import Step
+from itel_cabinet.pipeline.steps import LookedUp, Step, look_ahead, take_outcomes
 from itel_cabinet.transforms.ledger import Entry, Outcome
 from itel_cabinet.transforms.records import Failure, Skip
 from tests.support.cabinet_samples import event, record
@@ -78,3 +78,16 @@ def test_what_has_ended_is_carried_on_counted_once_and_worked_on_no_more() -> No
         "skipped:held_by_gate": 1,
         "skipped:other": 1,
     }
+
+
+def test_two_steps_done_ahead_are_sorted_as_in_turn() -> None:
+    """The second fails for 8, which the first has made of 4; what the first left out never comes to it."""
+
+    def look_up(numbers: list[int]) -> Iterator[Any]:
+        for number in numbers:
+            yield failure(number) if number == 8 else number + 1
+
+    ahead = look_ahead([2, 3, 4, 101, 6], parse=sort_out, look_up=look_up)  # type: ignore[list-item]
+    assert [type(one) for one in ahead] == [LookedUp, Failure, LookedUp, Skip, LookedUp]
+    assert take_outcomes([one for one in ahead if isinstance(one, LookedUp)]) == [5, failure(8), 13]
+    assert look_ahead([3, 101], parse=sort_out, look_up=list) == [failure(3), ahead[3]]  # type: ignore[list-item]
