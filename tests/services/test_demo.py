@@ -96,6 +96,7 @@ def test_the_demo_accounts_for_every_record_and_can_be_run_again(tmp_path: Path)
     assert not _processes_in(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.services
 def test_the_demo_under_another_contract(tmp_path: Path) -> None:
     status, output, errors = _run(tmp_path, f"--records={_RECORDS}", "--contract=vendor")
