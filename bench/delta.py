@@ -179,7 +179,7 @@ def measure_log(counts: Sequence[int], console: Console) -> None:
     console.print(shown)
 
 
-def measure_memory(counts: Sequence[int], console: Console) -> None:
+def measure_remembered(counts: Sequence[int], console: Console) -> None:
     """What a commit of one row costs by what the log remembers: its own entries, and files that were removed."""
     shown = Table(title="A commit, by what its table's log remembers; CPU ms")
     for column in ("number", "entries of the log", "removed files"):
@@ -390,7 +390,7 @@ def main(given: Sequence[str] | None = None) -> None:
         measure_upserts(options.sizes, console)
     if "log" in parts:
         measure_log(FILES, console)
-        measure_memory(REMEMBERED, console)
+        measure_remembered(REMEMBERED, console)
     if "writers" in parts:
         measure_writers(options.writers, options.seconds, console)
     if "simulated" in parts:

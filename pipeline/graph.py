@@ -55,8 +55,9 @@ __all__ = ["build"]
 def build(pipeline: beam.Pipeline, settings: Settings) -> None:
     """Add the job that ``settings`` names to a pipeline."""
     wiring = Wiring(settings)
+    read = partial(ReadFromKafka, wiring.source, wiring.prepare_worker)
     if settings.job is Job.TRIGGER:
-        _trigger(pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker), wiring)
+        _trigger(pipeline | "Read" >> read(), wiring)
         return
 
     parse = partial(
@@ -74,8 +75,7 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         count=count_form,
     )
     if settings.job is Job.API:
-        records = pipeline | "Read" >> ReadFromKafka(wiring.source, wiring.prepare_worker)
-        events = records | "Parse" >> Step("parse", parse)
+        events = pipeline | "Read" >> read() | "Parse" >> Step("parse", parse)
         submitted = events.results | "To submit" >> Step(
             "select", partial(skip_other_statuses, statuses=settings.submitted_statuses)
         )
@@ -83,9 +83,7 @@ def build(pipeline: beam.Pipeline, settings: Settings) -> None:
         tasks = _leave_settled_out(submitted.results, wiring) | "Look up" >> Step("enrich", look_up)
     else:
         # The next batch is looked up while this one is written and sent.
-        batches = pipeline | "Read" >> ReadFromKafka(
-            wiring.source, wiring.prepare_worker, partial(look_ahead, parse=parse, look_up=look_up)
-        )
+        batches = pipeline | "Read" >> read(partial(look_ahead, parse=parse, look_up=look_up))
         events = batches | "Parse" >> Step("parse", list)
         tasks = events.results | "Look up" >> Step("enrich", take_outcomes)
     events.failures | "Unreadable" >> wiring.dead_letter_sink()

@@ -90,11 +90,10 @@ class _StepFn(beam.DoFn):  # type: ignore[misc]
 class Step(beam.PTransform):  # type: ignore[misc]
     """Lists of items -> ``.results``, lists of what ``work`` made of them, and ``.failures``, lists of Failure.
 
-    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be
-    picklable and thread-safe, and must not raise for what is wrong with one item. Skips and failures are counted by
-    reason (Beam counters). ``stage`` is the name under which a step that mostly fails is reported. A step that
-    ``carries`` leaves what has failed, and the skips that the ledger is to hold, among the results, and works on none
-    that it is given.
+    ``work`` takes a list and gives an iterable of results, Failures and Skips; it must be picklable and thread-safe,
+    and must not raise for what is wrong with one item. Skips and failures are counted by reason (Beam counters).
+    ``stage`` is the name under which a step that mostly fails is reported. A step that ``carries`` leaves what has
+    failed, and the skips that the ledger is to hold, among the results, and works on none that it is given.
     """
 
     stage: str

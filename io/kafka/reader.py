@@ -84,8 +84,8 @@ class ShardReader:
             # A transaction is of one batch: where the next one begins is known when it has ended.
             if fetched.records and not fetched.position.caught_up and not self._source.transactions:
                 self._makes_ahead = self._work.share < (_BUSY if self._makes_ahead else _HAS_ROOM)
-                ahead = self._fetch_and_make if self._makes_ahead else self._fetch
-                self._ahead = fetched.position, self._thread.submit(ahead, fetched.position, make)
+                ahead = self._thread.submit(self._fetch, fetched.position, make if self._makes_ahead else None)
+                self._ahead = fetched.position, ahead
             return batch
 
     def _next(self, start: ShardPosition, make: Make) -> ReadBatch:
@@ -96,14 +96,12 @@ class ShardReader:
         if position is not start:
             self._consumer.assign(position)
             return ReadBatch(Fetched([], position, []))
-        batch = ahead[1].result() if ahead is not None and ahead[0] == start else self._fetch(start, make)
+        batch = ahead[1].result() if ahead is not None and ahead[0] == start else self._fetch(start)
         return batch if time.monotonic() - batch.made_at < _FRESH_SECONDS else _made(batch.fetched, make)
 
-    def _fetch(self, start: ShardPosition, _make: Make) -> ReadBatch:
-        return ReadBatch(self._consumer.next(start, self._limit.records))
-
-    def _fetch_and_make(self, start: ShardPosition, make: Make) -> ReadBatch:
-        return _made(self._fetch(start, make).fetched, make)
+    def _fetch(self, start: ShardPosition, make: Make | None = None) -> ReadBatch:
+        fetched = self._consumer.next(start, self._limit.records)
+        return ReadBatch(fetched) if make is None else _made(fetched, make)
 
     def _learn(self, batch: ReadBatch) -> None:
         """What this batch, and the work on the last one, say of the records that the next one may have."""
