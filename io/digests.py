@@ -1,48 +1,65 @@
-"""Many digests in little memory: 17 bytes each, where a set of bytes takes 90."""
+"""Digests by day in a temporary database, so that a process's memory stays as it is however many they become."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import date
 
-__all__ = ["SIZE", "DigestSet"]
+__all__ = ["DigestsByDay"]
 
-SIZE = 16
-"""Bytes of a digest."""
-
-_PREFIXES = 4_096  # 12 bits; of 500,000 digests each has 2 KB, which is searched in less than a microsecond
+_AT_ONCE = 10_000
 
 
-class DigestSet:
-    """A set of digests of :data:`SIZE` bytes, evenly spread as those of a hash function are. Not thread-safe."""
+class DigestsByDay:
+    """Texts without a blank character, each taken in for one or more days. Not thread-safe.
+
+    Two megabytes lie in memory, the rest in a file without a name in SQLite's folder for temporary files
+    (``SQLITE_TMPDIR``, else ``TMPDIR``). Methods raise OSError when that cannot be written.
+    """
 
     def __init__(self) -> None:
-        self._by_prefix: dict[int, bytearray] = {}
+        # Each call is one statement: SQLite's steps hand Python's lock over, and it is milliseconds until it is back.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._count = 0
+        with _failing():
+            self._database.execute("CREATE TABLE held (digest TEXT, day INT, PRIMARY KEY (digest, day)) WITHOUT ROWID")
 
     def __len__(self) -> int:
         return self._count
 
-    def __contains__(self, digest: bytes) -> bool:
-        held = self._by_prefix.get(_prefix(digest), b"")
-        at = held.find(digest)
-        while at >= 0 and at % SIZE:  # the end of one and the beginning of the next
-            at = held.find(digest, at + 1)
-        return at >= 0
+    def find(self, digests: Iterable[str]) -> set[str]:
+        """Those of ``digests`` that are held, for any day."""
+        there = (
+            "SELECT json_group_array(value) FROM json_each(?) WHERE EXISTS (SELECT 1 FROM held WHERE digest = value)"
+        )
+        with _failing():
+            (found,) = self._database.execute(there, (json.dumps([*digests]),)).fetchone()
+        return set(json.loads(found))
 
-    def update(self, digests: Iterable[bytes]) -> None:
-        """Take in digests; what is there already changes nothing. Raises ValueError for one of another length."""
-        for digest in digests:
-            if len(digest) != SIZE:
-                raise ValueError(f"a digest has {SIZE} bytes, not {len(digest)}")
-            if digest not in self:
-                self._by_prefix.setdefault(_prefix(digest), bytearray()).extend(digest)
-                self._count += 1
+    def add(self, day: date, digests: Iterable[str]) -> None:
+        """Take in digests; what is there already changes nothing."""
+        rest = iter(digests)
+        while some := sorted(itertools.islice(rest, _AT_ONCE)):  # neighbours share pages
+            insert = "INSERT OR IGNORE INTO held SELECT value, ? FROM json_each(?)"
+            with _failing():
+                self._count += self._database.execute(insert, (day.toordinal(), json.dumps(some))).rowcount
 
-    def clear(self) -> None:
-        """Hold nothing."""
-        self._by_prefix.clear()
-        self._count = 0
+    def forget(self, day: date) -> None:
+        """Hold nothing for a day."""
+        with _failing():
+            self._count -= self._database.execute("DELETE FROM held WHERE day = ?", (day.toordinal(),)).rowcount
 
 
-def _prefix(digest: bytes) -> int:
-    return int.from_bytes(digest[:2], "big") % _PREFIXES
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(
+            f"the events that are settled cannot be kept in a temporary file: {error}: "
+            "free some space, or set SQLITE_TMPDIR to a folder that has it"
+        ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from itel_cabinet.io.delta import PartitionFollower, TableSpec
-from itel_cabinet.io.digests import SIZE, DigestSet
+from itel_cabinet.io.digests import DigestsByDay
 from itel_cabinet.io.worker import once_per_process
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.ledger import Outcome, Resubmission
@@ -23,7 +24,8 @@ __all__ = ["DAYS_BACK", "SettledSubmissions", "get_settled"]
 DAYS_BACK = 7
 """How many days before an event's own the ledger is looked at, for another event with the same content."""
 
-_EVENTS_HELD = 500_000  # some 9 MB
+_EVENTS_HELD = 500_000  # some 30 MB of disk
+_ROWS_AT_ONCE = 10_000  # that become objects of Python
 _COLUMNS = (
     *("event_id", "assignment_id", "settled", "outcome", "status", "idempotency_key", "content_sha256"),
     *("resubmission", "answered_at"),
@@ -45,19 +47,20 @@ class SettledSubmissions:
         self._compare = compare
         self._follower = PartitionFollower(spec, _COLUMNS)
         self._most = most
-        self._days: dict[date, DigestSet] = {}  # the one that was asked for last is the last
+        self._digests = DigestsByDay()
+        self._days: dict[date, None] = {}  # the one that was asked for last is the last
         self._lock = threading.Lock()
 
     def find_settled(self, events: Sequence[TaskEvent], resubmission: Resubmission | None = None) -> set[str]:
         """See Ledger. What was committed before the call counts, no matter by which process."""
         with self._lock:
             self._read(dict.fromkeys(event.timestamp.astimezone(UTC).date() for event in events))
-            wanted: dict[bytes, str] = {}
+            wanted: dict[str, str] = {}
             for event in events:
                 name = resubmission.name if resubmission and resubmission.covers(event.assignment_id) else None
                 wanted[_digest(event.event_id, name)] = event.event_id
             # Any day will do: an event that was published twice may bear the time of the day before.
-            return {wanted[digest] for settled in self._days.values() for digest in wanted if digest in settled}
+            return {wanted[digest] for digest in self._digests.find(wanted)}
 
     def _read(self, days: dict[date, None]) -> None:
         self._follower.refresh()
@@ -65,30 +68,30 @@ class SettledSubmissions:
         before = {day - timedelta(back) for day in days if day not in held for back in range(1, DAYS_BACK + 1)}
         there = {date(int(y), int(m), int(d)) for y, m, d in self._follower.partitions()} if before else set()
         for day in (*sorted((before & there) - held - days.keys()), *sorted(days)):
-            self._days[day] = self._days.pop(day, DigestSet())
+            self._days[day] = self._days.pop(day, None)
             change = self._follower.read((day.year, day.month, day.day))
             if change is not None:
                 rows, whole = change
                 if whole:
-                    self._days[day].clear()
-                self._take_in(day, rows)
+                    self._digests.forget(day)
+                for few in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
+                    self._take_in(day, pa.Table.from_batches([few]))
         self._make_room(days)
 
     def _take_in(self, day: date, rows: pa.Table) -> None:
         settled = rows.filter(rows["settled"])
         events, names = settled["event_id"].to_pylist(), settled["resubmission"].to_pylist()
-        digests = self._days[day]
-        digests.update(map(_digest, events))
-        digests.update(_digest(event, name) for event, name in zip(events, names, strict=True) if name is not None)
+        again = (_digest(event, name) for event, name in zip(events, names, strict=True) if name is not None)
+        self._digests.add(day, itertools.chain(map(_digest, events), again))
         if self._compare:
             self.newest.take(_contents(rows))
 
     def _make_room(self, days: dict[date, None]) -> None:
-        held = sum(map(len, self._days.values()))
         for day in [day for day in self._days if day not in days]:
-            if held <= self._most:
+            if len(self._digests) <= self._most:
                 return
-            held -= len(self._days.pop(day))
+            del self._days[day]
+            self._digests.forget(day)
             self._follower.forget((day.year, day.month, day.day))
 
 
@@ -110,9 +113,9 @@ def _contents(rows: pa.Table) -> Iterator[tuple[int, float, str, bytes | None]]:
         yield assignment_id, moment / 1_000_000, event_id, bytes.fromhex(content) if content else None
 
 
-def _digest(event_id: str, resubmission: str | None = None) -> bytes:
+def _digest(event_id: str, resubmission: str | None = None) -> str:
     text = event_id if resubmission is None else f"{event_id}\0{resubmission}"
-    return blake2b(text.encode(errors="replace"), digest_size=SIZE).digest()
+    return blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
 
 
 @once_per_process

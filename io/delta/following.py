@@ -5,6 +5,7 @@ For a process that must know what a table holds before each of its own commits, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
@@ -45,7 +46,8 @@ class PartitionFollower:
         self._looked_at = -_SURELY_WHOLE_SECONDS
         self._files: dict[Partition, set[str]] = {}
         self._plain = True  # no file of the table has rows that a deletion vector hides
-        self._read: dict[Partition, frozenset[str]] = {}
+        # Of the partitions that were read: the files with rows that came since. They may be gone from the table by now.
+        self._unread: dict[Partition, set[str]] = {}
 
     def refresh(self) -> None:
         """Take in what has been committed by now. Costs one look for a file if that is nothing."""
@@ -57,12 +59,13 @@ class PartitionFollower:
 
     def read(self, partition: Partition) -> tuple[pa.Table, bool] | None:
         """The rows that the partition has had new since it was last read, and whether these are all its rows, because
-        it was not read before or has lost a file; None if nothing has changed. As of the last refresh."""
+        it was not read before or has lost rows; None if nothing has changed. As of the last refresh. What a compaction
+        has put together is not read again."""
         return self._patiently(lambda: self._rows(partition))
 
     def forget(self, partition: Partition) -> None:
         """Have the next read give all rows."""
-        self._read.pop(partition, None)
+        self._unread.pop(partition, None)
 
     def _patiently(self, act: Callable[[], T]) -> T:
         def attempt() -> T:
@@ -85,8 +88,7 @@ class PartitionFollower:
         if now - self._looked_at >= _SURELY_WHOLE_SECONDS:
             self._open()
         while (actions := self._commit(self._version + 1)) is not None:
-            for action in actions:
-                self._apply(action)
+            self._apply(actions)
             self._version += 1
         self._looked_at = now
 
@@ -95,10 +97,16 @@ class PartitionFollower:
         names = self.spec.partition_by
         actions = pa.table(table.get_add_actions(flatten=True))
         values = [actions[f"partition.{name}"].to_pylist() for name in names]
-        self._files = {}
-        for path, *partition in zip(actions["path"].to_pylist(), *values, strict=True):
-            self._files.setdefault(tuple(partition), set()).add(path)
+        before, self._files = self._files, {}
+        for path, *of in zip(actions["path"].to_pylist(), *values, strict=True):
+            self._files.setdefault(tuple(of), set()).add(path)
         self._plain = "deletionVectors" not in (table.protocol().writer_features or ())
+        for partition, unread in [*self._unread.items()]:
+            known, there = before.get(partition, set()), self._files.get(partition, set())
+            if self._plain and known <= there:
+                unread |= there - known
+            else:
+                self.forget(partition)
         self._version = table.version()
 
     def _commit(self, version: int) -> list[dict[str, Any]] | None:
@@ -109,28 +117,38 @@ class PartitionFollower:
         except FileNotFoundError:
             return None
 
-    def _apply(self, action: Mapping[str, Any]) -> None:
-        if (added := action.get("add")) is not None:
+    def _apply(self, commit: Sequence[Mapping[str, Any]]) -> None:
+        """Take in a commit. One that only puts files together says so (``dataChange`` in Delta's protocol)."""
+        for removed in (action["remove"] for action in commit if action.get("remove") is not None):
+            path = unquote(removed["path"])
+            for partition, files in self._files.items():
+                if path in files:
+                    files.remove(path)
+                    if removed.get("dataChange", True):
+                        self.forget(partition)
+        kinds = [self.spec.schema.field(name).type for name in self.spec.partition_by]
+        for added in (action["add"] for action in commit if action.get("add") is not None):
             self._plain = self._plain and added.get("deletionVector") is None
-            kinds = [self.spec.schema.field(name).type for name in self.spec.partition_by]
             texts = [added["partitionValues"][name] for name in self.spec.partition_by]
             values = (int(text) if pa.types.is_integer(kind) else text for kind, text in zip(kinds, texts, strict=True))
-            self._files.setdefault(tuple(values), set()).add(unquote(added["path"]))
-        elif (removed := action.get("remove")) is not None:
-            path = unquote(removed["path"])
-            for files in self._files.values():
-                files.discard(path)
+            path, partition = unquote(added["path"]), tuple(values)
+            self._files.setdefault(partition, set()).add(path)
+            if added.get("dataChange", True) and partition in self._unread:
+                self._unread[partition].add(path)
 
     def _rows(self, partition: Partition) -> tuple[pa.Table, bool] | None:
-        there = frozenset(self._files.get(partition, ()))
-        known = self._read.get(partition)
-        whole = known is None or not known <= there
-        wanted = there if whole else there - (known or frozenset())
-        if not whole and not wanted:
+        unread, rows = self._unread.get(partition), None
+        if unread is not None and not unread:
             return None
-        rows = self._read_files(sorted(wanted)) if self._plain else self._scan(partition)
-        self._read[partition] = there
-        return rows, whole or not self._plain
+        if unread and self._plain:
+            with contextlib.suppress(FileNotFoundError):  # a vacuum was faster
+                rows = self._read_files(sorted(unread))
+        whole = rows is None
+        if rows is None:
+            files = sorted(self._files.get(partition, ()))
+            rows = self._read_files(files) if self._plain else self._scan(partition)
+        self._unread[partition] = set()
+        return rows, whole
 
     def _read_files(self, paths: Sequence[str]) -> pa.Table:
         if not paths:
