@@ -21,6 +21,9 @@ TOXIPROXY := $(ITEL_CABINET_LOCAL)/.toxiproxy-fetched
 # Programs for the tests, each a Debian package of its own name.
 DEBIAN := chromium curl jq
 
+# What is fetched and built waits for the network as much as it computes.
+MAKEFLAGS += --jobs=4
+
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests demo demo-flink test test-all test-fast chaos lint types bench clean
 
@@ -93,25 +96,26 @@ $(PACKAGES): constraints.txt pyproject.toml setup.py local/pyproject.toml | $(BI
 	@touch $@
 
 $(JARS): local/services/pom.xml local/services/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.services.artifacts
+	@$(BIN)/python -m itel_cabinet.local.services
 	@touch $@
 
-# Some 150 MB of jars, and Beam's boot and Prism built with Go: fetched for what runs on Flink, not for the demo.
-$(FLINK): local/services/flink-pom.xml local/services/NothingToStage.java local/services/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.services.artifacts flink
+# Some 150 MB of jars, and Beam's boot and Prism built with Go: fetched for what runs on Flink, not for the demo. After
+# the other jars, since Maven's repository bears one writer.
+$(FLINK): local/services/flink-pom.xml local/services/NothingToStage.java local/services/artifacts.py $(JARS)
+	@$(BIN)/python -m itel_cabinet.local.services flink
 	@touch $@
 
 # Some 370 MB of Node.js modules, an object store like Azure's: for the tests too.
 $(AZURITE): local/services/npm/package-lock.json local/services/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.services.artifacts azurite
+	@$(BIN)/python -m itel_cabinet.local.services azurite
 	@touch $@
 
 # Debian's package, some 20 MB, unpacked and not installed: for the tests and the benchmarks.
 $(PROMETHEUS): local/services/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.services.artifacts prometheus
+	@$(BIN)/python -m itel_cabinet.local.services prometheus
 	@touch $@
 
 # Built with Go, a minute on a slow machine: for the tests.
 $(TOXIPROXY): local/services/artifacts.py $(PACKAGES)
-	@$(BIN)/python -m itel_cabinet.local.services.artifacts toxiproxy
+	@$(BIN)/python -m itel_cabinet.local.services toxiproxy
 	@touch $@

@@ -43,7 +43,7 @@ FILE = "__file"  # column of the rows that were met: the number of their file
 _THREADS_IN_FOLDER, _THREADS_AT_STORE = 2, 8
 _WHOLE_BYTES = 4 * 1024 * 1024  # a file up to this size is fetched by one request
 _HELD_BYTES = 16 * 1024 * 1024  # of files that are rewritten at the same time; in memory they are ten times that
-_HELD_IN_MEMORY = 32 * 1024 * 1024  # of the rows that a compaction sorts and writes
+_HELD_IN_MEMORY = 16 * 1024 * 1024  # of the rows that a compaction sorts and writes
 _NEW_ROWS = 1_000  # in a file of new rows beside rewritten ones
 _FEATURES = frozenset({"appendOnly", "invariants", "timestampNtz", "v2Checkpoint"})
 # A file is small, so a dictionary of a column saves little of it, and costs a quarter of the time (measured: 1,000

@@ -1,6 +1,6 @@
 """The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
-``python -m itel_cabinet.local.services.artifacts`` fetches the Kafka broker if it is missing, ``... artifacts flink``
+``python -m itel_cabinet.local.services`` fetches the Kafka broker if it is missing, ``... artifacts flink``
 the Flink cluster and Beam's Go programs, ``... artifacts azurite`` the object store, ``... artifacts prometheus`` the
 server that scrapes, ``... artifacts toxiproxy`` the proxy that makes faults. Each set of jars is one pom beside this
 module, and its versions are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. Beam's
@@ -360,7 +360,3 @@ def main(names: Sequence[str] = ()) -> int:
         print(error, file=sys.stderr)
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
