@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from itel_cabinet.pipeline.commands.printing import print_json
+from itel_cabinet.pipeline.commands.printing import print_json, some
 from itel_cabinet.pipeline.commands.shared import (
     PROGRAM,
     AsJson,
@@ -248,12 +248,12 @@ def _second(moment: datetime) -> str:
 
 def _print(document: dict[str, Any]) -> None:
     would = "would be " if document["dry_run"] else ""
-    people = f"{len(document['assignments'])} assignments and {len(document['projects'])} projects"
+    people = f"{some(len(document['assignments']), 'assignment')} and {some(len(document['projects']), 'project')}"
     typer.echo(f"{people} {would}erased; {document['newly_suppressed']} of them are new on the list of who stays out")
     for one in document["not_found"]:
         typer.echo(f"  {one}: nothing was found")
     for table, rows in document["rows"].items():
-        typer.echo(f"  {table}: {rows} rows {would}deleted")
+        typer.echo(f"  {table}: {some(rows, 'row')} {would}deleted")
     photos, payloads = document["photos"], document["payloads"]
     if photos["looked_for"]:
         typer.echo(f"  photos: {sized(photos['files'], photos['bytes'])} {would}deleted")
@@ -273,7 +273,7 @@ def _print(document: dict[str, Any]) -> None:
         )
     itel = left["itel"]
     ids = f", as {', '.join(itel['ids'])}" if itel["ids"] else ""
-    typer.echo(f"  iTel: {itel['submissions']} submissions{ids}; ClaimX: the tasks themselves")
+    typer.echo(f"  iTel: {some(itel['submissions'], 'submission')}{ids}; ClaimX: the tasks themselves")
     for step in document["to_finish"]:
         typer.echo(f"to finish, at {step['not_before']} or later: {step['command']}")
 

@@ -7,7 +7,7 @@ from collections import Counter
 import typer
 from rich.console import Console
 
-from itel_cabinet.pipeline.commands.printing import make_console
+from itel_cabinet.pipeline.commands.printing import make_console, some
 from itel_cabinet.pipeline.commands.shared import CommandError, DryRun, storing
 
 __all__ = ["media_app"]
@@ -52,7 +52,8 @@ def backfill_media(context: typer.Context, dry_run: DryRun = False) -> int:
             table = get_table(spec)
             missing = missing_photos(table)
         assignments = len({row["assignment_id"] for row in missing})
-        console.print(f"{len(missing)} photos of {assignments} assignments have no file", soft_wrap=True)
+        photos = f"{some(len(missing), 'photo')} of {some(assignments, 'assignment')} without a file"
+        console.print(photos, soft_wrap=True)
         if dry_run or not missing:
             return 0
         settings.claimx_connection().credentials()

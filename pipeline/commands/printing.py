@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["make_console", "print_json", "print_rows"]
+__all__ = ["make_console", "print_json", "print_rows", "some"]
 
 _WIDE = 100_000
 
@@ -36,3 +36,8 @@ def print_rows(heads: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> N
     for row in rows:
         table.add_row(*("-" if row[key] is None else str(row[key]) for key in heads))
     make_console().print(table)
+
+
+def some(number: int, noun: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

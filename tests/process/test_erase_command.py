@@ -100,7 +100,7 @@ def test_payload_files_of_the_person_go(root: str, tmp_path: Path, printed: Prin
 
 def test_the_receipt_for_people_says_what_is_left(root: str, printed: Printed) -> None:
     said = printed.stdout("erase", f"--tables_root={root}", "--assignment_id=101")
-    assert "1 assignments and 0 projects erased; 1 of them are new on the list of who stays out" in said
+    assert "1 assignment and 0 projects erased; 1 of them are new on the list of who stays out" in said
     assert "photos: not looked for, since no --media_root is given" in said
     assert (
         "topic itel.cabinet.task.tracking: as long as it keeps its records (--bootstrap_servers says how long)" in said

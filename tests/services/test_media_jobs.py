@@ -208,20 +208,20 @@ def test_a_backfill_fetches_what_is_missing(without_files: Stack, capsys: pytest
     before = {row["claim_media_id"]: row for row in stack.attachments()}
 
     assert main(backfill_arguments(stack, "--dry-run")) == 0
-    assert capsys.readouterr().out == "2 photos of 1 assignments have no file\n"
+    assert capsys.readouterr().out == "2 photos of 1 assignment without a file\n"
     assert stack.claimx.calls["/export/project/5400001/media"] == 0
 
     stack.claimx.media_faults[11] = MediaFault(content_type="text/html")
     assert main(backfill_arguments(stack)) == 0
-    assert capsys.readouterr().out == "2 photos of 1 assignments have no file\n  stored: 1\n  wrong_type: 1\n"
+    assert capsys.readouterr().out == "2 photos of 1 assignment without a file\n  stored: 1\n  wrong_type: 1\n"
     assert photo_rows(stack) == {11: (None, "wrong_type: the answer is no image"), 12: (paths[12], None)}
 
     assert main(backfill_arguments(stack)) == 1, "it fetched nothing of what it was to fetch"
-    assert capsys.readouterr().out == "1 photos of 1 assignments have no file\n  wrong_type: 1\n"
+    assert capsys.readouterr().out == "1 photo of 1 assignment without a file\n  wrong_type: 1\n"
 
     stack.claimx.media_faults.clear()
     assert main(backfill_arguments(stack)) == 0
-    assert capsys.readouterr().out == "1 photos of 1 assignments have no file\n  stored: 1\n"
+    assert capsys.readouterr().out == "1 photo of 1 assignment without a file\n  stored: 1\n"
     assert photo_rows(stack) == {i: (paths[i], None) for i in (11, 12)}
     assert stored(stack) == {PATH.format(i): media_bytes(i) for i in (11, 12)}
     set_by_it = {"blob_path", "media_warning", "updated_at"}
@@ -230,7 +230,7 @@ def test_a_backfill_fetches_what_is_missing(without_files: Stack, capsys: pytest
 
     calls = stack.claimx.calls
     assert main(backfill_arguments(stack)) == 0
-    assert capsys.readouterr().out == "0 photos of 0 assignments have no file\n"
+    assert capsys.readouterr().out == "0 photos of 0 assignments without a file\n"
     assert stack.claimx.calls == calls
 
 
