@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date
 
+from itel_cabinet.io.worker import RefusedError
+
 __all__ = ["DigestsByDay"]
 
 _AT_ONCE = 10_000
@@ -18,7 +20,7 @@ class DigestsByDay:
     """Texts without a blank character, each taken in for one or more days. Not thread-safe.
 
     Two megabytes lie in memory, the rest in a file without a name in SQLite's folder for temporary files
-    (``SQLITE_TMPDIR``, else ``TMPDIR``). Methods raise OSError when that cannot be written.
+    (``SQLITE_TMPDIR``, else ``TMPDIR``). Methods raise RefusedError when that cannot be written.
     """
 
     def __init__(self) -> None:
@@ -59,7 +61,7 @@ def _failing() -> Iterator[None]:
     try:
         yield
     except sqlite3.OperationalError as error:
-        raise OSError(
+        raise RefusedError(
             f"the events that are settled cannot be kept in a temporary file: {error}: "
             "free some space, or set SQLITE_TMPDIR to a folder that has it"
         ) from None

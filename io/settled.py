@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, timedelta
 from hashlib import blake2b
 
@@ -24,7 +24,7 @@ __all__ = ["DAYS_BACK", "SettledSubmissions", "get_settled"]
 DAYS_BACK = 7
 """How many days before an event's own the ledger is looked at, for another event with the same content."""
 
-_EVENTS_HELD = 500_000  # some 30 MB of disk
+_EVENTS_HELD = 500_000  # some 25 MB of disk
 _ROWS_AT_ONCE = 10_000  # that become objects of Python
 _COLUMNS = (
     *("event_id", "assignment_id", "settled", "outcome", "status", "idempotency_key", "content_sha256"),
@@ -39,7 +39,7 @@ class SettledSubmissions:
     The rows of a day are read when an event of it first comes, with those of the :data:`DAYS_BACK` days before; then
     only files that are new. Of an event a digest is held, of ``most`` events in all; days that were not asked for the
     longest go first. Without ``compare`` no content is held to be unchanged. Thread-safe. Methods raise OutageError
-    when the table store has been away for too long.
+    when the table store has been away for too long, and as :class:`DigestsByDay` does.
     """
 
     def __init__(self, spec: TableSpec, *, compare: bool = True, most: int = _EVENTS_HELD) -> None:
@@ -64,19 +64,26 @@ class SettledSubmissions:
 
     def _read(self, days: dict[date, None]) -> None:
         self._follower.refresh()
-        held = self._days.keys()
-        before = {day - timedelta(back) for day in days if day not in held for back in range(1, DAYS_BACK + 1)}
-        there = {date(int(y), int(m), int(d)) for y, m, d in self._follower.partitions()} if before else set()
-        for day in (*sorted((before & there) - held - days.keys()), *sorted(days)):
+        new = days.keys() - self._days.keys()
+        there = {date(int(y), int(m), int(d)) for y, m, d in self._follower.partitions()} if new else set()
+        before = (_days_before(new) & there) | (_days_before(days) & self._days.keys())
+        for day in (*sorted(before - days.keys()), *sorted(days)):
             self._days[day] = self._days.pop(day, None)
-            change = self._follower.read((day.year, day.month, day.day))
-            if change is not None:
-                rows, whole = change
-                if whole:
-                    self._digests.forget(day)
-                for few in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
-                    self._take_in(day, pa.Table.from_batches([few]))
+            try:
+                self._take_in_changes(day)
+            except BaseException:
+                self._forget(day)  # some of it may be missing
+                raise
         self._make_room(days)
+
+    def _take_in_changes(self, day: date) -> None:
+        change = self._follower.read((day.year, day.month, day.day))
+        if change is not None:
+            rows, whole = change
+            if whole:
+                self._digests.forget(day)
+            for few in rows.to_batches(max_chunksize=_ROWS_AT_ONCE):
+                self._take_in(day, pa.Table.from_batches([few]))
 
     def _take_in(self, day: date, rows: pa.Table) -> None:
         settled = rows.filter(rows["settled"])
@@ -90,9 +97,17 @@ class SettledSubmissions:
         for day in [day for day in self._days if day not in days]:
             if len(self._digests) <= self._most:
                 return
-            del self._days[day]
             self._digests.forget(day)
-            self._follower.forget((day.year, day.month, day.day))
+            self._forget(day)
+
+    def _forget(self, day: date) -> None:
+        """Have the day read whole when it is asked for again."""
+        del self._days[day]
+        self._follower.forget((day.year, day.month, day.day))
+
+
+def _days_before(days: Iterable[date]) -> set[date]:
+    return {day - timedelta(back) for day in days for back in range(1, DAYS_BACK + 1)}
 
 
 def _contents(rows: pa.Table) -> Iterator[tuple[int, float, str, bytes | None]]:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itel_cabinet.io.digests import DigestsByDay
+from itel_cabinet.io.worker import RefusedError
 
 FIRST, SECOND = date(2026, 1, 10), date(2026, 1, 11)
 DIGESTS = st.lists(st.sampled_from([f"{number:032x}" for number in range(20)]))
@@ -53,5 +54,5 @@ def test_many_take_no_more_memory_than_few() -> None:
 def test_a_disk_without_room_is_named() -> None:
     held = DigestsByDay()
     held._database.execute("PRAGMA max_page_count = 3")
-    with pytest.raises(OSError, match=r"^the events that are settled cannot be kept in .*disk is full: free some"):
+    with pytest.raises(RefusedError, match=r"^the events that are settled cannot be kept in .*disk is full: free some"):
         held.add(FIRST, [f"{number:032x}" for number in range(10_000)])

@@ -12,6 +12,7 @@ from deltalake import DeltaTable
 
 from itel_cabinet.io.delta import Append, FencedTable, PartitionFollower, TableSpec
 from itel_cabinet.io.settled import DAYS_BACK, SettledSubmissions
+from itel_cabinet.io.worker import RefusedError
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.ledger import (
     LEDGER_SCHEMA,
@@ -74,8 +75,10 @@ def settled(ledger: SettledSubmissions, *ids: str, day: float = 0, **how: Any) -
 def test_what_is_settled_is_found_and_nothing_else(spec: TableSpec, writer: Writer) -> None:
     ledger = SettledSubmissions(spec)
     assert settled(ledger, "a") == []
+    assert settled(ledger, "a", day=1) == []
     everyone = [*Outcome]
     writer.write(*((about(one.value), one) for one in everyone))
+    assert settled(ledger, "accepted", day=1) == ["accepted"]
     assert settled(ledger, "none", *(one.value for one in everyone)) == ["accepted", "duplicate", "unchanged"]
     # By a process that has not asked before, and on the day after: an event that was published twice.
     assert settled(SettledSubmissions(spec), "accepted", day=1) == ["accepted"]
@@ -218,6 +221,19 @@ def test_days_that_were_not_asked_for_the_longest_make_room(spec: TableSpec, wri
     for day in (0, 1, 2, 3, 0, 3):
         assert settled(ledger, f"{day}-0", f"{day}-1", "new", day=day) == [f"{day}-0", f"{day}-1"]
         assert len(ledger._digests) <= 4
+
+
+@pytest.mark.parametrize("day", [0, 1])
+def test_what_found_no_room_is_read_again(spec: TableSpec, writer: Writer, day: int) -> None:
+    ledger, events = SettledSubmissions(spec), [f"e{number}" for number in range(200)]
+    assert settled(ledger, *events) == []
+    writer.write(*((about(event), Outcome.ACCEPTED) for event in events))
+    ledger._digests._database.execute("PRAGMA max_page_count = 2")
+    for _ in range(2):
+        with pytest.raises(RefusedError, match="disk is full"):
+            settled(ledger, *events, day=day)
+    ledger._digests._database.execute("PRAGMA max_page_count = 1000")
+    assert settled(ledger, *events, day=day) == sorted(events)
 
 
 def test_below_the_fence_each_row_of_a_record_is_written_once(spec: TableSpec) -> None:
