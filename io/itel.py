@@ -26,6 +26,7 @@ from itel_cabinet.io.http import (
 )
 from itel_cabinet.io.worker import SettingError, crash_points, once_per_process, retry_outage
 from itel_cabinet.transforms.ordering import MOST_AT_ONCE
+from itel_cabinet.transforms.submission_keys import batch_key, fill_path, idempotency_key
 from itel_cabinet.transforms.submissions import Submission
 from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected
 from itel_cabinet.transforms.trace_context import trace_call
@@ -39,19 +40,14 @@ __all__ = [
     "ItelSettings",
     "Request",
     "WaitingItel",
-    "batch_key",
-    "fill_path",
     "find_created_id",
     "folder_of",
     "get_itel",
     "get_newest_contents",
-    "idempotency_key",
     "make_request",
-    "name_key",
     "read_answer",
 ]
 
-_VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
 _LONGEST_NAME = 180  # with the marks of a temporary file it stays under the 255 bytes of common file systems
 
 
@@ -263,21 +259,6 @@ def find_created_id(body: bytes, field: str) -> str | None:
     return _find(body.decode("utf-8", errors="replace"), field)
 
 
-def fill_path(path: str, submission: Submission) -> str:
-    """A path with what it is about in the place of its placeholders, percent-encoded."""
-    if "{" not in path:
-        return path
-    values = {
-        "assignment_id": str(submission.assignment_id),
-        "project_id": submission.project_id,
-        "task_id": str(submission.task_id),
-        "event_id": submission.event_id,
-    }
-    for name, value in values.items():
-        path = path.replace(f"{{{name}}}", quote(value, safe="", errors="surrogatepass"))
-    return path
-
-
 def _says_failed(body: bytes) -> bool:
     """Whether a body is JSON that denies what its 2xx says; an array does if one of its objects does."""
     try:
@@ -307,31 +288,6 @@ def _rejected(reply: Reply) -> Rejected:
         answer += f", {_CONTRADICTIONS[reply.meaning]}"
     error_class = _ERROR_CLASSES[reply.meaning]
     return Rejected(error_class, reply.status, reply.attempts, f"iTel answers {answer} ({tried})", reply.excerpt)
-
-
-def idempotency_key(event_id: str) -> str:
-    """The event's id as a header can carry it: visible ASCII stays as it is, all else and ``%`` become ``%XX``. One to
-    one."""
-    return quote(event_id, safe=_VISIBLE, errors="surrogatepass")
-
-
-def name_key(submissions: Sequence[Submission]) -> str:
-    """The key under which iTel gets these together: of several the batch's, of one its own. A folder's key is the
-    event's id."""
-    if len(submissions) > 1:
-        return batch_key([one.event_id for one in submissions])
-    (one,) = submissions
-    return one.key if one.key is not None else idempotency_key(one.event_id)
-
-
-def batch_key(event_ids: Sequence[str]) -> str:
-    """The idempotency key of a batch: the same for the same events in the same order, even if ClaimX has changed its
-    answer by now.
-
-    A task's own key has no place in a batch, since the payload's schema allows no further field. So iTel recognises a
-    batch that comes again as it was, but not its tasks in another batch, as a crash may form it.
-    """
-    return f"batch-{hashlib.sha256(json.dumps(list(event_ids)).encode()).hexdigest()}"
 
 
 # ------------------------------------------------------------------------------------------------------------ waiting

@@ -21,7 +21,6 @@ import pyarrow as pa
 
 from itel_cabinet.io.batches import Batch, Passing
 from itel_cabinet.io.delta import WriteToDelta
-from itel_cabinet.io.itel import name_key
 from itel_cabinet.io.kafka import ReadFromKafka
 from itel_cabinet.pipeline.jobs import Job
 from itel_cabinet.pipeline.options import Settings
@@ -44,6 +43,7 @@ from itel_cabinet.transforms.ledger import leave_settled_out
 from itel_cabinet.transforms.lookups import look_up_exports
 from itel_cabinet.transforms.photos import fetch_photos
 from itel_cabinet.transforms.rows import make_attachment_rows, make_form_rows, make_tracking_rows
+from itel_cabinet.transforms.submission_keys import name_key
 from itel_cabinet.transforms.submissions import build_submissions
 from itel_cabinet.transforms.submitting import submit
 from itel_cabinet.transforms.suppression import leave_out_erased

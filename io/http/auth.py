@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import quote_plus
 
-from itel_cabinet.io.http.transport import check_url
+from itel_cabinet.io.http.urls import check_url
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 
 __all__ = ["Auth", "Credentials", "check_header_name"]

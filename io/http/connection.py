@@ -35,8 +35,8 @@ from itel_cabinet.io.http.transport import (
     Transport,
     TransportSettings,
     check_environment,
-    check_url,
 )
+from itel_cabinet.io.http.urls import check_url
 from itel_cabinet.io.http.window import Window, question_kind
 from itel_cabinet.io.secrets import SecretRef, UnresolvedSecretError
 from itel_cabinet.io.worker import (

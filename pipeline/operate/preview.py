@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from itel_cabinet.io.itel import fill_path, idempotency_key
 from itel_cabinet.transforms.contracts import Contract, FromVar, Secret, load_shipped
 from itel_cabinet.transforms.enrichment import CabinetTask, make_task
 from itel_cabinet.transforms.events import IncompleteTaskError, TaskEvent, make_task_row, parse_event
@@ -17,6 +16,7 @@ from itel_cabinet.transforms.json_text import read_json
 from itel_cabinet.transforms.photos import PhotoError, parse_links
 from itel_cabinet.transforms.records import Failure, Record
 from itel_cabinet.transforms.rows import ATTACHMENTS_SCHEMA, make_attachment_rows, make_form_rows, make_forms_schema
+from itel_cabinet.transforms.submission_keys import fill_path, idempotency_key
 from itel_cabinet.transforms.submissions import Submission, build_submissions
 
 __all__ = ["NotAnAnswerError", "PreviewContext", "preview_answer"]

@@ -24,13 +24,12 @@ from itel_cabinet.io.itel import (
     HttpItel,
     ItelSettings,
     WaitingItel,
-    batch_key,
     folder_of,
     get_itel,
-    idempotency_key,
 )
 from itel_cabinet.io.worker import OutageError
 from itel_cabinet.transforms.records import Failure, Skip
+from itel_cabinet.transforms.submission_keys import batch_key, idempotency_key
 from itel_cabinet.transforms.submissions import Submission, Submitted
 from itel_cabinet.transforms.submitting import Accepted, Itel, NewestContents, Rejected, submit
 from tests.support.cabinet_samples import record
