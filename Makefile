@@ -22,7 +22,9 @@ TOXIPROXY := $(ITEL_CABINET_LOCAL)/.toxiproxy-fetched
 DEBIAN := chromium curl jq
 
 # What is fetched and built waits for the network as much as it computes.
+ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += --jobs=4
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-tests demo demo-flink test test-all test-fast chaos lint types bench clean
