@@ -41,15 +41,21 @@ class LogReader:
 
     With ``committed_only=False`` also what belongs to transactions that are open or were aborted. Not thread-safe.
     ``timeout`` seconds without a record, where there must be one, raise KafkaException; ``epoch`` is
-    the incarnation of topics where the broker has no topic ids.
+    the incarnation of topics where the broker has no topic ids. ``cluster`` saves a connection where there is one.
     """
 
     def __init__(
-        self, client: Mapping[str, object], *, epoch: int = 0, timeout: float = 30.0, committed_only: bool = True
+        self,
+        client: Mapping[str, object],
+        *,
+        epoch: int = 0,
+        timeout: float = 30.0,
+        committed_only: bool = True,
+        cluster: Cluster | None = None,
     ) -> None:
         self._timeout = timeout
         self._epoch = epoch
-        self._cluster = Cluster(client)
+        self._cluster = cluster or Cluster(client)
         self._topics: dict[str, Topic] = {}
         self._found: set[str] = set()
         self._next: tuple[str, int, int] | None = None

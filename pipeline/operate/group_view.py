@@ -39,7 +39,7 @@ class GroupView:
         held = [one for one in positions if one.held]
         if not held:
             return {}
-        with LogReader(self._client, epoch=self._epoch, timeout=self._timeout, committed_only=False) as reader:
+        with self._reader(committed_only=False) as reader:
             firsts = reader.first(self.topic, {one.partition: one.end for one in held})
         times = {p: one.timestamp_ms / 1000 for p, one in firsts.items() if one.timestamp_ms >= 0}
         return {one.partition: max(0.0, now - times.get(one.partition, now)) for one in held}
@@ -51,7 +51,16 @@ class GroupView:
         unread = [one for one in positions if one.lag]
         if not unread:
             return {}
-        with LogReader(self._client, epoch=self._epoch, timeout=self._timeout) as reader:
+        with self._reader() as reader:
             oldest = reader.first(self.topic, {one.partition: one.position for one in unread})
         times = {p: record.timestamp_ms / 1000 for p, record in oldest.items() if record.timestamp_ms >= 0}
         return {p: max(0.0, now - at) for p, at in times.items()}
+
+    def _reader(self, *, committed_only: bool = True) -> LogReader:
+        return LogReader(
+            self._client,
+            epoch=self._epoch,
+            timeout=self._timeout,
+            committed_only=committed_only,
+            cluster=self._cluster,
+        )
