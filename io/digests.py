@@ -17,7 +17,7 @@ _AT_ONCE = 10_000
 
 
 class DigestsByDay:
-    """Texts without a blank character, each taken in for one or more days. Not thread-safe.
+    """Digests as texts, each taken in for one or more days. Not thread-safe.
 
     Two megabytes lie in memory, the rest in a file without a name in SQLite's folder for temporary files
     (``SQLITE_TMPDIR``, else ``TMPDIR``). Methods raise RefusedError when that cannot be written.
