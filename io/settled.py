@@ -7,7 +7,6 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, date, timedelta
-from hashlib import blake2b
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -17,7 +16,7 @@ from itel_cabinet.io.digests import DigestsByDay
 from itel_cabinet.io.worker import once_per_process
 from itel_cabinet.transforms.events import TaskEvent
 from itel_cabinet.transforms.ledger import Outcome, Resubmission
-from itel_cabinet.transforms.submitting import CREATED, NewestContents
+from itel_cabinet.transforms.submitting import CREATED, NewestContents, digest_event
 
 __all__ = ["DAYS_BACK", "SettledSubmissions", "get_settled"]
 
@@ -130,7 +129,7 @@ def _contents(rows: pa.Table) -> Iterator[tuple[int, float, str, bytes | None]]:
 
 def _digest(event_id: str, resubmission: str | None = None) -> str:
     text = event_id if resubmission is None else f"{event_id}\0{resubmission}"
-    return blake2b(text.encode(errors="replace"), digest_size=16).hexdigest()
+    return digest_event(text).hex()
 
 
 @once_per_process

@@ -72,7 +72,7 @@ def table_specs(settings: Settings, contract: Contract | None = None) -> dict[st
             **how,
         )
 
-    # A job's tables are compacted after unlike numbers of commits: in one batch all would take 400 MB at the same time.
+    # A job's tables are compacted after unlike numbers of commits: in one batch they took 280 MB at the same time.
     return {
         # One row an event.
         TRACKING: spec(

@@ -30,6 +30,7 @@ __all__ = [
     "Itel",
     "NewestContents",
     "Rejected",
+    "digest_event",
     "submit",
 ]
 
@@ -144,7 +145,7 @@ class NewestContents:
         if newest is None:
             return False
         _, until, event, is_known, content = _NEWEST.unpack(newest)
-        if until <= self._clock() or event == _digest(submission.event_id):
+        if until <= self._clock() or event == digest_event(submission.event_id):
             return False
         return bool(is_known) and content == _content(submission)
 
@@ -169,7 +170,7 @@ class NewestContents:
         with self._lock:
             held, until = self._newest, self._clock() + self._seconds
             for assignment_id, at, event_id, content in calls:
-                newest, event = held.get(assignment_id), _digest(event_id)
+                newest, event = held.get(assignment_id), digest_event(event_id)
                 if newest is not None:
                     known_at, _, known_event, *_ = _NEWEST.unpack(newest)
                     if known_at > at or (content is None and known_event == event):
@@ -180,7 +181,8 @@ class NewestContents:
                 del held[assignment_id]
 
 
-def _digest(event_id: str) -> bytes:
+def digest_event(event_id: str) -> bytes:
+    """What stands for an event's id where many are held: 16 bytes."""
     return hashlib.blake2b(event_id.encode(errors="replace"), digest_size=16).digest()
 
 
