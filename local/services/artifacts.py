@@ -1,8 +1,8 @@
 """The parts of the local stack that pip does not bring, fetched once into a folder of their own.
 
-``python -m itel_cabinet.local.services`` fetches the Kafka broker if it is missing, ``... artifacts flink``
-the Flink cluster and Beam's Go programs, ``... artifacts azurite`` the object store, ``... artifacts prometheus`` the
-server that scrapes, ``... artifacts toxiproxy`` the proxy that makes faults. Each set of jars is one pom beside this
+``python -m itel_cabinet.local.services`` fetches the Kafka broker if it is missing, with ``flink`` the Flink cluster
+and Beam's Go programs, with ``azurite`` the object store, with ``prometheus`` the server that scrapes, with
+``toxiproxy`` the proxy that makes faults. Each set of jars is one pom beside this
 module, and its versions are written there and nowhere else; so are npm's in ``npm/package.json`` and its lock. Beam's
 Go programs have the version of the installed ``apache-beam``, Debian's packages that of the machine's release.
 """
